@@ -1,0 +1,63 @@
+"""The connection to Ray: a cluster that is there, or one on this machine.
+
+What comes in: the configuration. What goes out: a connected driver and what the
+cluster offers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from raydpo.config import Config
+from raydpo.progress import logger
+
+#: Environment of CPU workers. glibc gives large blocks back to the kernel after each
+#: step otherwise, and the page faults cost more than the arithmetic.
+MALLOC_ENVIRONMENT = (
+    ("MALLOC_MMAP_MAX_", "0"),
+    ("MALLOC_TRIM_THRESHOLD_", "68719476736"),
+    ("MALLOC_TOP_PAD_", "134217728"),
+)
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Connect to the configured cluster; a cluster started here ends with the block."""
+    already = ray.is_initialized()
+    if not already:
+        start(config.ray_address)
+    try:
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def start(address: str | None = None) -> None:
+    """Connect to `address`, to RAY_ADDRESS, or to a cluster made on this machine."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    local = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **local)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    resources = ray.cluster_resources()
+    logger.info(
+        "Ray %s: %g CPUs, %g GPUs",
+        address or "on this machine",
+        resources.get("CPU", 0),
+        resources.get("GPU", 0),
+    )
+
+
+def uses_cuda(device: str) -> bool:
+    """Whether a `device` setting means CUDA on the connected cluster."""
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)

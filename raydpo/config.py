@@ -1,0 +1,397 @@
+"""The whole configuration: frozen pydantic models, one a stage, unknown keys refused.
+
+What comes in: the mapping of a YAML file (see `config_file.py`). What goes out: a
+`Config`. Each field's sentence stands below it. No torch and no Ray are imported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=0.5)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def _path_shorthand(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class ModelConfig(Section):
+    """A causal language model with its tokenizer. A plain string stands for `path`."""
+
+    path: str
+    """A local folder, a URI (`s3://...`) or a hub name such as `org/name`."""
+    revision: str | None = None
+    """The hub revision (branch, tag or commit)."""
+    pad_token: str | None = None
+    """The padding token, where the tokenizer has none of its own."""
+    chat_template: str | None = None
+    """A file with a Jinja chat template, used instead of the tokenizer's own."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype of training and of the reference; parameters stay float32 in training."""
+    attention: str = "sdpa"
+    """`attn_implementation` of transformers, the same for policy and reference."""
+
+
+Model = Annotated[ModelConfig, BeforeValidator(_path_shorthand)]
+
+SourceFormat = Literal["auto", "jsonl", "json", "parquet", "csv", "text", "dataset"]
+
+
+class PromptsConfig(Section):
+    """Where prompts come from and how they become token ids."""
+
+    path: str
+    """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
+    format: SourceFormat = "auto"
+    """How to read it; `auto` goes by the file name's ending."""
+    split: str = "train"
+    """The split, where the source is a `datasets` dataset."""
+    column: str | None = None
+    """The column with text or messages; without it `prompt`, `messages` or `text`, the first there is."""
+    id_column: str | None = None
+    """The column with unique ids; without it ids are hashes of the content."""
+    system_prompt: str | None = None
+    """A system message put before conversations that have none."""
+    chat: Literal["auto", "always", "never"] = "auto"
+    """Plain text as a user message of the chat template: `auto` leaves plain text plain."""
+    max_prompt_tokens: PositiveInt = 512
+    """Longest prompt, in tokens, BOS and template included."""
+    too_long: Literal["quarantine", "keep_start", "keep_end", "error"] = "quarantine"
+    """What happens to a longer prompt."""
+    deduplicate: bool = False
+    """Drop prompts whose token ids stood before (counted); off, duplicates are rows of their own."""
+    limit: PositiveInt | None = None
+    """Read only so many rows of the source."""
+
+
+Prompts = Annotated[PromptsConfig, BeforeValidator(_path_shorthand)]
+
+
+class PreferencesConfig(Section):
+    """Preference data that exists already; it replaces sampling and labelling."""
+
+    path: str
+    """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
+    format: SourceFormat = "auto"
+    """How to read it; `auto` goes by the file name's ending."""
+    split: str = "train"
+    """The split, where the source is a `datasets` dataset."""
+    layout: Literal["auto", "explicit", "implicit", "transcript", "sharegpt", "ranked"] = "auto"
+    """Explicit prompt; prompt inside chosen and rejected; `Human:/Assistant:` transcripts; ShareGPT turns; rated K-wise lists."""
+    id_column: str | None = None
+    """The column with unique ids; without it ids are hashes of the content."""
+    system_prompt: str | None = None
+    """A system message put before conversations that have none."""
+    max_prompt_tokens: PositiveInt = 512
+    """Longest prompt, in tokens, BOS and template included."""
+    max_completion_tokens: PositiveInt = 512
+    """Longest completion, in tokens, EOS included."""
+    too_long_prompt: Literal["quarantine", "keep_start", "keep_end", "error"] = "quarantine"
+    """What happens to a longer prompt."""
+    too_long_completion: Literal["quarantine", "keep_start", "error"] = "quarantine"
+    """What happens to a longer completion; `keep_start` cuts it, without an EOS."""
+    min_margin: NonNegativeFloat = 0.0
+    """Ranked lists: a pair is built where the ratings differ by more than this."""
+    limit: PositiveInt | None = None
+    """Read only so many rows of the source."""
+
+
+Preferences = Annotated[PreferencesConfig, BeforeValidator(_path_shorthand)]
+
+
+class EnginesConfig(Section):
+    """The pool of vLLM engine actors."""
+
+    count: PositiveInt = 1
+    """Number of engines."""
+    tensor_parallel: PositiveInt = 1
+    """GPUs an engine is split over."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA where the Ray cluster has GPUs."""
+    cpus: PositiveFloat = 1.0
+    """Ray CPUs that an engine holds."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """vLLM's dtype; `auto` takes `model.precision`."""
+    max_sequence_tokens: PositiveInt | None = None
+    """vLLM's max_model_len; without it the longest prompt plus the longest completion."""
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """vLLM's gpu_memory_utilization."""
+    cpu_kv_cache_gib: PositiveInt = 1
+    """Memory for keys and values of an engine on CPU, in GiB."""
+    enforce_eager: bool | None = None
+    """vLLM's enforce_eager; without it true on CPU and false on CUDA."""
+    max_restarts: NonNegativeInt = 3
+    """How often a dead engine is started again before the stage fails."""
+
+
+class SamplingConfig(Section):
+    """K completions for each prompt, from the reference policy."""
+
+    candidates: Annotated[int, Field(ge=1)] = 4
+    """K, the completions sampled for each prompt."""
+    temperature: NonNegativeFloat = 1.0
+    """Softmax temperature; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among the k likeliest tokens; 0 takes all."""
+    min_completion_tokens: NonNegativeInt = 0
+    """EOS and stop strings wait until so many tokens are there."""
+    max_completion_tokens: PositiveInt = 256
+    """Longest completion, in tokens, EOS included."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion."""
+    engines: EnginesConfig = EnginesConfig()
+    """The pool of vLLM engine actors."""
+
+
+class RewardConfig(Section):
+    """One scorer of completions: a Python function or a sequence classifier."""
+
+    function: str | None = None
+    """`package.module:name` of a function (prompts, completions) -> rewards, lists of equal length."""
+    classifier: str | None = None
+    """A sequence-classification model: folder, URI or hub name."""
+    label: str | int | None = None
+    """The class whose score counts (name or index); one-output reward models need none."""
+    output: Literal["probability", "log_odds", "logit"] = "log_odds"
+    """What of the class is the reward: p, log p/(1-p), or the raw logit."""
+    input: Literal["completion", "prompt_and_completion"] = "prompt_and_completion"
+    """The text that the classifier reads."""
+    weight: float = 1.0
+    """Factor in the weighted sum of several rewards."""
+    name: str | None = None
+    """Name in the scores table; without it the function's or the folder's name."""
+    batch_size: PositiveInt = 64
+    """Completions in one forward pass."""
+    workers: PositiveInt = 1
+    """Ray Data actors that score."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RewardConfig:
+        if (self.function is None) == (self.classifier is None):
+            raise ValueError(
+                "a reward takes exactly one of `function` and `classifier`: give one of them"
+            )
+        return self
+
+    @property
+    def scorer(self) -> str:
+        """Name of this scorer in the scores table."""
+        return self.name or str(self.function or self.classifier).rstrip("/").rsplit("/", 1)[-1]
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, dict | RewardConfig) else value
+
+
+Rewards = Annotated[tuple[RewardConfig, ...], Field(min_length=1), BeforeValidator(_one_or_many)]
+
+
+class PairsConfig(Section):
+    """How the scores of a prompt's candidates become pairs."""
+
+    builder: Literal["best_worst", "all_pairs", "first_two", "best_random"] = "best_worst"
+    """Which candidates are paired."""
+    min_margin: NonNegativeFloat = 0.0
+    """A pair needs rewards that differ by more than this; at 0 only ties are dropped."""
+    labels: Literal["argmax", "bradley_terry"] = "argmax"
+    """The higher reward wins, or wins with probability sigmoid(difference / temperature)."""
+    temperature: PositiveFloat = 1.0
+    """Temperature of the Bradley-Terry draw."""
+    flip_rate: Fraction = 0.0
+    """Share of labels turned round, to study noise; 0.5 makes labels random."""
+
+
+class LabelingConfig(Section):
+    """Rewards, and the pairs built from them."""
+
+    reward: Rewards
+    """One scorer, or a list of them that are summed with their weights."""
+    pairs: PairsConfig = PairsConfig()
+    """How the scores of a prompt's candidates become pairs."""
+
+
+class ReferenceConfig(Section):
+    """Offline per-token log-probabilities of the frozen reference."""
+
+    model: Model | None = None
+    """The reference; without it the run's `model`."""
+    workers: PositiveInt = 1
+    """Ray Data actors that score."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Ray CPUs that an actor holds."""
+    max_tokens_per_batch: PositiveInt = 4096
+    """Padded tokens of one forward pass."""
+    verify_groups: NonNegativeInt = 8
+    """Groups scored again before training and held against the table."""
+    tolerance: PositiveFloat = 1e-3
+    """Largest difference of a per-token log-prob in that check, in nats."""
+
+
+class DpoObjective(Section):
+    """Direct preference optimization (arXiv:2305.18290, eq. 7); cDPO with label smoothing."""
+
+    name: Literal["dpo"] = "dpo"
+    """The objective."""
+    beta: PositiveFloat = 0.1
+    """Strength of the KL constraint."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of wrong labels (conservative DPO)."""
+
+
+class TrainerConfig(Section):
+    """What training on preferences and supervised fine-tuning have in common."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """DDP replicates the parameters, FSDP2 shards them."""
+    num_workers: PositiveInt = 1
+    """Ray Train workers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA with NCCL where the Ray cluster has GPUs, else CPU with gloo."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Ray CPUs that a worker holds."""
+    max_tokens_per_micro_batch: PositiveInt = 4096
+    """Padded tokens of one forward and backward pass; bounds memory, changes no result."""
+    epochs: PositiveInt = 1
+    """Passes over the data."""
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimizer steps."""
+    learning_rate: PositiveFloat = 5e-7
+    """Peak learning rate of AdamW."""
+    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay."""
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """Learning rate after warm-up; cosine and linear end at 0."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Clip the global gradient norm to this; null clips nothing."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+    checkpoint_every_steps: PositiveInt = 100
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints that are kept."""
+    max_failures: NonNegativeInt = 2
+    """How often Ray Train starts the workers again after one died."""
+    log_every_steps: PositiveInt = 1
+    """Steps between lines of metrics."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics go, beside the console and metrics.jsonl."""
+
+
+class TrainingConfig(TrainerConfig):
+    """The policy's training on preference groups."""
+
+    objective: DpoObjective = DpoObjective()
+    """The loss."""
+    global_batch_groups: PositiveInt = 64
+    """Preference groups of one optimizer step, over all workers."""
+    step_zero_tolerance: PositiveFloat = 1e-3
+    """Largest logratio of a token that step 0 may show, in nats; more stops the run."""
+
+
+class SftConfig(TrainerConfig):
+    """Supervised fine-tuning: the stage that makes pi_ref."""
+
+    data: str
+    """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
+    format: SourceFormat = "auto"
+    """How to read it; `auto` goes by the file name's ending."""
+    split: str = "train"
+    """The split, where the source is a `datasets` dataset."""
+    loss_on: Literal["all", "completion"] = "completion"
+    """Next-token loss on the full text (column `text`), or on the completion only."""
+    max_sequence_tokens: PositiveInt = 1024
+    """Longest example, in tokens; full text is cut into pieces of this length."""
+    too_long: Literal["quarantine", "keep_start", "error"] = "quarantine"
+    """What happens to a longer prompt-completion example."""
+    global_batch_sequences: PositiveInt = 32
+    """Examples of one optimizer step, over all workers."""
+    limit: PositiveInt | None = None
+    """Read only so many rows of the source."""
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate of AdamW."""
+
+
+class EvaluationConfig(Section):
+    """Policy against reference on held-out prompts and pairs."""
+
+    prompts: Prompts
+    """Held-out prompts, read like the run's own."""
+    judge: Rewards
+    """The scorer of the report; better another than the one that made the labels."""
+    samples_per_prompt: PositiveInt = 4
+    """Completions sampled for each prompt, from the reference and from the policy."""
+    temperature: NonNegativeFloat = 1.0
+    """Softmax temperature of those samples. KL is that of the policy itself only at 1."""
+    heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the preference groups kept out of training, for accuracy and margins."""
+    report_samples: PositiveInt = 12
+    """Prompts whose samples the report shows side by side."""
+
+
+class Config(Section):
+    """One job."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; its directory is `<output>/<name>`."""
+    output: str = "runs"
+    """Folder or URI that holds the run directories."""
+    seed: NonNegativeInt = 0
+    """Seed of everything that is drawn."""
+    rows_per_part: PositiveInt = 256
+    """Prompts or groups in one part file, the unit of work and of resuming."""
+    ray_address: str | None = None
+    """Address of a Ray cluster; without it RAY_ADDRESS, and else a cluster on this machine."""
+    max_quarantined_fraction: Fraction = 0.01
+    """A stage stops when it refuses a larger share of its input rows."""
+    model: Model
+    """The model that samples and that training starts from."""
+    prompts: Prompts | None = None
+    """Prompts to sample for."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How candidates are sampled."""
+    labeling: LabelingConfig | None = None
+    """How candidates become preferences."""
+    preferences: Preferences | None = None
+    """Preference data that exists already, instead of prompts and labelling."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Offline reference log-probabilities."""
+    training: TrainingConfig | None = None
+    """The policy's training."""
+    evaluation: EvaluationConfig | None = None
+    """Policy against reference, and the report."""
+    sft: SftConfig | None = None
+    """Supervised fine-tuning, for `raydpo sft`."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Config:
+        if self.preferences is not None and (self.prompts or self.labeling):
+            raise ValueError(
+                "`preferences` replaces `prompts` and `labeling`: give one or the other"
+            )
+        if self.prompts is None and self.preferences is None and self.sft is None:
+            raise ValueError(
+                "there is nothing to work on: give `prompts` (to sample and label), "
+                "`preferences` (data that exists already) or `sft`"
+            )
+        return self

@@ -1,0 +1,162 @@
+"""Configuration files: YAML in, a checked `Config` out, and back.
+
+What comes in: a path and `--set` overrides. What goes out: a frozen `Config`, or a
+`ConfigError` that lists every problem at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from raydpo.config import Config
+from raydpo.errors import ConfigError
+
+#: A section may also be named by its command in `--set`.
+SECTION_OF_COMMAND: Final = {
+    "sample": "sampling",
+    "label": "labeling",
+    "train": "training",
+    "evaluate": "evaluation",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 plus numbers such as `1e-4`, which YAML 1.1 takes for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply dotted overrides, check everything.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` strings, the value in YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+    """
+    values = _read_yaml(Path(path))
+    for override in overrides or []:
+        _apply_override(values, override)
+    return config_from_values(values, str(path))
+
+
+def config_from_values(values: dict[str, Any], where: str) -> Config:
+    """Check a mapping of values.
+
+    Raises:
+        ConfigError: with one line for each wrong key or value.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        raise ConfigError(
+            f"{where} has {len(problems)} problem(s):\n" + "\n".join(f"  - {p}" for p in problems),
+            "every key is known and every value obeys its type and range",
+            "mend the lines above; `raydpo check CONFIG` looks again without starting anything",
+        ) from error
+
+
+def config_to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back unchanged."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}",
+            "the configuration is a readable YAML file",
+            "give the path of a file, such as jobs/demo.yaml",
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is not YAML: {error}",
+            "the configuration is a YAML mapping",
+            "mend the line that the message names",
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path} holds a {type(values).__name__}",
+            "the configuration is a YAML mapping of sections",
+            "start it with `name:` and `model:`; jobs/ has examples",
+        )
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            f"--set {override}",
+            "an override is `section.key=value`",
+            "for example --set training.learning_rate=1e-5",
+        )
+    *sections, last = key.split(".")
+    if sections:
+        sections[0] = SECTION_OF_COMMAND.get(sections[0], sections[0])
+    place = values
+    for section in sections:
+        inner = place.get(section)
+        if isinstance(inner, str):
+            inner = {"path": inner}  # the shorthand of models and prompts
+        place[section] = inner = dict(inner or {})
+        place = inner
+    place[last] = yaml.load(text, Loader=_Loader)  # noqa: S506
+
+
+def _problem(item: Any) -> str:
+    location = ".".join(str(part) for part in item["loc"]) or "the configuration"
+    if item["type"] == "extra_forbidden":
+        return f"{location}: unknown key{_did_you_mean(item['loc'])}"
+    if item["type"] == "missing":
+        return f"{location}: required, and missing"
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {item['input']!r})"
+    return f"{location}: {message}{given}"
+
+
+def _did_you_mean(location: tuple[int | str, ...]) -> str:
+    known = _keys_at(location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at `location`."""
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = _section_in(field.annotation) if field else None
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_in(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,68 @@
+"""The exceptions that raydpo raises on purpose.
+
+    RaydpoError
+    |-- ConfigError      the configuration or a command-line override is wrong
+    |-- DataError        an input file, a row or a table is wrong
+    |   `-- QuarantineBudgetError  more rows were refused than the run allows
+    |-- ModelError       a model, tokenizer or chat template cannot be used as asked
+    |-- RunError         the run directory cannot be used as asked
+    |   |-- RunLockedError         another live process holds the directory
+    |   `-- ManifestError          a manifest is unreadable or of another run
+    `-- NumericsError    a loss, gradient or log-probability is not what it must be
+
+Every message states the value that was met, the rule that it breaks and the way
+out. All of them pickle, so that they cross Ray's process borders unchanged.
+"""
+
+from __future__ import annotations
+
+
+class RaydpoError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        value: what was met, in the user's own terms.
+        rule: what is required instead.
+        way_out: what to do about it.
+    """
+
+    def __init__(self, value: str, rule: str, way_out: str) -> None:
+        super().__init__(value, rule, way_out)
+        self.value = value
+        self.rule = rule
+        self.way_out = way_out
+
+    def __str__(self) -> str:
+        return f"{self.value}\n  rule: {self.rule}\n  way out: {self.way_out}"
+
+
+class ConfigError(RaydpoError):
+    """The configuration or a command-line override is wrong."""
+
+
+class DataError(RaydpoError):
+    """An input file, a row or a table is wrong."""
+
+
+class QuarantineBudgetError(DataError):
+    """More rows were refused than `max_quarantined_fraction` allows."""
+
+
+class ModelError(RaydpoError):
+    """A model, tokenizer or chat template cannot be used as asked."""
+
+
+class RunError(RaydpoError):
+    """The run directory cannot be used as asked."""
+
+
+class RunLockedError(RunError):
+    """Another live process holds the run directory."""
+
+
+class ManifestError(RunError):
+    """A manifest is unreadable, or belongs to another run."""
+
+
+class NumericsError(RaydpoError):
+    """A loss, gradient or log-probability is not what it must be."""

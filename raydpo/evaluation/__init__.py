@@ -1,0 +1,1 @@
+"""Policy against reference: metrics, plots, report."""

@@ -1,0 +1,1 @@
+"""Rewards, people, and how scores become pairs."""

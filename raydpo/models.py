@@ -1,0 +1,210 @@
+"""Models and tokenizers: where they are, whether they can be used, what they contain.
+
+What comes in: a `ModelConfig`, whose path is a folder, a URI or a hub name. What goes
+out: tokenizers and transformers models, loaded from a local folder without running any
+code that the folder brings, and fingerprints of their content.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydpo.config import ModelConfig
+from raydpo.errors import ModelError
+from raydpo.storage import Folder, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.jinja")
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
+
+
+def local_folder(model: ModelConfig) -> Path:
+    """The local folder of a model; a URI or hub name is downloaded once per machine.
+
+    Raises:
+        ModelError: nothing is found under that name.
+    """
+    path = Path(model.path).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if "://" in model.path:
+        return _download(model.path)
+    if path.is_absolute() or model.path.startswith((".", "~")) or model.path.count("/") > 1:
+        raise ModelError(
+            f"model {model.path!r}: there is no such folder",
+            "a model is a Hugging Face folder, a URI of one, or a hub name such as org/name",
+            "check the path; relative paths start at the folder the command runs in",
+        )
+    return _from_hub(model)
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the configured padding token and chat template.
+
+    Raises:
+        ModelError: it cannot be loaded, or it has no padding token.
+    """
+    from transformers import AutoTokenizer
+
+    folder = local_folder(model)
+    _refuse_remote_code(folder, "tokenizer_config.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model {model.path!r}: no tokenizer: {error}",
+            "the folder holds a tokenizer that transformers loads",
+            "save one there with `tokenizer.save_pretrained(folder)`",
+        ) from error
+    _set_pad_token(tokenizer, model)
+    if model.chat_template is not None:
+        tokenizer.chat_template = _template_file(model.chat_template)
+    return tokenizer
+
+
+def load_causal_lm(model: ModelConfig) -> PreTrainedModel:
+    """The model with float32 parameters, in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = local_folder(model)
+    _refuse_remote_code(folder, "config.json")
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=model.attention
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model {model.path!r} cannot be loaded: {error}",
+            "the folder holds a causal language model that transformers loads",
+            "try `AutoModelForCausalLM.from_pretrained(folder)` on it alone",
+        ) from error
+    return loaded.eval()
+
+
+def model_config_values(model: ModelConfig) -> dict[str, Any]:
+    """The content of the model's config.json.
+
+    Raises:
+        ModelError: it is missing, or not JSON.
+    """
+    path = local_folder(model) / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: {error}",
+            "a model folder holds a config.json",
+            "point `model` at the folder that `save_pretrained` wrote",
+        ) from error
+
+
+@functools.cache
+def weights_fingerprint(model: ModelConfig) -> str:
+    """Hash of the weights' bytes and the architecture, whatever the folder is called."""
+    return _files_fingerprint(local_folder(model), _WEIGHT_FILES)
+
+
+@functools.cache
+def tokenizer_fingerprint(model: ModelConfig) -> str:
+    """Hash of the tokenizer's files, the padding token and the chat template in use."""
+    template = _template_file(model.chat_template) if model.chat_template else None
+    files = _files_fingerprint(local_folder(model), _TOKENIZER_FILES)
+    return fingerprint([files, model.pad_token, template])
+
+
+def _files_fingerprint(folder: Path, patterns: tuple[str, ...]) -> str:
+    names = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return fingerprint({path.name: _file_hash(path) for path in names})
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _set_pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
+    if model.pad_token is not None:
+        known = tokenizer.get_vocab()
+        if model.pad_token not in known:
+            raise ModelError(
+                f"model.pad_token {model.pad_token!r}",
+                f"the padding token is one of the {len(known)} tokens of {model.path!r}",
+                f"take one of its special tokens: {sorted(tokenizer.all_special_tokens)}",
+            )
+        tokenizer.pad_token = model.pad_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"model {model.path!r} has no padding token",
+            "the tokenizer names one, so that batches and the saved model are well defined",
+            "set model.pad_token to one of its special tokens: "
+            f"{sorted(tokenizer.all_special_tokens)}",
+        )
+
+
+def _template_file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(
+            f"model.chat_template {path!r}: {error.strerror}",
+            "it is a file with a Jinja chat template",
+            "check the path, or remove the key to use the tokenizer's own template",
+        ) from error
+
+
+def _refuse_remote_code(folder: Path, name: str) -> None:
+    path = folder / name
+    if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+        raise ModelError(
+            f"{path} asks to run code of its own (auto_map)",
+            "raydpo runs no code that a model folder brings",
+            "use a model whose architecture is part of transformers",
+        )
+
+
+def _download(uri: str) -> Path:
+    folder = Folder(uri)
+    files = folder.files(recursive=True)
+    if not files:
+        raise ModelError(
+            f"model {uri!r}: no files are there",
+            "the URI names a folder with a Hugging Face model",
+            "check the URI and the credentials in the environment",
+        )
+    target = Path(tempfile.gettempdir()) / f"raydpo-{os.getuid()}" / fingerprint([uri, files])[:16]
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent))
+        folder.download(partial)
+        try:
+            partial.rename(target)
+        except OSError:  # another process was first
+            pass
+    return target
+
+
+def _from_hub(model: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model.path, revision=model.revision))
+    except Exception as error:
+        raise ModelError(
+            f"model {model.path!r}: neither a folder here nor to be had from the hub: "
+            f"{type(error).__name__}",
+            "a model is a Hugging Face folder, a URI of one, or a hub name such as org/name",
+            "check the name and the network, or download it once and give the folder",
+        ) from error

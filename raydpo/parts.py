@@ -1,0 +1,198 @@
+"""Part-wise stages on Ray Data: every missing part is read, transformed and committed.
+
+What comes in: finished input tables with equally many parts. What goes out: the
+manifest of the stage. The driver sees part numbers and counts only, never rows, so its
+memory and Ray's object store stay flat however long the tables are. Work on a part is
+at-least-once and writes the same bytes each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+
+from raydpo.errors import QuarantineBudgetError, RaydpoError
+from raydpo.progress import Progress, logger
+from raydpo.run import (
+    PartResult,
+    Stage,
+    commit,
+    finished_parts,
+    open_stage,
+    read_part,
+    write_part,
+)
+from raydpo.storage import Folder
+from raydpo.tables import Row
+
+#: Rows of one part of each input table -> what the stage makes of them.
+Transform = Callable[..., PartResult]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished stage's table: its folder and its manifest."""
+
+    folder: Folder
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the table's content."""
+        return self.manifest["fingerprint"]
+
+    def part(self, index: int) -> list[Row]:
+        """The rows of one part, in order."""
+        return read_part(self.folder, self.manifest, index).to_pylist()
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Ray Data actors of a stage: how many, and what each holds."""
+
+    count: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def map_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `Dataset.map_batches`."""
+        arguments: dict[str, Any] = {
+            "compute": ray.data.ActorPoolStrategy(size=self.count),
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+        }
+        if self.environment:
+            arguments["runtime_env"] = {"env_vars": dict(self.environment)}
+        return arguments
+
+
+def run_parts(
+    stage: Stage,
+    inputs: list[Table],
+    make_transform: Callable[[], Transform],
+    workers: Workers,
+    what: str,
+    max_quarantined_fraction: float,
+) -> Table:
+    """Bring a stage to its end: do the parts that are missing, then commit.
+
+    Args:
+        stage: what is made, and from what.
+        inputs: tables whose parts number i together make the stage's part i.
+        make_transform: called once in each worker; picklable.
+        workers: the Ray Data actors.
+        what: the stage and round, for the log.
+        max_quarantined_fraction: see `check_quarantine_budget`.
+
+    Raises:
+        RaydpoError: raised in a worker, it arrives here as it was raised.
+    """
+    manifest = open_stage(stage)
+    if manifest is not None:
+        logger.info("[%s] nothing to do: %s", what, describe_counts(manifest))
+        return Table(stage.folder, manifest)
+    total = inputs[0].manifest["parts"]
+    finished = finished_parts(stage)
+    missing = [index for index in range(total) if index not in finished]
+    if finished:
+        logger.info("[%s] goes on: %d of %d parts were done before", what, len(finished), total)
+    if missing:
+        _map_missing(stage, inputs, make_transform, workers, what, missing)
+    manifest = commit(stage, {})
+    check_quarantine_budget(stage, manifest["counts"], max_quarantined_fraction)
+    logger.info("[%s] done: %s", what, describe_counts(manifest))
+    return Table(stage.folder, manifest)
+
+
+def check_quarantine_budget(
+    stage: Stage, counts: dict[str, int], max_quarantined_fraction: float
+) -> None:
+    """Stop where a larger share of the input was refused than the run allows.
+
+    Raises:
+        QuarantineBudgetError: the share, the limit and where the rows are.
+    """
+    refused, rows = counts.get("quarantined", 0), counts["input"]
+    if refused > max_quarantined_fraction * rows:
+        raise QuarantineBudgetError(
+            f"the {stage.name} stage refused {refused} of {rows} rows ({refused / rows:.2%})",
+            f"at most {max_quarantined_fraction:.2%} may be refused (max_quarantined_fraction)",
+            f"read the reasons in {stage.folder.uri}/quarantine, mend the input or raise the limit",
+        )
+
+
+def describe_counts(manifest: dict[str, Any]) -> str:
+    """The counts of a manifest in one line."""
+    return ", ".join(f"{name} {count}" for name, count in manifest["counts"].items())
+
+
+def own_error(error: BaseException) -> RaydpoError | None:
+    """The raydpo error inside an exception that Ray wrapped, if there is one."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        if isinstance(current, RaydpoError):
+            return current
+        seen.add(id(current))
+        pending += [getattr(current, "cause", None), current.__cause__, current.__context__]
+    return None
+
+
+class _PartWorker:
+    """Ray Data actor: transforms and commits the parts whose numbers it is given."""
+
+    def __init__(
+        self, stage: Stage, inputs: list[Table], make_transform: Callable[[], Transform]
+    ) -> None:
+        self.stage = stage
+        self.inputs = inputs
+        self.transform = make_transform()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        rows = [self._one(int(index)) for index in batch["part"]]
+        return {"rows": rows}
+
+    def _one(self, index: int) -> int:
+        tables = [table.part(index) for table in self.inputs]
+        result = self.transform(*tables)
+        counts = {"input": len(tables[0]), **result.counts}
+        write_part(self.stage, index, PartResult(result.rows, result.quarantined, counts))
+        return len(tables[0])
+
+
+def _map_missing(
+    stage: Stage,
+    inputs: list[Table],
+    make_transform: Callable[[], Transform],
+    workers: Workers,
+    what: str,
+    missing: list[int],
+) -> None:
+    parts = inputs[0].manifest["parts"]
+    rows = inputs[0].manifest["counts"]["output"]
+    share = rows * (parts - len(missing)) // parts
+    progress = Progress(what, "rows", rows, done=share)
+    dataset = ray.data.from_items(
+        [{"part": index} for index in missing], override_num_blocks=len(missing)
+    ).map_batches(
+        _PartWorker,
+        batch_size=1,
+        fn_constructor_args=(stage, inputs, make_transform),
+        **workers.map_arguments(),
+    )
+    try:
+        for row in dataset.iter_rows():
+            progress.add(int(row["rows"]))
+    except Exception as error:
+        own = own_error(error)
+        if own is not None:
+            raise own from error
+        raise

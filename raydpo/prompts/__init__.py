@@ -1,0 +1,1 @@
+"""Where prompts and preference data come from, and how they become token ids."""

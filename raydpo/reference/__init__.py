@@ -1,0 +1,1 @@
+"""Offline log-probabilities of the reference."""

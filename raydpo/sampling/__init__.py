@@ -1,0 +1,1 @@
+"""The vLLM engine pool and the Ray Data stage that feeds it."""

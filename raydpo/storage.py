@@ -1,0 +1,195 @@
+"""Files in a folder that may be local or in an object store.
+
+What comes in: a path or a URI that pyarrow or fsspec understands. What goes out: a
+picklable `Folder` whose writes are atomic: a file is there whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raydpo.errors import DataError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder, named by an absolute path or a URI."""
+
+    uri: str
+
+    def child(self, *names: str) -> Folder:
+        """The folder `names` below this one; nothing is created."""
+        return Folder("/".join([self.uri.rstrip("/"), *names]))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of this machine's own file system."""
+        return "://" not in self.uri
+
+    def local_path(self, *names: str) -> Path:
+        """The local path of a file in a local folder."""
+        assert self.is_local, self.uri
+        return Path(self.uri, *names)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file `name`, or the folder itself, is there."""
+        filesystem, path = self._locate(name)
+        return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+    def files(self, recursive: bool = False) -> dict[str, int]:
+        """Names of the files in this folder, relative to it, with their sizes in bytes."""
+        filesystem, path = self._locate("")
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        infos = [i for i in filesystem.get_file_info(selector) if i.is_file]
+        return {
+            i.path[len(path) :].lstrip("/"): i.size for i in sorted(infos, key=lambda i: i.path)
+        }
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file."""
+        filesystem, path = self._locate(name)
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file atomically: a reader sees the old content or the new, never a part."""
+        filesystem, path = self._locate(name)
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            with filesystem.open_output_stream(path) as stream:  # visible only once closed
+                stream.write(content)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's value.
+
+        Raises:
+            DataError: the file is not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise DataError(
+                f"{self.uri}/{name} is not JSON: {error}",
+                "files that raydpo wrote are whole",
+                "it was damaged after it was written: restore it, or delete its folder",
+            ) from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file atomically, keys in the order given."""
+        self.write_bytes(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def delete(self, name: str = "") -> None:
+        """Delete the file `name`, or the whole folder; no error where it is not there."""
+        filesystem, path = self._locate(name)
+        kind = filesystem.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            filesystem.delete_file(path)
+
+    def upload(self, source: Path) -> None:
+        """Copy the files of a local folder into this one; files of the same name are replaced."""
+        for file in sorted(p for p in source.rglob("*") if p.is_file()):
+            self.write_bytes(file.relative_to(source).as_posix(), file.read_bytes())
+
+    def download(self, target: Path) -> None:
+        """Copy this folder's files, at any depth, into a local one."""
+        for name in self.files(recursive=True):
+            file = target / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(self.read_bytes(name))
+
+    def _locate(self, name: str) -> tuple[pafs.FileSystem, str]:
+        filesystem, path = locate(self.uri)
+        return filesystem, f"{path.rstrip('/')}/{name}" if name else path
+
+
+def folder_of(path: str) -> Folder:
+    """The folder of a path or URI; local paths become absolute."""
+    return Folder(path if "://" in path else str(Path(path).expanduser().absolute()))
+
+
+def locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system and the path of a URI or absolute path.
+
+    Raises:
+        DataError: neither pyarrow nor fsspec knows the scheme.
+    """
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), uri
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        pass
+    try:
+        import fsspec
+
+        filesystem, path = fsspec.core.url_to_fs(uri)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"{uri}: {error}",
+            "a URI's scheme is one that pyarrow (s3, gs, hdfs) or an installed fsspec package reads",
+            "install the fsspec package of that scheme, or copy the files to a known place",
+        ) from error
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def table_from_parquet(content: bytes, where: str) -> pa.Table:
+    """The table in the bytes of a Parquet file.
+
+    Raises:
+        DataError: the file, named by `where`, is damaged.
+    """
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(
+            f"{where} is not a whole Parquet file: {error}",
+            "part files are read as they were written",
+            "delete the file's folder and run the same command: the stage is done again",
+        ) from error
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal SHA-256 of some bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str
+    ).encode("utf-8", "surrogatepass")
+
+
+def fingerprint(value: Any) -> str:
+    """Hexadecimal SHA-256 of a JSON value."""
+    return sha256(canonical_json(value))

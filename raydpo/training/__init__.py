@@ -1,0 +1,1 @@
+"""The train step and its parts; the numeric core needs no Ray."""
