@@ -1,0 +1,46 @@
+# Every target does the set-up it needs: `make demo` on a fresh clone is enough.
+#   make demo DEVICE=cpu|cuda     without it: cuda where nvidia-smi works
+#   make demo PYTHON=python3.12   without it: the first of 3.11, 3.12, 3.13 that is there
+
+DEVICE ?= auto
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The libraries under raydpo report nothing to their makers, unless you say so.
+export RAY_USAGE_STATS_ENABLED ?= 0
+export VLLM_NO_USAGE_STATS ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format lock clean
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+setup: ## Make .venv with the locked versions (done by the others, where needed).
+	@DEVICE='$(DEVICE)' PYTHON='$(PYTHON)' VENV='$(VENV)' sh requirements/install.sh
+
+demo: setup ## Run the whole pipeline on the shipped models and show what it did.
+	@$(BIN)/python jobs/demo.py
+
+test: setup ## Run all tests, with real Ray, vLLM and train workers.
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup ## Run the tests that need no cluster, in under a minute.
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: setup ## Check style, formatting and types.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup ## Format the code and mend what ruff can mend.
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+lock: ## Resolve requirements/*.txt anew; UPGRADE=1 for the newest versions.
+	@PYTHON='$(PYTHON)' UPGRADE='$(UPGRADE)' sh requirements/lock.sh
+
+clean: ## Delete .venv and caches; runs/ stays.
+	rm -rf $(VENV) build .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,35 @@
+#!/bin/sh
+# Writes requirements/cpu.txt and requirements/cuda.txt anew from pyproject.toml.
+#
+# The locks hold for Linux on x86_64 and for Python 3.11 to 3.13: they are resolved for
+# 3.11, the oldest. Uses `uv` from the PATH, or from a virtual environment that is thrown
+# away. `make lock UPGRADE=1` takes the newest versions; without it what still fits stays.
+set -eu
+cd "$(dirname "$0")/.."
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+if command -v uv >/dev/null 2>&1; then
+  uv=uv
+else
+  "${PYTHON:-python3}" -m venv "$scratch/venv"
+  "$scratch/venv/bin/pip" install --quiet --quiet uv
+  uv=$scratch/venv/bin/uv
+fi
+# compile LOCK EXTRA [MORE ARGUMENTS OF uv]
+compile() {
+  lock=$1 extra=$2
+  shift 2
+  "$uv" pip compile pyproject.toml --extra "$extra" --extra jobs --extra dev \
+    --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+    --custom-compile-command "make lock" --quiet --output-file "requirements/$lock" \
+    ${UPGRADE:+--upgrade} "$@" >/dev/null
+}
+
+# The CPU build of torch: from the folder of wheels that pip is told of, else from PyTorch's
+# index. The CUDA lock is resolved without that folder: torch is PyPI's own there.
+compile cpu.txt cpu --override requirements/overrides.txt \
+  ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} 2>/dev/null ||
+  compile cpu.txt cpu --override requirements/overrides.txt --torch-backend cpu
+compile cuda.txt cuda
+echo "requirements/cpu.txt and requirements/cuda.txt are written: look at their diff, then make test"
