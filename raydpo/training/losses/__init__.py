@@ -1,1 +1,1 @@
-"""Objectives as pure functions."""
+"""Objectives as pure functions, one file a family."""

@@ -1,0 +1,107 @@
+"""Micro-batches as tensors: the layout of preference groups.
+
+What comes in: groups. What goes out: right-padded sequences `prompt + completion`, and
+for every completion token where its prediction stands. Each completion is there once,
+however many pairs it is in. With causal attention and padding on the right no real token
+ever sees a padded one, so no attention mask is needed.
+
+Shapes: R sequences, T tokens of the longest, N completion tokens, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raydpo.training.groups import Group
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors of some groups.
+
+    Attributes:
+        input_ids: [R, T] int64, padded with 0.
+        rows, columns: [N] int64, where the hidden state stands that predicts the token.
+        targets: [N] int64, the completion tokens.
+        pairs: [P, 2] int64, sequence numbers of chosen and rejected.
+        pair_weights: [P] float32.
+        reference_token_logps: [N] float32, or None.
+    """
+
+    input_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+    pairs: Tensor
+    pair_weights: Tensor
+    reference_token_logps: Tensor | None
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        moved = {
+            name: value.to(device, non_blocking=True) if value is not None else None
+            for name, value in self.__dict__.items()
+        }
+        return MicroBatch(**moved)
+
+    def sequence_sums(self, token_values: Tensor) -> Tensor:
+        """Sum values of completion tokens by sequence: [N] -> [R] float32."""
+        sums = torch.zeros(len(self.input_ids), device=token_values.device)
+        return sums.index_add(0, self.rows, token_values.float())
+
+
+def build_micro_batch(groups: list[Group]) -> MicroBatch:
+    """Lay groups out as tensors on the CPU."""
+    sequences = [(g.prompt_ids, completion) for g in groups for completion in g.completions]
+    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    input_ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
+    for row, (prompt, completion) in enumerate(sequences):
+        assert prompt, "a completion needs at least one token before it"
+        assert completion, "a completion has at least one token"
+        ids = prompt + completion
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        rows += [row] * len(completion)
+        columns += range(len(prompt) - 1, len(ids) - 1)
+        targets += completion
+    pairs, weights = _pairs(groups)
+    return MicroBatch(
+        input_ids,
+        torch.tensor(rows),
+        torch.tensor(columns),
+        torch.tensor(targets),
+        pairs,
+        weights,
+        _reference(groups),
+    )
+
+
+def split_by_sequence(token_values: list[float], batch: MicroBatch) -> list[list[float]]:
+    """Undo the flattening: [N] values -> one list for each of the R sequences."""
+    lists: list[list[float]] = [[] for _ in range(len(batch.input_ids))]
+    for row, value in zip(batch.rows.tolist(), token_values, strict=True):
+        lists[row].append(value)
+    return lists
+
+
+def _pairs(groups: list[Group]) -> tuple[Tensor, Tensor]:
+    pairs: list[tuple[int, int]] = []
+    weights: list[float] = []
+    first = 0
+    for group in groups:
+        pairs += [(first + chosen, first + rejected) for chosen, rejected, _ in group.pairs]
+        weights += [weight for _, _, weight in group.pairs]
+        first += len(group.completions)
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), torch.tensor(weights)
+
+
+def _reference(groups: list[Group]) -> Tensor | None:
+    if any(group.reference_token_logps is None for group in groups):
+        return None
+    flat = [v for g in groups for values in g.reference_token_logps or [] for v in values]
+    return torch.tensor(flat, dtype=torch.float32)

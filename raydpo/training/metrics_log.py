@@ -1,0 +1,152 @@
+"""The metrics of a training: console, metrics.jsonl, and trackers.
+
+What comes in: a row of metrics a step, from rank 0. What goes out: one line of JSON a
+step in the stage's folder, without gaps or repeats even where steps were done again
+after a resume, and the same numbers in TensorBoard, wandb or mlflow.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from raydpo.errors import ConfigError
+from raydpo.progress import Progress
+from raydpo.storage import Folder
+
+METRICS_FILE: Final = "metrics.jsonl"
+_SECONDS_BETWEEN_WRITES: Final = 10.0
+_SHOWN: Final = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+
+
+class Tracker(Protocol):
+    """A place that metrics are sent to."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Send one step's metrics."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left."""
+        ...
+
+
+class MetricsLog:
+    """Rank 0's record of a training that may have begun in an earlier process.
+
+    Args:
+        folder: the stage's folder.
+        start_step: steps that are done; rows after them are from lost work and dropped.
+        total_steps: for the progress line.
+        every_steps: steps between console lines and tracker rows.
+        trackers: names of trackers.
+        what: stage and round.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        start_step: int,
+        total_steps: int,
+        every_steps: int,
+        trackers: tuple[str, ...],
+        what: str,
+    ) -> None:
+        self._folder = folder
+        self._rows = [row for row in read_metrics(folder) if row["step"] <= start_step]
+        self._every_steps = every_steps
+        self._progress = Progress(what, "steps", total_steps, done=start_step, every_seconds=3.0)
+        self._trackers = [_tracker(name, folder, what) for name in trackers]
+        self._written = time.monotonic()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record the metrics of a step, counted from 1."""
+        self._rows.append({"step": step, **metrics})
+        note = ", ".join(f"{s} {metrics[n]:.4f}" for n, s in _SHOWN.items() if n in metrics)
+        self._progress.add(1, note)
+        if step % self._every_steps == 0:
+            for tracker in self._trackers:
+                tracker.log(step, metrics)
+        if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def write(self) -> None:
+        """Write metrics.jsonl."""
+        lines = "".join(json.dumps(row) + "\n" for row in self._rows)
+        self._folder.write_bytes(METRICS_FILE, lines.encode())
+        self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left, here and in the trackers."""
+        self.write()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def read_metrics(folder: Folder) -> list[dict[str, Any]]:
+    """The rows of a stage's metrics.jsonl; none where it is not there."""
+    if not folder.exists(METRICS_FILE):
+        return []
+    return [json.loads(line) for line in folder.read_bytes(METRICS_FILE).splitlines()]
+
+
+def _tracker(name: str, folder: Folder, what: str) -> Tracker:
+    makers = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+    try:
+        return makers[name](folder, what)
+    except ImportError as error:
+        raise ConfigError(
+            f"training.trackers names {name!r}, which is not installed",
+            "a tracker's package is installed",
+            f"pip install {name}, or take it out of training.trackers",
+        ) from error
+
+
+class _TensorBoard:
+    def __init__(self, folder: Folder, what: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._target = folder.child("tensorboard")
+        self._local = (
+            self._target.local_path() if folder.is_local else Path(tempfile.mkdtemp(prefix="tb-"))
+        )
+        self._writer = SummaryWriter(str(self._local))
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+        if not self._target.is_local:
+            self._target.upload(self._local)
+
+
+class _Wandb:
+    def __init__(self, folder: Folder, what: str) -> None:
+        import wandb
+
+        self._run: Any = wandb.init(name=what, config={"folder": folder.uri}, resume="allow")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Mlflow:
+    def __init__(self, folder: Folder, what: str) -> None:
+        import mlflow
+
+        self._mlflow: Any = mlflow
+        mlflow.start_run(run_name=what, tags={"folder": folder.uri})
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._mlflow.log_metrics({k.replace("@", "_"): v for k, v in metrics.items()}, step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()

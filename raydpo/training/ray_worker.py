@@ -1,0 +1,215 @@
+"""What each Ray Train worker does: load, train, hand back checkpoints and the model.
+
+What comes in: a `TrainJob`. What goes out: metrics and a Hugging Face folder in the
+stage's folder; checkpoints through Ray Train.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray.train
+import torch
+from ray.train import Checkpoint
+
+from raydpo.config import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
+from raydpo.errors import DataError, NumericsError
+from raydpo.models import load_causal_lm, load_tokenizer
+from raydpo.parts import Table
+from raydpo.progress import start_logging
+from raydpo.run import read_rows
+from raydpo.split import is_heldout
+from raydpo.storage import Folder, fingerprint
+from raydpo.training.composition import Plan
+from raydpo.training.groups import GroupDataset, example_rows, joined_rows, write_groups
+from raydpo.training.logps import TokenLogps, check_forward
+from raydpo.training.loop import Hooks, Metrics, train
+from raydpo.training.metrics_log import MetricsLog
+from raydpo.training.objectives import Objective, PreferenceObjective, SftObjective
+from raydpo.training.sharding import World, current_world, full_parameters
+
+#: A numerical failure is the same on every rank and would come again: it is written here
+#: and the workers end, instead of being started again by Ray Train.
+ERROR_FILE: Final = "error.json"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All that a worker needs to know; picklable.
+
+    Attributes:
+        model: where the parameters start.
+        settings: `training` or `sft` of the configuration.
+        table: preferences, or examples for SFT.
+        reference: reference log-probs of the preferences; None for SFT.
+        folder: the stage's folder.
+        seed: of the order of groups.
+        heldout_fraction: share of prompts left out.
+        starts_at_reference: whether policy and reference have the same weights, so that
+            step 0 must show logratios of 0.
+        what: stage and round, for the log.
+    """
+
+    model: ModelConfig
+    settings: TrainerConfig
+    table: Table
+    reference: Table | None
+    folder: Folder
+    seed: int
+    heldout_fraction: float
+    starts_at_reference: bool
+    what: str
+
+
+def run_worker(arguments: dict[str, Any]) -> None:
+    """Ray Train's entry point; `arguments["job"]` is the `TrainJob`."""
+    job: TrainJob = arguments["job"]
+    start_logging()
+    world = current_world(ray.train.torch.get_device())
+    try:
+        _train(job, world)
+    except NumericsError as error:
+        if world.rank == 0:
+            job.folder.write_json(ERROR_FILE, [error.value, error.rule, error.way_out])
+
+
+def _train(job: TrainJob, world: World) -> None:
+    data = _dataset(job)
+    model = load_causal_lm(job.model)
+    check_forward(model)
+    plan = _plan(job, len(data))
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        _train_and_export(job, world, data, TokenLogps(model, job.model.precision), plan, None, 0)
+        return
+    start = int(checkpoint.get_metadata()["step"])
+    with checkpoint.as_directory() as folder:
+        module = TokenLogps(model, job.model.precision)
+        _train_and_export(job, world, data, module, plan, Path(folder), start)
+
+
+def _train_and_export(
+    job: TrainJob,
+    world: World,
+    data: GroupDataset,
+    module: TokenLogps,
+    plan: Plan,
+    resume_from: Path | None,
+    start: int,
+) -> None:
+    log = _metrics_log(job, plan, start) if world.rank == 0 else None
+    hooks = Hooks(
+        log=log.log if log else _ignore_step,
+        checkpoint=_checkpoint_hook(log),
+        first_step=_first_step_check(job),
+        failed=_failure_hook(job, world),
+    )
+    wrapped = train(module, data, _objective(job), job.settings, plan, world, hooks, resume_from)
+    parameters = full_parameters(wrapped)
+    if log is not None:
+        _export(job, parameters)
+        log.close()
+
+
+def _dataset(job: TrainJob) -> GroupDataset:
+    rows = read_rows(job.table.folder, job.table.manifest)
+    key = [job.table.fingerprint, job.heldout_fraction, job.seed]
+    if job.reference is None:
+        return GroupDataset(write_groups(example_rows(rows), fingerprint(key)))
+    reference = read_rows(job.reference.folder, job.reference.manifest)
+    kept = (
+        row
+        for row in joined_rows(rows, reference)
+        if not is_heldout(row["prompt_id"], job.heldout_fraction, job.seed)
+    )
+    key.append(job.reference.fingerprint)
+    return GroupDataset(write_groups(kept, fingerprint(key)))
+
+
+def _plan(job: TrainJob, groups: int) -> Plan:
+    settings = job.settings
+    if groups == 0:
+        raise DataError(
+            f"{job.table.folder.uri} leaves no rows to train on",
+            "training needs at least one",
+            "give more data, or hold out a smaller share (evaluation.heldout_fraction)",
+        )
+    if isinstance(settings, TrainingConfig):
+        batch = settings.global_batch_groups
+    else:
+        assert isinstance(settings, SftConfig)
+        batch = settings.global_batch_sequences
+    return Plan(groups, batch, settings.epochs, settings.max_steps, job.seed)
+
+
+def _objective(job: TrainJob) -> Objective:
+    if isinstance(job.settings, TrainingConfig):
+        return PreferenceObjective(job.settings.objective)
+    return SftObjective()
+
+
+def _metrics_log(job: TrainJob, plan: Plan, start: int) -> MetricsLog:
+    settings = job.settings
+    return MetricsLog(
+        job.folder, start, plan.total_steps, settings.log_every_steps, settings.trackers, job.what
+    )
+
+
+def _ignore_step(step: int, metrics: Metrics) -> None:
+    """Ranks other than 0 keep no log: metrics are equal on all of them."""
+
+
+def _checkpoint_hook(
+    log: MetricsLog | None,
+) -> Callable[[int, Metrics, Callable[[Path], None]], None]:
+    def write(step: int, metrics: Metrics, save: Callable[[Path], None]) -> None:
+        if log is not None:
+            log.write()
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            checkpoint = Checkpoint.from_directory(folder)
+            checkpoint.set_metadata({"step": step})
+            ray.train.report({"step": step, **metrics}, checkpoint=checkpoint)
+
+    return write
+
+
+def _first_step_check(job: TrainJob) -> Callable[[float], None]:
+    def check(largest_logratio: float) -> None:
+        if not isinstance(job.settings, TrainingConfig) or not job.starts_at_reference:
+            return
+        limit = job.settings.step_zero_tolerance
+        if not largest_logratio <= limit:
+            raise NumericsError(
+                f"before the first update a token's logratio is {largest_logratio:.3g} nats",
+                f"policy and reference are the same model, so it is 0 (within {limit:g}, "
+                "training.step_zero_tolerance)",
+                "they differ in weights, tokenizer, model.precision, model.attention or device: "
+                "delete the round's `reference` folder and run the same command again",
+            )
+
+    return check
+
+
+def _failure_hook(job: TrainJob, world: World) -> Callable[[int, list[str]], None]:
+    def write(step: int, groups: list[str]) -> None:
+        if world.rank == 0:
+            job.folder.write_json(f"failed-step-{step:06d}.json", {"step": step, "groups": groups})
+
+    return write
+
+
+def _export(job: TrainJob, parameters: dict[str, torch.Tensor]) -> None:
+    """Write the final model as a Hugging Face folder, in the run's precision."""
+    model = load_causal_lm(job.model)
+    model.load_state_dict(parameters)
+    if job.model.precision == "bfloat16":
+        model = model.to(torch.bfloat16)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        load_tokenizer(job.model).save_pretrained(folder)
+        job.folder.child("model").upload(Path(folder))

@@ -1,0 +1,171 @@
+"""The training stages on Ray Train: preference groups or examples in, a model out.
+
+What comes in: finished tables and the configuration. What goes out: `policy/` with the
+model as a Hugging Face folder, metrics, checkpoints and a manifest. A killed driver's
+training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raydpo.cluster import MALLOC_ENVIRONMENT, uses_cuda
+from raydpo.config import Config, ModelConfig, TrainerConfig
+from raydpo.errors import NumericsError
+from raydpo.models import tokenizer_fingerprint, weights_fingerprint
+from raydpo.parts import Table, own_error
+from raydpo.progress import logger
+from raydpo.run import Stage, commit_files, open_stage
+from raydpo.storage import Folder, locate
+from raydpo.training.metrics_log import read_metrics
+from raydpo.training.ray_worker import ERROR_FILE, TrainJob, run_worker
+
+#: Settings that change how the work is done, not what comes out (but for rounding).
+_NOT_CONTENT: Final = {
+    "strategy",
+    "num_workers",
+    "device",
+    "cpus_per_worker",
+    "max_tokens_per_micro_batch",
+    "activation_checkpointing",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "max_failures",
+    "log_every_steps",
+    "trackers",
+    "step_zero_tolerance",
+}
+MODEL_FOLDER: Final = "model"
+
+
+def train_policy(
+    *, config: Config, folder: Folder, preferences: Table, reference: Table, what: str
+) -> ModelConfig:
+    """Train the policy on preference groups; returns where it is.
+
+    Raises:
+        NumericsError: step 0 shows logratios, or a loss is not finite.
+    """
+    assert config.training is not None
+    heldout = config.evaluation.heldout_fraction if config.evaluation else 0.0
+    reference_weights = reference.manifest["inputs"]["model"]
+    job = TrainJob(
+        model=config.model,
+        settings=config.training,
+        table=preferences,
+        reference=reference,
+        folder=folder,
+        seed=config.seed,
+        heldout_fraction=heldout,
+        starts_at_reference=reference_weights == weights_fingerprint(config.model),
+        what=what,
+    )
+    inputs = {"preferences": preferences.fingerprint, "reference": reference.fingerprint}
+    return _run(job, inputs)
+
+
+def train_sft(*, config: Config, folder: Folder, examples: Table, what: str) -> ModelConfig:
+    """Supervised fine-tuning on examples; returns where the model is.
+
+    Raises:
+        NumericsError: a loss is not finite.
+    """
+    assert config.sft is not None
+    job = TrainJob(
+        model=config.model,
+        settings=config.sft,
+        table=examples,
+        reference=None,
+        folder=folder,
+        seed=config.seed,
+        heldout_fraction=0.0,
+        starts_at_reference=False,
+        what=what,
+    )
+    return _run(job, {"examples": examples.fingerprint})
+
+
+def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
+    stage = Stage(
+        folder=job.folder,
+        name="train",
+        table=None,
+        inputs={
+            **inputs,
+            "model": weights_fingerprint(job.model),
+            "tokenizer": tokenizer_fingerprint(job.model),
+        },
+        settings={
+            **job.settings.model_dump(mode="json", exclude=set(_NOT_CONTENT)),
+            "precision": job.model.precision,
+            "attention": job.model.attention,
+            "seed": job.seed,
+            "heldout_fraction": job.heldout_fraction,
+        },
+    )
+    # Only what changed is carried over: the trained folder brings its own tokenizer.
+    trained = job.model.model_copy(
+        update={"path": job.folder.child(MODEL_FOLDER).uri, "revision": None}
+    )
+    if open_stage(stage) is not None:
+        logger.info("[%s] nothing to do: the model is there", job.what)
+        return trained
+    job.folder.delete(ERROR_FILE)
+    _fit(job)
+    _raise_recorded_error(job.folder)
+    rows = read_metrics(job.folder)
+    commit_files(
+        stage, weights_fingerprint(trained), {"steps": len(rows), "last_metrics": rows[-1]}
+    )
+    logger.info("[%s] done: %d steps, loss %.4f", job.what, len(rows), rows[-1]["loss"])
+    return trained
+
+
+def _fit(job: TrainJob) -> None:
+    cuda = uses_cuda(job.settings.device)
+    filesystem, path = locate(job.folder.uri)
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        scaling_config=_scaling(job.settings, cuda),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=job.settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.settings.keep_checkpoints),
+            worker_runtime_env={"env_vars": _environment(job.settings, cuda)},
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        own = own_error(error)
+        if own is not None:
+            raise own from error
+        raise
+
+
+def _scaling(settings: TrainerConfig, cuda: bool) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=settings.num_workers,
+        use_gpu=cuda,
+        resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if cuda else {})},
+    )
+
+
+def _environment(settings: TrainerConfig, cuda: bool) -> dict[str, str]:
+    if cuda:
+        return {}
+    threads = str(max(1, int(settings.cpus_per_worker)))
+    return {**dict(MALLOC_ENVIRONMENT), "OMP_NUM_THREADS": threads}
+
+
+def _raise_recorded_error(folder: Folder) -> None:
+    if folder.exists(ERROR_FILE):
+        value, rule, way_out = folder.read_json(ERROR_FILE)
+        raise NumericsError(value, rule, way_out)
