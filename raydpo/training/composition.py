@@ -10,6 +10,7 @@ depend on the number of ranks or on the token budget.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,22 +75,28 @@ def rank_shares(groups: list[int], sizes: GroupSizes, world_size: int) -> list[l
     return shares
 
 
-def micro_batches(groups: list[int], sizes: GroupSizes, max_tokens: int) -> list[list[int]]:
-    """Cut a rank's groups into micro-batches of at most `max_tokens` padded tokens.
+def micro_batches(
+    groups: list[int], sequences: Sequence[int], longest: Sequence[int], max_tokens: int
+) -> list[list[int]]:
+    """Cut groups into micro-batches of at most `max_tokens` padded tokens.
 
     Groups of like length go together. A group is never cut, since its pairs need all its
     completions: one that is larger than the budget makes a micro-batch of its own.
+
+    Args:
+        groups: numbers of the groups.
+        sequences: completions of each group, by number.
+        longest: tokens of its longest sequence, by number.
+        max_tokens: the budget.
     """
     batches: list[list[int]] = []
-    rows = longest = 0
-    for group in sorted(groups, key=lambda g: (-int(sizes.longest[g]), g)):
-        group_rows = int(sizes.sequences[group])
-        longest = longest if batches else int(sizes.longest[group])
-        if not batches or (rows + group_rows) * longest > max_tokens:
+    rows = width = 0
+    for group in sorted(groups, key=lambda g: (-int(longest[g]), g)):
+        if not batches or (rows + int(sequences[group])) * width > max_tokens:
             batches.append([])
-            rows, longest = 0, int(sizes.longest[group])
+            rows, width = 0, int(longest[group])
         batches[-1].append(group)
-        rows += group_rows
+        rows += int(sequences[group])
     return batches
 
 
@@ -102,7 +109,8 @@ def padded_micro_batches(
     equally many. What is missing is filled up with passes whose loss counts nothing.
     """
     shares = [
-        micro_batches(share, sizes, max_tokens) for share in rank_shares(groups, sizes, world_size)
+        micro_batches(share, sizes.sequences, sizes.longest, max_tokens)
+        for share in rank_shares(groups, sizes, world_size)
     ]
     most = max(len(share) for share in shares)
     filler = [min(groups, key=lambda g: int(sizes.tokens[g]))]

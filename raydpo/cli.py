@@ -1,0 +1,164 @@
+"""The command line: `raydpo COMMAND CONFIG [--set section.key=value ...]`.
+
+What comes in: arguments. What goes out: an exit status, 0 when all went well and 1 after
+an error that the log explains. Commands import what they need when they run, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+from raydpo import __version__
+from raydpo.errors import RaydpoError
+
+_STAGES = {
+    "sample": "read prompts and sample K candidates for each",
+    "label": "... and score them and build preferences",
+    "reference": "... and compute the reference's log-probabilities",
+    "train": "... and train the policy",
+    "evaluate": "... and evaluate it and write the report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except RaydpoError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raydpo", description="Distributed preference optimization on Ray."
+    )
+    parser.add_argument("--version", action="version", version=f"raydpo {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add(commands, "run", "the whole round: prompts in, a better policy and a report out", _run)
+    for name, text in _STAGES.items():
+        _add(commands, name, f"up to one stage: {text}", _run, until=name)
+    _add(commands, "sft", "supervised fine-tuning: the model that sampling starts from", _sft)
+    check = _add(commands, "check", "say, without a cluster, all that would go wrong", _check)
+    check.add_argument("--rows", type=int, help="look at so many rows of the data only")
+    show = commands.add_parser("show", help="what a run has done so far")
+    show.add_argument("run", help="the run directory")
+    show.add_argument("--rows", type=int, default=2, help="rows to show of each table")
+    show.set_defaults(command=_show)
+    _add_annotate(commands)
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    text: str,
+    command: Callable[[argparse.Namespace], int],
+    **defaults: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("config", help="YAML file of the job")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, as in --set training.learning_rate=1e-5",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log more")
+    parser.set_defaults(command=command, until="evaluate", **defaults)
+    return parser
+
+
+def _add_annotate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    annotate = commands.add_parser("annotate", help="preferences from people")
+    actions = annotate.add_subparsers(required=True, metavar="ACTION")
+    export = actions.add_parser("export", help="write blinded pairs to a JSONL file")
+    export.add_argument("run", help="the run directory, with candidates sampled")
+    export.add_argument("--output", help="the file; without it <run>/annotation.jsonl")
+    export.add_argument("--pairs-per-prompt", type=int, default=1)
+    export.add_argument("--seed", type=int, default=0, help="of the choice and order of pairs")
+    export.set_defaults(command=_annotate_export)
+    load = actions.add_parser("import", help="build preferences from the votes in a JSONL file")
+    load.add_argument("run", help="the run directory that the pairs came from")
+    load.add_argument("file", help="the exported file, with `choice` and `annotator` filled in")
+    load.set_defaults(command=_annotate_import)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from raydpo.config_file import load_config
+    from raydpo.progress import start_logging
+
+    config = load_config(options.config, options.overrides)
+    start_logging(options.verbose)
+    from raydpo.pipeline import run_round
+
+    result = run_round(config, options.until)
+    if result.metrics is not None:
+        from raydpo.evaluation.summary import summary_table
+
+        print(summary_table(result.metrics))
+    elif result.policy is not None:
+        print(f"policy: {result.policy.path}")
+    return 0
+
+
+def _sft(options: argparse.Namespace) -> int:
+    from raydpo.config_file import load_config
+    from raydpo.progress import start_logging
+
+    config = load_config(options.config, options.overrides)
+    start_logging(options.verbose)
+    from raydpo.pipeline import run_sft
+
+    print(f"model: {run_sft(config).path}")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from raydpo.check import run_check
+    from raydpo.config_file import load_config
+
+    config = load_config(options.config, options.overrides)
+    lines, problems = run_check(config, options.rows)
+    print("\n".join(lines))
+    for problem in problems:
+        print(f"\n{type(problem).__name__}: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from raydpo.show import show_run
+
+    for line in show_run(options.run, options.rows):
+        print(line)
+    return 0
+
+
+def _annotate_export(options: argparse.Namespace) -> int:
+    from raydpo.annotate import export_run
+
+    count, path = export_run(options.run, options.output, options.pairs_per_prompt, options.seed)
+    print(f"{count} blinded pairs in {path}; fill in `choice` (a, b, tie) and `annotator`")
+    return 0
+
+
+def _annotate_import(options: argparse.Namespace) -> int:
+    from raydpo.annotate import import_run
+
+    print(json.dumps(import_run(options.run, options.file), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Per-token log-probabilities of a frozen model, offline, on Ray Data actors.
+
+What comes in: any table of preference groups and a model. What goes out: one list of
+log-probs for each completion, in the groups' order. The forward pass is the one that
+training uses, so policy and reference differ by their weights only.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import ray
+import torch
+
+from raydpo.cluster import MALLOC_ENVIRONMENT, uses_cuda
+from raydpo.config import ModelConfig, ReferenceConfig
+from raydpo.errors import NumericsError, RaydpoError
+from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
+from raydpo.parts import Table, Workers, own_error, run_parts
+from raydpo.progress import logger
+from raydpo.run import PartResult, Stage
+from raydpo.storage import Folder
+from raydpo.tables import Row
+from raydpo.training.batch import build_micro_batch, split_by_sequence
+from raydpo.training.composition import micro_batches
+from raydpo.training.groups import Group
+from raydpo.training.logps import TokenLogps, check_forward, token_logps
+
+
+def score_reference(
+    *,
+    folder: Folder,
+    groups: Table,
+    model: ModelConfig,
+    settings: ReferenceConfig,
+    what: str,
+    max_quarantined_fraction: float,
+) -> Table:
+    """Score all completions of `groups` under `model`; a finished table is kept.
+
+    The table is bound to the groups' token ids and to the model's weights, tokenizer,
+    precision and attention, not to the model's name: a folder that was swapped is seen.
+
+    Args:
+        folder: of the stage.
+        groups: a table with the columns of preferences; pairs are not needed.
+        model: the model that scores.
+        settings: workers and batches.
+        what: stage and round, for the log.
+        max_quarantined_fraction: see `parts.check_quarantine_budget`.
+    """
+    stage = Stage(
+        folder=folder,
+        name="reference",
+        table="reference",
+        inputs={
+            "groups": groups.fingerprint,
+            "model": weights_fingerprint(model),
+            "tokenizer": tokenizer_fingerprint(model),
+        },
+        settings={"precision": model.precision, "attention": model.attention},
+    )
+    cuda = uses_cuda("auto")
+    workers = Workers(
+        count=settings.workers,
+        cpus=settings.cpus_per_worker,
+        gpus=1.0 if cuda else 0.0,
+        environment=() if cuda else _cpu_environment(settings),
+    )
+    make_scorer = functools.partial(Scorer, model, settings.max_tokens_per_batch)
+    return run_parts(stage, [groups], make_scorer, workers, what, max_quarantined_fraction)
+
+
+def verify_reference(
+    *,
+    groups: Table,
+    reference: Table,
+    model: ModelConfig,
+    settings: ReferenceConfig,
+    seed: int,
+    what: str,
+) -> float:
+    """Score a sample of groups again and hold it against the table.
+
+    Returns:
+        The largest difference of a per-token log-prob, in nats.
+
+    Raises:
+        NumericsError: it is above `settings.tolerance`.
+    """
+    part = random.Random(seed).randrange(groups.manifest["parts"])  # noqa: S311
+    rows = groups.part(part)[: settings.verify_groups]
+    stored = reference.part(part)[: settings.verify_groups]
+    if not rows:
+        return 0.0
+    difference = _largest_difference(_score_remotely(model, settings, rows), stored)
+    if not difference <= settings.tolerance:
+        raise NumericsError(
+            f"reference log-probs of part {part} differ by {difference:.3g} nats when scored again",
+            f"they agree within reference.tolerance ({settings.tolerance:g})",
+            f"delete {reference.folder.uri} and run the same command again",
+        )
+    logger.info(
+        "[%s] verified %d groups: largest difference %.2g nats", what, len(rows), difference
+    )
+    return difference
+
+
+class Scorer:
+    """Scores groups under one model, in padded batches under a token budget."""
+
+    def __init__(self, model: ModelConfig, max_tokens_per_batch: int) -> None:
+        loaded = load_causal_lm(model)
+        check_forward(loaded)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = TokenLogps(loaded, model.precision).to(self.device).eval()
+        self.max_tokens_per_batch = max_tokens_per_batch
+
+    def __call__(self, rows: list[Row]) -> PartResult:
+        """One part of groups -> one part of the reference table."""
+        groups = [_group(row) for row in rows]
+        logps: dict[int, list[list[float]]] = {}
+        batches = micro_batches(
+            list(range(len(groups))),
+            [len(group.completions) for group in groups],
+            [group.longest for group in groups],
+            self.max_tokens_per_batch,
+        )
+        for numbers in batches:
+            scored = self._score([groups[n] for n in numbers])
+            logps |= dict(zip(numbers, scored, strict=True))
+        return PartResult(
+            [
+                {"group_id": group.group_id, "reference_token_logps": logps[number]}
+                for number, group in enumerate(groups)
+            ]
+        )
+
+    @torch.no_grad()
+    def _score(self, groups: list[Group]) -> list[list[list[float]]]:
+        batch = build_micro_batch(groups).to(self.device)
+        values = token_logps(self.module, batch).cpu()
+        sequences = iter(split_by_sequence(values.tolist(), batch))
+        return [[next(sequences) for _ in group.completions] for group in groups]
+
+
+def _group(row: Row) -> Group:
+    return Group(row["group_id"], row["prompt_ids"], row["completions"], [], None)
+
+
+def _cpu_environment(settings: ReferenceConfig) -> tuple[tuple[str, str], ...]:
+    threads = str(max(1, int(settings.cpus_per_worker)))
+    return (*MALLOC_ENVIRONMENT, ("OMP_NUM_THREADS", threads))
+
+
+def _score_remotely(model: ModelConfig, settings: ReferenceConfig, rows: list[Row]) -> list[Row]:
+    cuda = uses_cuda("auto")
+    environment = {} if cuda else {"env_vars": dict(_cpu_environment(settings))}
+    task = ray.remote(_score_rows).options(
+        num_cpus=settings.cpus_per_worker, num_gpus=1 if cuda else 0, runtime_env=environment
+    )
+    try:
+        return ray.get(task.remote(model, settings.max_tokens_per_batch, rows))
+    except Exception as error:
+        own: RaydpoError | None = own_error(error)
+        if own is not None:
+            raise own from error
+        raise
+
+
+def _score_rows(model: ModelConfig, max_tokens_per_batch: int, rows: list[Row]) -> list[Row]:
+    return Scorer(model, max_tokens_per_batch)(rows).rows
+
+
+def _largest_difference(scored: list[Row], stored: list[Row]) -> float:
+    largest = 0.0
+    for new, old in zip(scored, stored, strict=True):
+        if new["group_id"] != old["group_id"]:
+            return float("inf")
+        pairs = zip(new["reference_token_logps"], old["reference_token_logps"], strict=True)
+        largest = max([largest, *(abs(a - b) for x, y in pairs for a, b in zip(x, y, strict=True))])
+    return largest

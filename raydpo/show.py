@@ -1,0 +1,68 @@
+"""`raydpo show`: what a run has done, from its manifests alone.
+
+What comes in: a run directory. What goes out: lines of text: each stage's state,
+counts and fingerprint, and the first rows of its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from raydpo.errors import ManifestError, RunError
+from raydpo.run import read_manifest, read_part
+from raydpo.storage import Folder, folder_of
+
+_LONGEST_VALUE = 100
+
+
+def show_run(path: str, rows: int) -> Iterator[str]:
+    """Describe a run directory, stage by stage.
+
+    Raises:
+        RunError: there is no run under that path.
+    """
+    run = folder_of(path)
+    stages = sorted(_stage_folders(run))
+    if not run.exists("config.yaml") and not stages:
+        raise RunError(
+            f"{run.uri} is not a run directory",
+            "a run directory holds config.yaml and the folders of its rounds",
+            "give the folder that the run's log names, such as runs/demo",
+        )
+    yield f"run {run.uri}"
+    for name in stages:
+        yield from _describe(run.child(name), name, rows)
+
+
+def _stage_folders(run: Folder) -> set[str]:
+    names = {"manifest.json", "plan.json"}
+    files = [file.rpartition("/") for file in run.files(recursive=True)]
+    return {folder for folder, _, name in files if name in names and folder}
+
+
+def _describe(folder: Folder, name: str, rows: int) -> Iterator[str]:
+    try:
+        manifest = read_manifest(folder)
+    except ManifestError as error:
+        yield f"\n{name}: DAMAGED: {error}"
+        return
+    if manifest is None:
+        yield f"\n{name}: begun, not finished"
+        return
+    yield f"\n{name}: done {manifest['committed_at']}, fingerprint {manifest['fingerprint'][:16]}"
+    if "counts" in manifest:
+        yield "  " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
+    for kind, value in manifest["inputs"].items():
+        yield f"  from {kind} {str(value)[:16]}"
+    if manifest["table"] and manifest.get("parts"):
+        yield from _head(folder, manifest, rows)
+
+
+def _head(folder: Folder, manifest: dict[str, Any], rows: int) -> Iterator[str]:
+    for row in read_part(folder, manifest, 0).slice(0, rows).to_pylist():
+        yield "  row"
+        for column, value in row.items():
+            text = repr(value)
+            short = text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " ..."
+            yield f"    {column}: {short}"
