@@ -1,0 +1,236 @@
+"""How prompts and completions become token ids.
+
+What comes in: text, plain or rendered by a chat template. What goes out: token ids. The
+rules: BOS stands once, at the start; a completion is encoded on its own, so that no token
+straddles the boundary; EOS stands once, at its end, unless the completion was cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from raydpo.errors import ConfigError, DataError, ModelError
+from raydpo.prompts.rows import RefusedRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Text put before a continuation, so that a tokenizer adds no space of its own to it.
+_ANCHORS: Final = ("\n", ".", "=")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text on its way to token ids; a chat template's text brings its own BOS."""
+
+    text: str
+    is_rendered: bool = False
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer, with what has to be known about its special tokens.
+
+    Args:
+        tokenizer: the model's.
+        prefix: ids that stand before every plain text: BOS, or nothing.
+        eos_id: the id that ends a completion.
+        anchors: texts that keep the tokenizer from putting a space before a continuation,
+            with their ids; empty where it puts none.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    prefix: tuple[int, ...]
+    eos_id: int
+    anchors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def prompts(self, texts: list[Text]) -> list[list[int]]:
+        """Token ids of prompts: BOS once, no EOS at the end."""
+        encoded = self._encode([text.text for text in texts])
+        return [
+            self._whole_prompt(ids, text.is_rendered)
+            for ids, text in zip(encoded, texts, strict=True)
+        ]
+
+    def texts(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of whole texts, without special tokens."""
+        return self._encode(texts)
+
+    def continuations(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts that follow a prompt, without special tokens of their own."""
+        done: list[list[int] | None] = [None] * len(texts)
+        for anchor, anchor_ids in self.anchors:
+            open_ones = [i for i, ids in enumerate(done) if ids is None]
+            for i, ids in zip(
+                open_ones, self._encode([anchor + texts[i] for i in open_ones]), strict=True
+            ):
+                if tuple(ids[: len(anchor_ids)]) == anchor_ids:
+                    done[i] = ids[len(anchor_ids) :]
+        left = [i for i, ids in enumerate(done) if ids is None]
+        for i, ids in zip(left, self._encode([texts[i] for i in left]), strict=True):
+            done[i] = ids
+        return [ids for ids in done if ids is not None]
+
+    def finished(self, ids: list[int]) -> list[int]:
+        """A completion's ids with EOS once, at the end; what a template puts after it is dropped.
+
+        Raises:
+            RefusedRow: there is no token before EOS, or a special token stands inside.
+        """
+        end = ids.index(self.eos_id) if self.eos_id in ids else len(ids)
+        after = self.decode(ids[end + 1 :])
+        if after.strip():
+            raise RefusedRow("the end-of-sequence token stands inside the text")
+        return [*self.inner(ids[:end]), self.eos_id]
+
+    def inner(self, ids: list[int]) -> list[int]:
+        """The ids of a text that BOS and EOS do not stand in.
+
+        Raises:
+            RefusedRow: there are none, or BOS or EOS is among them.
+        """
+        if not ids:
+            raise RefusedRow("no tokens")
+        if self.eos_id in ids:
+            raise RefusedRow("the end-of-sequence token stands inside the text")
+        if any(special in ids for special in self.prefix):
+            raise RefusedRow("the beginning-of-sequence token stands inside the text")
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def _whole_prompt(self, ids: list[int], is_rendered: bool) -> list[int]:
+        prefix = list(self.prefix)
+        while prefix and ids[: len(prefix)] == prefix:  # BOS that the text brought along
+            ids, is_rendered = ids[len(prefix) :], False
+        return ids if is_rendered else [*prefix, *ids]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded: Any = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]
+
+
+def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """Look at what a tokenizer does around a text.
+
+    Raises:
+        ModelError: it has no EOS token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token",
+            "a completion ends with EOS, in training as in sampling",
+            "set `eos_token` in the tokenizer's tokenizer_config.json",
+        )
+    return Encoder(
+        tokenizer=tokenizer,
+        prefix=_prefix(tokenizer),
+        eos_id=int(tokenizer.eos_token_id),
+        anchors=_anchors(tokenizer),
+    )
+
+
+def fit_prompt(ids: list[int], encoder: Encoder, max_tokens: int, policy: str) -> list[int]:
+    """Hold a prompt to its limit; BOS survives every cut.
+
+    Raises:
+        RefusedRow: it is too long, and the policy is `quarantine`; or it ends with EOS.
+        DataError: it is too long, and the policy is `error`.
+        ConfigError: the limit leaves nothing of it.
+    """
+    if ids[-1:] == [encoder.eos_id]:
+        raise RefusedRow("the prompt ends with the end-of-sequence token")
+    if len(ids) <= max_tokens:
+        return ids
+    _refuse_too_long("prompt", len(ids), max_tokens, policy)
+    start = len(encoder.prefix) if tuple(ids[: len(encoder.prefix)]) == encoder.prefix else 0
+    if max_tokens <= start:
+        raise ConfigError(
+            f"max_prompt_tokens: {max_tokens}",
+            f"a cut prompt keeps its {start} special token(s) at the start, and something more",
+            "raise the limit",
+        )
+    if policy == "keep_start":
+        return ids[:max_tokens]
+    return [*ids[:start], *ids[len(ids) - (max_tokens - start) :]]
+
+
+def fit_completion(ids: list[int], max_tokens: int, policy: str) -> list[int]:
+    """Hold a completion to its limit; one that is cut has no EOS.
+
+    Raises:
+        RefusedRow: it is too long, and the policy is `quarantine`.
+        DataError: it is too long, and the policy is `error`.
+    """
+    if len(ids) <= max_tokens:
+        return ids
+    _refuse_too_long("completion", len(ids), max_tokens, policy)
+    return ids[:max_tokens]
+
+
+def check_context(what: str, tokens: int, config_values: dict[str, Any]) -> None:
+    """Hold the longest possible sequence against the model's context.
+
+    Args:
+        what: the settings that add up to `tokens`, for the message.
+        tokens: the longest sequence that they allow.
+        config_values: the content of the model's config.json.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    context = context_tokens(config_values)
+    if context is not None and tokens > context:
+        raise ConfigError(
+            f"{what} = {tokens} tokens",
+            f"the longest sequence fits the model's context (max_position_embeddings {context})",
+            f"lower them to {context} together, or take a model with a longer context",
+        )
+
+
+def context_tokens(config_values: dict[str, Any]) -> int | None:
+    """The longest sequence that a model's config.json allows, where it says so."""
+    inner = config_values.get("text_config") or {}
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = config_values.get(name, inner.get(name))
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _refuse_too_long(kind: str, length: int, max_tokens: int, policy: str) -> None:
+    if policy == "quarantine":
+        raise RefusedRow(f"the {kind} is longer than {max_tokens} tokens")
+    if policy == "error":
+        raise DataError(
+            f"a {kind} of {length} tokens",
+            f"the limit is {max_tokens} tokens, and the policy for longer ones is `error`",
+            "raise the limit, or choose `quarantine` or `keep_start`",
+        )
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special ids that the tokenizer puts before a text."""
+    whole: Any = tokenizer("a")["input_ids"]
+    plain: Any = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start])
+    return ()
+
+
+def _anchors(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Anchors, where the tokenizer puts a space before texts that begin without one."""
+    alone: Any = tokenizer("a", add_special_tokens=False)["input_ids"]
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for anchor in _ANCHORS:
+        before: Any = tokenizer(anchor, add_special_tokens=False)["input_ids"]
+        both: Any = tokenizer(f"{anchor}a", add_special_tokens=False)["input_ids"]
+        if both[: len(before)] == before and both[len(before) :] != alone:
+            found.append((anchor, tuple(before)))
+    return tuple(found)

@@ -1,0 +1,240 @@
+"""Rows of any supported source, in a fixed order and in constant memory.
+
+What comes in: a file, a glob, a folder, a URI, or the name of a `datasets` dataset. What
+goes out: `SourceRow`s. Poison rows (not UTF-8, not JSON, not an object) come out with
+their problem and are never an exception; blank lines are no rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow.fs as pafs
+
+from raydpo.config import SourceFormat
+from raydpo.errors import DataError
+from raydpo.prompts import readers
+from raydpo.storage import fingerprint, folder_of, locate
+from raydpo.tables import Row
+
+_FORMAT_OF_ENDING: Final[dict[str, SourceFormat]] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".txt": "text",
+    ".text": "text",
+}
+_COMPRESSED: Final = (".gz", ".bz2", ".zst")
+_DATASET_FILES: Final = ("dataset_dict.json", "state.json")
+_WILDCARDS: Final = re.compile(r"[*?\[]")
+_HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row of a source: the row, or the problem with it and its text as far as readable."""
+
+    index: int
+    row: Row | None
+    problem: str | None
+    raw: str = ""
+
+    @property
+    def text(self) -> str:
+        """The row as text, for the quarantine."""
+        return self.raw if self.row is None else row_text(self.row)
+
+
+@dataclass(frozen=True)
+class _File:
+    filesystem: pafs.FileSystem
+    path: str
+    format: SourceFormat
+
+
+def row_text(row: Row) -> str:
+    """A row as JSON; values that JSON lacks become text."""
+    return json.dumps(row, ensure_ascii=False, default=str)
+
+
+def source_rows(
+    path: str, format: SourceFormat = "auto", split: str = "train", limit: int | None = None
+) -> Iterator[SourceRow]:
+    """Read the rows of a source, files in sorted order.
+
+    Args:
+        path: a file, a glob, a folder, a URI, or the name of a `datasets` dataset.
+        format: how to read it; `auto` goes by the file names' endings.
+        split: the split of a `datasets` dataset.
+        limit: stop after so many rows.
+
+    Raises:
+        DataError: nothing is there, or a file cannot be read as a whole.
+    """
+    reads = itertools.islice(_reads(path, format, split), limit)
+    for index, (row, problem, raw) in enumerate(reads):
+        yield SourceRow(index, row, problem, raw)
+
+
+def source_fingerprint(path: str, format: SourceFormat = "auto", split: str = "train") -> str:
+    """Hash of the source's bytes, whatever the files are called; a dataset's own fingerprint.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if is_dataset(path, format):
+        return fingerprint(["dataset", str(getattr(_dataset(path, split), "_fingerprint", ""))])
+    return fingerprint([[file.format, _file_hash(file)] for file in _files(path, format)])
+
+
+def is_dataset(path: str, format: SourceFormat = "auto") -> bool:
+    """Whether the source is a `datasets` folder or hub dataset rather than plain files."""
+    if format != "auto" or "://" in path:
+        return format == "dataset"
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return any((folder / name).is_file() for name in _DATASET_FILES)
+    return (
+        _HUB_NAME.fullmatch(path) is not None
+        and not folder.exists()
+        and not Path(path.split("/")[0]).exists()
+        and _format_of(path) is None
+    )
+
+
+def _reads(path: str, format: SourceFormat, split: str) -> Iterator[readers.Read]:
+    if is_dataset(path, format):
+        yield from ((dict(row), None, "") for row in _dataset(path, split))
+        return
+    for file in _files(path, format):
+        try:
+            yield from _file_reads(file)
+        except OSError as error:
+            raise DataError(
+                f"{file.path} cannot be read: {error}",
+                "the input is read to its end",
+                "restore the file, or write it again",
+            ) from error
+
+
+def _file_reads(file: _File) -> Iterator[readers.Read]:
+    if file.format == "parquet":
+        with file.filesystem.open_input_file(file.path) as opened:
+            yield from readers.read_parquet(opened, file.path)
+        return
+    with file.filesystem.open_input_stream(file.path, compression="detect") as stream:
+        if file.format == "jsonl":
+            yield from readers.read_jsonl(stream)
+        elif file.format == "json":
+            yield from readers.read_json(stream, file.path)
+        elif file.format == "csv":
+            yield from readers.read_csv(stream, file.path)
+        else:
+            yield from readers.read_text(stream)
+
+
+def _file_hash(file: _File) -> str:
+    digest = hashlib.sha256()
+    with file.filesystem.open_input_stream(file.path, compression=None) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(path: str, format: SourceFormat) -> list[_File]:
+    """The files of a source, sorted by path, each with its format."""
+    infos = _found(path)
+    if not infos:
+        raise DataError(
+            f"{path}: there is no such file, folder or match",
+            "an input is a file, a glob, a folder, a URI, or the name of a `datasets` dataset",
+            "check the path (relative ones start at the folder the command runs in); "
+            "for a dataset of the hub set `format: dataset`",
+        )
+    named = [
+        (filesystem, name, format if format != "auto" else _format_of(name))
+        for filesystem, name in infos
+    ]
+    files = [_File(filesystem, name, known) for filesystem, name, known in named if known]
+    if not files:
+        raise DataError(
+            f"{path}: no known ending among {', '.join(Path(n).name for _, n, _ in named[:5])}",
+            f"`format: auto` knows {', '.join(_FORMAT_OF_ENDING)} (also with .gz)",
+            "rename the file, or name its format: jsonl, json, parquet, csv, text or dataset",
+        )
+    return files
+
+
+def _found(path: str) -> list[tuple[pafs.FileSystem, str]]:
+    """The files that a path, folder or glob names."""
+    uri = folder_of(path).uri
+    wildcard = _WILDCARDS.search(uri)
+    base = uri[: uri.rindex("/", 0, wildcard.start())] if wildcard else uri
+    literal = None if wildcard and "://" in uri else uri
+    if literal is not None:
+        filesystem, name = locate(literal)
+        info = filesystem.get_file_info(name)
+        if info.type == pafs.FileType.File:
+            return [(filesystem, name)]
+        if info.type == pafs.FileType.Directory:
+            return [(filesystem, inner) for inner in _below(filesystem, name, recursive=True)]
+    if wildcard is None:
+        return []
+    filesystem, folder = locate(base)
+    pattern = uri[len(base) + 1 :]
+    matches = re.compile(_regex_of(pattern))
+    names = _below(filesystem, folder, recursive="/" in pattern or "**" in pattern)
+    skip = len(folder.rstrip("/")) + 1
+    return [(filesystem, name) for name in names if matches.fullmatch(name[skip:])]
+
+
+def _below(filesystem: pafs.FileSystem, folder: str, recursive: bool) -> list[str]:
+    """Files in a folder, sorted, without hidden ones (`.name`, `_name`)."""
+    selector = pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)
+    names = [info.path for info in filesystem.get_file_info(selector) if info.is_file]
+    skip = len(folder.rstrip("/")) + 1
+    return sorted(n for n in names if not any(p[0] in "._" for p in n[skip:].split("/")))
+
+
+def _regex_of(pattern: str) -> str:
+    """A glob as a regular expression; `*` stays within a folder, `**/` crosses them."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        special.get(part) or (part.replace("[!", "[^") if part[:1] == "[" else re.escape(part))
+        for part in parts
+    )
+
+
+def _format_of(name: str) -> SourceFormat | None:
+    lowered = name.lower()
+    for ending in _COMPRESSED:
+        lowered = lowered.removesuffix(ending)
+    return _FORMAT_OF_ENDING.get(Path(lowered).suffix)
+
+
+def _dataset(path: str, split: str) -> Any:
+    """A `datasets.Dataset`: a folder that `save_to_disk` wrote, or a dataset of the hub."""
+    import datasets
+
+    folder = Path(path).expanduser()
+    try:
+        if folder.is_dir() and any((folder / name).is_file() for name in _DATASET_FILES):
+            loaded = datasets.load_from_disk(str(folder))
+            return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        return datasets.load_dataset(path, split=split)
+    except Exception as error:
+        raise DataError(
+            f"dataset {path!r}, split {split!r}: {type(error).__name__}: {error}",
+            "a dataset is a folder that `save_to_disk` wrote, or the name of one on the hub",
+            "check the name, the split and the network, or save it to a folder once",
+        ) from error
