@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -19,7 +20,8 @@ from torch.optim import Optimizer
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, step: int) -> None:
     """Write this rank's share; `step` is the number of steps that are done."""
-    dcp.save(_state(module, optimizer, step), checkpoint_id=str(folder))
+    state = _state(module, optimizer, step)
+    dcp.save(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
@@ -28,7 +30,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> in
     The number of workers may differ from that of the run that saved it.
     """
     state = _state(module, optimizer, 0)
-    dcp.load(state, checkpoint_id=str(folder))
+    dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     set_state_dict(
         module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )

@@ -1,0 +1,71 @@
+"""Random access to groups on disk, and their join with the reference."""
+
+import uuid
+
+import pytest
+
+from raydpo.errors import DataError
+from raydpo.training.batch import build_micro_batch
+from raydpo.training.groups import GroupDataset, example_rows, joined_rows, write_groups
+
+
+def preference(number: int) -> dict:
+    completions = [[number + 1, 2], [number + 3, 4, 5]]
+    return {
+        "group_id": f"g{number}",
+        "prompt_id": f"p{number}",
+        "prompt_ids": [7] * (number % 5 + 1),
+        "completions": completions,
+        "pairs": [{"chosen": 1, "rejected": 0, "weight": 0.5}],
+    }
+
+
+def reference(number: int) -> dict:
+    return {
+        "group_id": f"g{number}",
+        "reference_token_logps": [[-1.0, -2.0], [-3.0, -4.0, -float(number)]],
+    }
+
+
+def test_dataset_larger_than_a_record_batch_gives_each_group_by_number() -> None:
+    count = 1300
+    rows = joined_rows(map(preference, range(count)), map(reference, range(count)))
+    data = GroupDataset(write_groups(rows, uuid.uuid4().hex))
+    assert len(data) == count
+    for number in (0, 511, 512, 1023, 1299):
+        group = data[number]
+        assert group.group_id == f"g{number}"
+        assert group.completions == preference(number)["completions"]
+        assert group.pairs == [(1, 0, 0.5)]
+        assert group.reference_token_logps == reference(number)["reference_token_logps"]
+    assert data.sizes.longest[7] == 3 + 3
+    assert data.sizes.tokens[7] == 2 * 3 + 5
+    assert data.sizes.targets[7] == 5
+    assert data.sizes.pair_weight[7] == 0.5
+
+
+def test_missing_reference_row_is_named() -> None:
+    scored = [reference(n) for n in range(5) if n != 3]
+    with pytest.raises(DataError, match="'g3'"):
+        list(joined_rows(map(preference, range(5)), scored))
+
+
+def test_reference_of_another_length_is_named() -> None:
+    row = {"group_id": "g0", "reference_token_logps": [[-1.0], [-3.0, -4.0, 0.0]]}
+    with pytest.raises(DataError, match="of other lengths"):
+        list(joined_rows([preference(0)], [row]))
+
+
+def test_supervised_example_has_no_loss_on_its_prompt() -> None:
+    rows = [{"example_id": "e", "token_ids": [1, 5, 6, 7], "prompt_tokens": 2}]
+    data = GroupDataset(write_groups(example_rows(rows), uuid.uuid4().hex))
+    batch = build_micro_batch([data[0]])
+    assert batch.targets.tolist() == [6, 7]
+    assert batch.columns.tolist() == [1, 2]
+    assert batch.reference_token_logps is None
+
+
+def test_full_text_example_predicts_every_token_but_the_first() -> None:
+    rows = [{"example_id": "e", "token_ids": [1, 5, 6], "prompt_tokens": 0}]
+    data = GroupDataset(write_groups(example_rows(rows), uuid.uuid4().hex))
+    assert build_micro_batch([data[0]]).targets.tolist() == [5, 6]
