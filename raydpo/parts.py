@@ -9,6 +9,7 @@ at-least-once and writes the same bytes each time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,14 @@ class Workers:
         return arguments
 
 
+@dataclass(frozen=True)
+class PartJob:
+    """What the workers of a stage do with a part, and how many workers there are."""
+
+    make_transform: Callable[[], Transform]
+    workers: Workers
+
+
 def run_parts(
     stage: Stage,
     inputs: list[Table],
@@ -92,8 +101,35 @@ def run_parts(
     Raises:
         RaydpoError: raised in a worker, it arrives here as it was raised.
     """
+    job = PartJob(make_transform, workers)
+    return run_parts_with(
+        stage, inputs, lambda missing: nullcontext(job), what, max_quarantined_fraction
+    )
+
+
+def run_parts_with(
+    stage: Stage,
+    inputs: list[Table],
+    open_job: Callable[[list[int]], AbstractContextManager[PartJob]],
+    what: str,
+    max_quarantined_fraction: float,
+) -> Table:
+    """`run_parts` whose workers need something that is held open while they work.
+
+    Args:
+        stage: what is made, and from what.
+        inputs: tables whose parts number i together make the stage's part i.
+        open_job: given the numbers of the missing parts, holds open what the workers need
+            and says what they do; not called where nothing is missing.
+        what: the stage and round, for the log.
+        max_quarantined_fraction: see `check_quarantine_budget`.
+
+    Raises:
+        RaydpoError: raised in a worker, it arrives here as it was raised.
+    """
     manifest = open_stage(stage)
     if manifest is not None:
+        check_quarantine_budget(stage, manifest["counts"], max_quarantined_fraction)
         logger.info("[%s] nothing to do: %s", what, describe_counts(manifest))
         return Table(stage.folder, manifest)
     total = inputs[0].manifest["parts"]
@@ -102,9 +138,14 @@ def run_parts(
     if finished:
         logger.info("[%s] goes on: %d of %d parts were done before", what, len(finished), total)
     if missing:
-        _map_missing(stage, inputs, make_transform, workers, what, missing)
-    manifest = commit(stage, {})
-    check_quarantine_budget(stage, manifest["counts"], max_quarantined_fraction)
+        with open_job(missing) as job:
+            _map_missing(stage, inputs, job, what, missing)
+    manifest = commit(
+        stage,
+        {},
+        parts=total,
+        check=lambda counts: check_quarantine_budget(stage, counts, max_quarantined_fraction),
+    )
     logger.info("[%s] done: %s", what, describe_counts(manifest))
     return Table(stage.folder, manifest)
 
@@ -171,8 +212,7 @@ class _PartWorker:
 def _map_missing(
     stage: Stage,
     inputs: list[Table],
-    make_transform: Callable[[], Transform],
-    workers: Workers,
+    job: PartJob,
     what: str,
     missing: list[int],
 ) -> None:
@@ -185,8 +225,8 @@ def _map_missing(
     ).map_batches(
         _PartWorker,
         batch_size=1,
-        fn_constructor_args=(stage, inputs, make_transform),
-        **workers.map_arguments(),
+        fn_constructor_args=(stage, inputs, job.make_transform),
+        **job.workers.map_arguments(),
     )
     try:
         for row in dataset.iter_rows():

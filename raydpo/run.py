@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -89,11 +89,12 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
-def open_stage(stage: Stage) -> dict[str, Any] | None:
+def open_stage(stage: Stage, keep_folders: bool = False) -> dict[str, Any] | None:
     """The stage's manifest when it is done; else None, with the folder ready to go on.
 
     Parts of an interrupted run of the very same stage are kept; everything that
-    depends on something else is deleted, and the log says why.
+    depends on something else is deleted, and the log says why. With `keep_folders` the
+    folders inside stay: they are stages of their own, which know what they depend on.
 
     Raises:
         ManifestError: the manifest or the plan is damaged.
@@ -103,13 +104,13 @@ def open_stage(stage: Stage) -> dict[str, Any] | None:
         if manifest["key"] == stage.key:
             _check_files(stage.folder, manifest)
             return manifest
-        _discard(stage, _difference(manifest, stage))
+        _discard(stage, _difference(manifest, stage), keep_folders)
     elif stage.folder.exists(_PLAN):
         plan = _read_checked(stage.folder, _PLAN)
         if plan["key"] != stage.key:
-            _discard(stage, "it was begun, and " + _difference(plan, stage))
+            _discard(stage, "it was begun, and " + _difference(plan, stage), keep_folders)
     elif stage.folder.files():
-        _discard(stage, "it holds files, but neither a manifest nor a plan")
+        _discard(stage, "it holds files, but neither a manifest nor a plan", keep_folders)
     if not stage.folder.exists(_PLAN):
         _write_checked(stage.folder, _PLAN, _identity(stage))
     return None
@@ -175,22 +176,41 @@ def finished_parts(stage: Stage) -> dict[int, dict[str, Any]]:
 
 
 def commit(
-    stage: Stage, counts: dict[str, int], extra: dict[str, Any] | None = None
+    stage: Stage,
+    counts: dict[str, int],
+    extra: dict[str, Any] | None = None,
+    *,
+    parts: int | None = None,
+    check: Callable[[dict[str, int]], None] | None = None,
 ) -> dict[str, Any]:
     """Write the manifest of a stage made of parts: from here on, it is done.
 
-    `counts` stand beside those that the parts' records add up to; `extra` are further facts.
+    `counts` stand beside those that the parts' records add up to; `extra` are further facts;
+    `parts` is how many there must be; `check` sees the counts and may still refuse them.
+
+    Raises:
+        DataError: a part is missing or was damaged since it was written.
     """
     records = [record for _, record in sorted(finished_parts(stage).items())]
-    total: dict[str, int] = {}
+    found = [record["part"] for record in records]
+    wanted = list(range(parts if parts is not None else len(records)))
+    if found != wanted:
+        raise DataError(
+            f"{stage.folder.uri} has the parts {found[:3]}... ({len(found)} of them)",
+            f"all of its {len(wanted)} parts are there before the stage is done",
+            "run the same command again: the missing parts are done again",
+        )
+    total = dict(counts)
     for record in records:
         for name, count in record["counts"].items():
             total[name] = total.get(name, 0) + count
+    if check is not None:
+        check(total)
     manifest = {
         **_identity(stage),
         "fingerprint": fingerprint([record["content"] for record in records]),
         "parts": len(records),
-        "counts": {**total, **counts},
+        "counts": total,
         "files": [file for record in records for file in record["files"]],
         **(extra or {}),
     }
@@ -358,9 +378,10 @@ def _difference(found: dict[str, Any], stage: Stage) -> str:
     return ", ".join(changed) or "it was written by another version of raydpo"
 
 
-def _discard(stage: Stage, why: str) -> None:
+def _discard(stage: Stage, why: str, keep_folders: bool) -> None:
     logger.info("[%s] stale, done again: %s", stage.name, why)
-    stage.folder.delete()
+    for name in stage.folder.files() if keep_folders else [""]:
+        stage.folder.delete(name)
 
 
 def _now() -> str:

@@ -1,0 +1,115 @@
+"""Configuration files: every problem at once, with what was meant."""
+
+import pytest
+import yaml
+
+from raydpo.config_file import config_from_values, config_to_yaml, load_config
+from raydpo.errors import ConfigError
+
+DESIGN = """
+name: reviews
+model: assets/review-lm
+prompts: {path: prompts.jsonl, max_prompt_tokens: 64}
+sampling: {candidates: 4, temperature: 1.0, max_completion_tokens: 48, engines: {count: 1, tensor_parallel: 1}}
+labeling:
+  reward: {classifier: assets/sentiment, label: positive}
+  pairs: {builder: all_pairs, min_margin: 0.1}
+reference: {}
+training:
+  objective: {name: dpo, beta: 0.1}
+  strategy: ddp
+  num_workers: 2
+  global_batch_groups: 16
+  learning_rate: 1.0e-4
+evaluation: {prompts: heldout.jsonl, judge: {classifier: assets/judge, label: positive}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text(DESIGN)
+    return file
+
+
+def test_resolved_configuration_reads_back_unchanged(path, tmp_path) -> None:
+    config = load_config(path)
+    again = tmp_path / "again.yaml"
+    again.write_text(config_to_yaml(config))
+    assert load_config(again) == config
+
+
+def test_overrides_reach_nested_keys_and_sections_by_their_command(path) -> None:
+    config = load_config(
+        path,
+        [
+            "train.learning_rate=1e-5",
+            "training.objective.beta=0.3",
+            "model.pad_token='<unk>'",
+            "sample.stop=[a, b]",
+        ],
+    )
+    assert config.training.learning_rate == 1e-5
+    assert config.training.objective.beta == 0.3
+    assert (config.model.path, config.model.pad_token) == ("assets/review-lm", "<unk>")
+    assert config.sampling.stop == ("a", "b")
+
+
+def test_configuration_is_frozen(path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_config(path).seed = 3
+
+
+def test_unknown_keys_are_refused_with_what_was_meant(path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["training.learning_rat=1", "promts.path=x"])
+    assert "training.learning_rat: unknown key; did you mean 'learning_rate'?" in str(caught.value)
+    assert "promts: unknown key; did you mean 'prompts'?" in str(caught.value)
+
+
+def test_wrong_values_are_all_listed_with_the_value_given(path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["training.objective.beta=-1", "sampling.candidates=none", "seed=x"])
+    text = str(caught.value)
+    assert "3 problem(s)" in text
+    assert "beta: Input should be greater than 0 (given: -1)" in text
+    assert "candidates" in text
+    assert "(given: 'none')" in text
+
+
+def test_override_without_a_value_is_refused(path) -> None:
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load_config(path, ["training.learning_rate"])
+
+
+def test_missing_file_and_broken_yaml_are_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(broken)
+    broken.write_text("- a list")
+    with pytest.raises(ConfigError, match="holds a list"):
+        load_config(broken)
+
+
+def test_existing_preferences_and_prompts_exclude_each_other() -> None:
+    values = yaml.safe_load(DESIGN)
+    with pytest.raises(ConfigError, match="`preferences` replaces `prompts`"):
+        config_from_values({**values, "preferences": "pairs.jsonl"}, "test")
+
+
+def test_nothing_to_work_on_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing to work on"):
+        config_from_values({"name": "a", "model": "b"}, "test")
+
+
+def test_reward_takes_one_source() -> None:
+    values = yaml.safe_load(DESIGN)
+    values["labeling"]["reward"] = {"classifier": "a", "function": "b:c"}
+    with pytest.raises(ConfigError, match="exactly one of `function` and `classifier`"):
+        config_from_values(values, "test")
+    values["labeling"]["reward"] = [{"classifier": "a"}, {"function": "b:c", "weight": 0.5}]
+    rewards = config_from_values(values, "test").labeling.reward
+    assert [reward.scorer for reward in rewards] == ["a", "b:c"]

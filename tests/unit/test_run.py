@@ -1,0 +1,188 @@
+"""The run directory: what is finished stays, what is stale or damaged is seen."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from raydpo.errors import DataError, ManifestError, RunLockedError
+from raydpo.run import (
+    PartResult,
+    Stage,
+    commit,
+    finished_parts,
+    locked,
+    open_stage,
+    read_manifest,
+    read_part,
+    read_quarantine,
+    read_rows,
+    write_part,
+)
+from raydpo.storage import Folder, folder_of
+
+
+def stage_in(folder: Folder, **settings: object) -> Stage:
+    return Stage(folder, "examples", "examples", {"source": "abc"}, {"limit": 3, **settings})
+
+
+def result(number: int, refused: int = 0) -> PartResult:
+    rows = [
+        {"example_id": f"{number}-{i}", "token_ids": [number, i], "prompt_tokens": 0}
+        for i in range(3)
+    ]
+    quarantined = [
+        {"stage": "examples", "id": f"bad-{number}-{i}", "reason": "empty", "row": "{}"}
+        for i in range(refused)
+    ]
+    return PartResult(rows, quarantined, {"input": 3 + refused})
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return folder_of(str(tmp_path / "run" / "examples"))
+
+
+def finish(stage: Stage, parts: int = 3) -> dict:
+    assert open_stage(stage) is None
+    for index in range(parts):
+        write_part(stage, index, result(index, refused=index))
+    return commit(stage, {}, parts=parts)
+
+
+def test_finished_stage_is_read_back_in_order_with_its_counts(folder) -> None:
+    manifest = finish(stage_in(folder))
+    assert manifest["counts"] == {"input": 12, "output": 9, "quarantined": 3}
+    ids = [row["example_id"] for row in read_rows(folder, manifest)]
+    assert ids == [f"{part}-{i}" for part in range(3) for i in range(3)]
+    refused = [row["id"] for row in read_quarantine(folder, manifest)]
+    assert refused == ["bad-1-0", "bad-2-0", "bad-2-1"]
+    assert open_stage(stage_in(folder)) == manifest
+
+
+def test_interrupted_stage_keeps_its_whole_parts_and_ends_with_the_same_fingerprint(
+    folder, tmp_path
+) -> None:
+    undisturbed = finish(stage_in(folder_of(str(tmp_path / "other"))))
+    stage = stage_in(folder)
+    open_stage(stage)
+    write_part(stage, 2, result(2, refused=2))
+    folder.write_bytes("part-00001.parquet", b"written, but its record is not there")
+    assert open_stage(stage) is None
+    assert list(finished_parts(stage)) == [2]
+    for index in (0, 1):
+        write_part(stage, index, result(index, refused=index))
+    assert commit(stage, {}, parts=3)["fingerprint"] == undisturbed["fingerprint"]
+
+
+def test_commit_refuses_a_stage_with_a_missing_part(folder) -> None:
+    stage = stage_in(folder)
+    open_stage(stage)
+    write_part(stage, 0, result(0))
+    with pytest.raises(DataError, match="all of its 2 parts"):
+        commit(stage, {}, parts=2)
+    assert read_manifest(folder) is None
+
+
+def test_refused_counts_leave_no_manifest(folder) -> None:
+    stage = stage_in(folder)
+    open_stage(stage)
+    write_part(stage, 0, result(0))
+
+    def refuse(counts: dict[str, int]) -> None:
+        raise DataError(str(counts), "rule", "way out")
+
+    with pytest.raises(DataError):
+        commit(stage, {}, check=refuse)
+    assert read_manifest(folder) is None
+    assert list(finished_parts(stage)) == [0]
+
+
+def test_changed_setting_makes_the_stage_stale_and_says_which(folder, caplog) -> None:
+    finish(stage_in(folder))
+    caplog.set_level("INFO", logger="raydpo")
+    assert open_stage(stage_in(folder, limit=4)) is None
+    assert "setting 'limit' changed" in caplog.text
+    assert [name for name in folder.files() if name.endswith(".parquet")] == []
+
+
+def test_begun_stage_of_other_settings_is_discarded(folder) -> None:
+    stage = stage_in(folder)
+    open_stage(stage)
+    write_part(stage, 0, result(0))
+    other = stage_in(folder, limit=4)
+    assert open_stage(other) is None
+    assert finished_parts(other) == {}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 0.5, -1])
+def test_truncated_part_is_named(folder, cut) -> None:
+    manifest = finish(stage_in(folder))
+    path = folder.local_path("part-00001.parquet")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * cut) if isinstance(cut, float) else cut])
+    with pytest.raises(DataError, match=r"part-00001\.parquet"):
+        open_stage(stage_in(folder))
+    with pytest.raises(DataError, match=r"part-00001\.parquet"):
+        read_part(folder, manifest, 1)
+
+
+def test_flipped_byte_is_seen_when_the_part_is_read(folder) -> None:
+    manifest = finish(stage_in(folder))
+    path = folder.local_path("part-00000.parquet")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"part-00000\.parquet was changed"):
+        read_part(folder, manifest, 0)
+
+
+def test_damaged_part_of_an_interrupted_run_is_done_again(folder) -> None:
+    stage = stage_in(folder)
+    open_stage(stage)
+    for index in range(2):
+        write_part(stage, index, result(index))
+    folder.local_path("part-00000.parquet").write_bytes(b"PAR1")
+    assert list(finished_parts(stage)) == [1]
+
+
+def test_damaged_manifest_is_refused_and_not_taken_for_nothing_done(folder) -> None:
+    manifest = finish(stage_in(folder))
+    path = folder.local_path("manifest.json")
+    without_counts = {k: v for k, v in manifest.items() if k != "counts"}
+    for damaged in (b"{", b"[]", json.dumps(without_counts).encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(ManifestError, match=r"manifest\.json is damaged"):
+            open_stage(stage_in(folder))
+
+
+def test_second_run_in_a_directory_is_told_who_holds_it(tmp_path) -> None:
+    run = folder_of(str(tmp_path))
+    code = (
+        "from raydpo.run import locked; from raydpo.storage import folder_of; import sys\n"
+        "with locked(folder_of(sys.argv[1])): pass"
+    )
+    with locked(run):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        )
+        assert "RunLockedError" in done.stderr
+        assert f"process {os.getpid()}" in done.stderr
+        with pytest.raises(RunLockedError), locked(run):
+            pass
+    with locked(run):
+        pass
+
+
+def test_lock_of_a_killed_process_is_free(tmp_path) -> None:
+    code = (
+        "from raydpo.run import locked; from raydpo.storage import folder_of\n"
+        "import os, signal, sys\n"
+        "with locked(folder_of(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert done.returncode == -9
+    with locked(folder_of(str(tmp_path))):
+        pass
