@@ -102,6 +102,15 @@ class Encoder:
         """The text of token ids, special tokens included."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
+    def without_prefix(self, ids: list[int]) -> list[int]:
+        """The ids after BOS."""
+        start = len(self.prefix)
+        return ids[start:] if tuple(ids[:start]) == self.prefix else ids
+
+    def decode_plain(self, ids: list[int]) -> str:
+        """The text of a cut prompt, without BOS, for people to read."""
+        return self.decode(self.without_prefix(ids))
+
     def _whole_prompt(self, ids: list[int], is_rendered: bool) -> list[int]:
         prefix = list(self.prefix)
         while prefix and ids[: len(prefix)] == prefix:  # BOS that the text brought along
@@ -121,7 +130,8 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     Raises:
         ModelError: it has no EOS token.
     """
-    if tokenizer.eos_token_id is None:
+    eos_id: Any = tokenizer.eos_token_id
+    if eos_id is None:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no end-of-sequence token",
             "a completion ends with EOS, in training as in sampling",
@@ -130,7 +140,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     return Encoder(
         tokenizer=tokenizer,
         prefix=_prefix(tokenizer),
-        eos_id=int(tokenizer.eos_token_id),
+        eos_id=int(eos_id),
         anchors=_anchors(tokenizer),
     )
 

@@ -75,7 +75,8 @@ def read_csv(stream: pa.NativeFile, where: str) -> Iterator[Read]:
         DataError: there is no header.
     """
     csv.field_size_limit(1 << 30)  # the module's own limit of 128 KiB refuses long texts
-    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
+    buffered = io.BufferedReader(stream)  # pyright: ignore[reportArgumentType]
+    text = io.TextIOWrapper(buffered, "utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.reader(text)
     header = next(rows, None)
     if not header:
@@ -175,7 +176,8 @@ def _as_binary(column: pa.Array) -> str:
         if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
             return "(not readable)"
         kind = pa.binary() if pa.types.is_string(column.type) else pa.large_binary()
-        return column.cast(kind).to_pylist()[0].decode("utf-8", "backslashreplace")
+        content: Any = column.cast(kind).to_pylist()[0]
+        return bytes(content).decode("utf-8", "backslashreplace")
 
 
 def _list_items(text: io.TextIOWrapper, where: str) -> Iterator[Any]:

@@ -160,14 +160,14 @@ def _files(path: str, format: SourceFormat) -> list[_File]:
             "check the path (relative ones start at the folder the command runs in); "
             "for a dataset of the hub set `format: dataset`",
         )
-    named = [
-        (filesystem, name, format if format != "auto" else _format_of(name))
-        for filesystem, name in infos
-    ]
-    files = [_File(filesystem, name, known) for filesystem, name, known in named if known]
+    files: list[_File] = []
+    for filesystem, name in infos:
+        known = format if format != "auto" else _format_of(name)
+        if known is not None:
+            files.append(_File(filesystem, name, known))
     if not files:
         raise DataError(
-            f"{path}: no known ending among {', '.join(Path(n).name for _, n, _ in named[:5])}",
+            f"{path}: no known ending among {', '.join(Path(name).name for _, name in infos[:5])}",
             f"`format: auto` knows {', '.join(_FORMAT_OF_ENDING)} (also with .gz)",
             "rename the file, or name its format: jsonl, json, parquet, csv, text or dataset",
         )
