@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -16,6 +23,15 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=0.5)]
+
+
+def _not_almost_greedy(value: float) -> float:
+    if 0 < value < 0.01:
+        raise ValueError("must be 0 (greedy) or at least 0.01: vLLM samples no colder than that")
+    return value
+
+
+Temperature = Annotated[NonNegativeFloat, AfterValidator(_not_almost_greedy)]
 
 
 class Section(BaseModel):
@@ -142,7 +158,7 @@ class SamplingConfig(Section):
 
     candidates: Annotated[int, Field(ge=1)] = 4
     """K, the completions sampled for each prompt."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     """Softmax temperature; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling."""
@@ -341,7 +357,7 @@ class EvaluationConfig(Section):
     """The scorer of the report; better another than the one that made the labels."""
     samples_per_prompt: PositiveInt = 4
     """Completions sampled for each prompt, from the reference and from the policy."""
-    temperature: NonNegativeFloat = 1.0
+    temperature: Temperature = 1.0
     """Softmax temperature of those samples. KL is that of the policy itself only at 1."""
     heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the preference groups kept out of training, for accuracy and margins."""

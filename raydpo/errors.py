@@ -5,6 +5,7 @@
     |-- DataError        an input file, a row or a table is wrong
     |   `-- QuarantineBudgetError  more rows were refused than the run allows
     |-- ModelError       a model, tokenizer or chat template cannot be used as asked
+    |-- EngineError      a sampling engine got no place in the cluster, or died too often
     |-- RunError         the run directory cannot be used as asked
     |   |-- RunLockedError         another live process holds the directory
     |   `-- ManifestError          a manifest is unreadable or of another run
@@ -50,6 +51,10 @@ class QuarantineBudgetError(DataError):
 
 class ModelError(RaydpoError):
     """A model, tokenizer or chat template cannot be used as asked."""
+
+
+class EngineError(RaydpoError):
+    """A sampling engine got no place in the cluster, or died too often."""
 
 
 class RunError(RaydpoError):

@@ -55,7 +55,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = local_folder(model)
-    _refuse_remote_code(folder, "tokenizer_config.json")
+    refuse_remote_code(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
@@ -80,7 +80,7 @@ def load_causal_lm(model: ModelConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     folder = local_folder(model)
-    _refuse_remote_code(folder, "config.json")
+    refuse_remote_code(folder)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=model.attention
@@ -111,13 +111,26 @@ def model_config_values(model: ModelConfig) -> dict[str, Any]:
         ) from error
 
 
-@functools.cache
+def refuse_remote_code(folder: Path) -> None:
+    """Stop at a model whose files ask to run code of their own.
+
+    Raises:
+        ModelError: its config.json or tokenizer_config.json has an `auto_map`.
+    """
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+            raise ModelError(
+                f"{path} asks to run code of its own (auto_map)",
+                "raydpo runs no code that a model folder brings",
+                "use a model whose architecture is part of transformers",
+            )
+
+
 def weights_fingerprint(model: ModelConfig) -> str:
     """Hash of the weights' bytes and the architecture, whatever the folder is called."""
     return _files_fingerprint(local_folder(model), _WEIGHT_FILES)
 
 
-@functools.cache
 def tokenizer_fingerprint(model: ModelConfig) -> str:
     """Hash of the tokenizer's files, the padding token and the chat template in use."""
     template = _template_file(model.chat_template) if model.chat_template else None
@@ -125,6 +138,7 @@ def tokenizer_fingerprint(model: ModelConfig) -> str:
     return fingerprint([files, model.pad_token, template])
 
 
+@functools.cache
 def _files_fingerprint(folder: Path, patterns: tuple[str, ...]) -> str:
     names = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     return fingerprint({path.name: _file_hash(path) for path in names})
@@ -163,16 +177,6 @@ def _template_file(path: str) -> str:
             "it is a file with a Jinja chat template",
             "check the path, or remove the key to use the tokenizer's own template",
         ) from error
-
-
-def _refuse_remote_code(folder: Path, name: str) -> None:
-    path = folder / name
-    if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
-        raise ModelError(
-            f"{path} asks to run code of its own (auto_map)",
-            "raydpo runs no code that a model folder brings",
-            "use a model whose architecture is part of transformers",
-        )
 
 
 def _download(uri: str) -> Path:

@@ -1,0 +1,221 @@
+"""The sampling stage: prompts in, candidates out, K for each prompt.
+
+What comes in: the prompts table and the policy. What goes out: the candidates table,
+the same rows whatever the number of engines and the order of the work. Light Ray Data
+workers carry whole parts to the engines, several for each, so that none runs dry.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raydpo.config import ModelConfig, SamplingConfig
+from raydpo.errors import EngineError
+from raydpo.models import tokenizer_fingerprint, weights_fingerprint
+from raydpo.parts import PartJob, Table, Transform, Workers, run_parts_with
+from raydpo.progress import logger
+from raydpo.run import PartResult, Stage
+from raydpo.sampling.engine import (
+    Completion,
+    Refusal,
+    Request,
+    engine_dtype,
+    max_sequence_tokens,
+)
+from raydpo.sampling.pool import EnginePool, engine_pool, generate
+from raydpo.sampling.seeds import prompt_seed
+from raydpo.storage import Folder
+from raydpo.tables import Row
+
+STAGE_NAME: Final = "sampling"
+#: Parts that an engine works on at once: the next is there before the last completion ends.
+PARTS_IN_FLIGHT: Final = 2
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker needs to know to sample a part; `longest_prompt` is in tokens."""
+
+    sampling: SamplingConfig
+    policy: str
+    seed: int
+    round_index: int
+    longest_prompt: int
+
+
+def sample_candidates(
+    *,
+    folder: Folder,
+    prompts: Table,
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    seed: int,
+    round_index: int,
+    max_prompt_tokens: int,
+    what: str,
+    max_quarantined_fraction: float,
+    pool: EnginePool | None = None,
+) -> Table:
+    """Sample K completions for each prompt.
+
+    Args:
+        folder: where the candidates table goes.
+        prompts: the prompts table; part i becomes part i of the candidates.
+        model: the policy that samples.
+        sampling: K, temperature and the like, and the engines.
+        seed: the run's seed; with the round and the prompt's id it fixes the tokens.
+        round_index: the round.
+        max_prompt_tokens: longest prompt, in tokens; a longer one may be refused.
+        what: the stage and round, for the log.
+        max_quarantined_fraction: share of the prompts that may be refused.
+        pool: engines that run already, of the same model; without it they are started
+            for this stage, and only if a part is missing.
+
+    Raises:
+        ConfigError, ModelError, EngineError: the engines cannot be started, or died.
+        QuarantineBudgetError: too many prompts were refused.
+    """
+    tokens = max_sequence_tokens(model, sampling, max_prompt_tokens)
+    longest = tokens - sampling.max_completion_tokens
+    task = _Task(sampling, weights_fingerprint(model), seed, round_index, longest)
+
+    def open_job(missing: list[int]) -> AbstractContextManager[PartJob]:
+        engines = nullcontext(pool) if pool else _pool_for(len(missing))
+        return _job(engines, task, len(missing), what)
+
+    def _pool_for(parts: int) -> AbstractContextManager[EnginePool]:
+        return engine_pool(model, sampling, max_prompt_tokens, what, at_most=parts)
+
+    stage = _stage(folder, prompts, model, task)
+    return run_parts_with(stage, [prompts], open_job, what, max_quarantined_fraction)
+
+
+def _stage(folder: Folder, prompts: Table, model: ModelConfig, task: _Task) -> Stage:
+    """The stage's identity: what the tokens depend on, and nothing about the machines."""
+    return Stage(
+        folder=folder,
+        name=STAGE_NAME,
+        table="candidates",
+        inputs={
+            "prompts": prompts.fingerprint,
+            "policy": task.policy,
+            "tokenizer": tokenizer_fingerprint(model),
+        },
+        settings={
+            **task.sampling.model_dump(mode="json", exclude={"engines"}),
+            "dtype": engine_dtype(model, task.sampling),
+            "longest_prompt_tokens": task.longest_prompt,
+            "seed": task.seed,
+            "round": task.round_index,
+        },
+    )
+
+
+@contextmanager
+def _job(
+    engines: AbstractContextManager[EnginePool], task: _Task, parts: int, what: str
+) -> Generator[PartJob]:
+    """The engines, and the work of the stage's workers with them; says how fast it went."""
+    with engines as pool:
+        completions_before, tokens_before = pool.made()
+        started = time.monotonic()
+        count = min(parts, PARTS_IN_FLIGHT * len(pool.engines))
+        # The workers only carry: they hold no CPU, so engines may hold all there are.
+        yield PartJob(functools.partial(_make_transform, pool, task), Workers(count, cpus=0.0))
+        seconds = time.monotonic() - started
+        completions, tokens = pool.made()
+        logger.info(
+            "[%s] %d completions, %d tokens in %.1f s: %.1f completions/s, %.0f tokens/s",
+            what,
+            completions - completions_before,
+            tokens - tokens_before,
+            seconds,
+            (completions - completions_before) / seconds,
+            (tokens - tokens_before) / seconds,
+        )
+
+
+def _make_transform(pool: EnginePool, task: _Task) -> Transform:
+    """Bind a worker to an engine."""
+    return functools.partial(_sample_part, pool, pool.take(), task)
+
+
+def _sample_part(pool: EnginePool, engine: Any, task: _Task, prompts: list[Row]) -> PartResult:
+    """One part: prompts -> K candidates each, neighbours, in the prompts' order."""
+    fitting = [row for row in prompts if len(row["prompt_ids"]) <= task.longest_prompt]
+    requests = [_request(row, task) for row in fitting]
+    given = generate(engine, requests, task.sampling)
+    _check_policy(given.policy, task.policy)
+    answers = dict(zip([r.prompt_id for r in requests], given.answers, strict=True))
+    rows: list[Row] = []
+    refused: list[Row] = []
+    for prompt in prompts:
+        answer = answers.get(prompt["prompt_id"]) or _too_long(prompt, task)
+        if isinstance(answer, Refusal):
+            refused.append(_quarantined(prompt, answer))
+        else:
+            rows += [_candidate(prompt, k, c, task) for k, c in enumerate(answer)]
+    counts = _counts(rows)
+    pool.count(len(rows), counts["completion_tokens"])
+    return PartResult(rows, refused, counts)
+
+
+def _request(prompt: Row, task: _Task) -> Request:
+    return Request(prompt["prompt_id"], prompt["prompt_ids"], _seed(prompt, task))
+
+
+def _seed(prompt: Row, task: _Task) -> int:
+    return prompt_seed(task.seed, task.round_index, prompt["prompt_id"])
+
+
+def _check_policy(found: str, expected: str) -> None:
+    if found != expected:
+        raise EngineError(
+            f"an engine holds the weights {found[:12]}",
+            f"this stage samples from the weights {expected[:12]}",
+            "the model's folder changed under the run: put it back, or start the run again",
+        )
+
+
+def _too_long(prompt: Row, task: _Task) -> Refusal:
+    return Refusal(
+        f"the prompt has {len(prompt['prompt_ids'])} tokens; {task.longest_prompt} leave room "
+        f"for {task.sampling.max_completion_tokens} completion tokens"
+    )
+
+
+def _candidate(prompt: Row, index: int, completion: Completion, task: _Task) -> Row:
+    return {
+        "prompt_id": prompt["prompt_id"],
+        "candidate": index,
+        "prompt": prompt["prompt"],
+        "prompt_ids": prompt["prompt_ids"],
+        "completion": completion.text,
+        "completion_ids": completion.token_ids,
+        "sampler_token_logps": completion.token_logps,
+        "finish_reason": completion.finish_reason,
+        "seed": _seed(prompt, task) + index,
+        "policy": task.policy,
+    }
+
+
+def _quarantined(prompt: Row, refusal: Refusal) -> Row:
+    return {
+        "stage": STAGE_NAME,
+        "id": prompt["prompt_id"],
+        "reason": refusal.reason,
+        "row": json.dumps(prompt, ensure_ascii=False),
+    }
+
+
+def _counts(rows: list[Row]) -> dict[str, int]:
+    return {
+        "completion_tokens": sum(len(row["completion_ids"]) for row in rows),
+        "cut_at_max_tokens": sum(row["finish_reason"] == "length" for row in rows),
+    }

@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.errors import ConfigError, ModelError
+from raydpo.sampling.engine import (
+    engine_arguments,
+    engine_dtype,
+    engine_environment,
+    load_engine,
+    max_sequence_tokens,
+)
+
+
+def model_folder(path: Path, **values: Any) -> ModelConfig:
+    (path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return ModelConfig(path=str(path))
+
+
+def sampling(max_completion_tokens: int = 20, **engines: Any) -> SamplingConfig:
+    return SamplingConfig(
+        max_completion_tokens=max_completion_tokens, engines=EnginesConfig(**engines)
+    )
+
+
+def test_sequences_are_as_long_as_prompt_and_completion(tmp_path: Path) -> None:
+    model = model_folder(tmp_path, max_position_embeddings=30)
+    assert max_sequence_tokens(model, sampling(), 10) == 30
+    assert max_sequence_tokens(model, sampling(max_sequence_tokens=25), 10) == 25
+
+
+@pytest.mark.parametrize("key", ["max_position_embeddings", "n_positions"])
+def test_sequences_longer_than_the_model_are_refused(tmp_path: Path, key: str) -> None:
+    model = model_folder(tmp_path, **{key: 29})
+    with pytest.raises(ConfigError, match="has 29 positions"):
+        max_sequence_tokens(model, sampling(), 10)
+
+
+def test_stretched_positions_are_left_to_vllm(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0}
+    model = model_folder(tmp_path, max_position_embeddings=29, rope_parameters=rope)
+    assert max_sequence_tokens(model, sampling(), 10) == 30
+
+
+def test_a_sequence_length_without_room_for_a_prompt_is_refused(tmp_path: Path) -> None:
+    model = model_folder(tmp_path, max_position_embeddings=100)
+    with pytest.raises(ConfigError, match="room for a prompt"):
+        max_sequence_tokens(model, sampling(max_sequence_tokens=20), 10)
+
+
+def test_dtype_is_the_models_precision_unless_given() -> None:
+    model = ModelConfig(path="m", precision="bfloat16")
+    assert engine_dtype(model, sampling()) == "bfloat16"
+    assert engine_dtype(model, sampling(dtype="float32")) == "float32"
+
+
+def test_cuda_engines_get_their_gpus_and_memory(tmp_path: Path) -> None:
+    model = model_folder(tmp_path)
+    config = sampling(tensor_parallel=4, gpu_memory_fraction=0.5)
+    arguments = engine_arguments(model, config, 10, cuda=True)
+    assert arguments["tensor_parallel_size"] == 4
+    assert arguments["distributed_executor_backend"] == "mp"
+    assert arguments["gpu_memory_utilization"] == 0.5
+    assert arguments["enforce_eager"] is False
+    assert "enable_chunked_prefill" not in arguments
+
+
+def test_cpu_engines_run_eagerly_and_prefill_whole_prompts(tmp_path: Path) -> None:
+    arguments = engine_arguments(model_folder(tmp_path), sampling(), 10, cuda=False)
+    assert arguments["enforce_eager"] is True
+    assert arguments["enable_chunked_prefill"] is False
+    assert "tensor_parallel_size" not in arguments
+
+
+def test_enforce_eager_is_taken_as_given(tmp_path: Path) -> None:
+    model = model_folder(tmp_path)
+    for cuda in (True, False):
+        for eager in (True, False):
+            config = sampling(enforce_eager=eager)
+            assert engine_arguments(model, config, 10, cuda)["enforce_eager"] is eager
+    assert (
+        engine_environment(sampling(enforce_eager=False), cuda=False)["TORCH_COMPILE_DISABLE"]
+        == "0"
+    )
+
+
+def test_cpu_engines_take_threads_and_memory_from_the_configuration() -> None:
+    environment = engine_environment(sampling(cpus=3.5, cpu_kv_cache_gib=7), cuda=False)
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert engine_environment(sampling(cpus=0.5), cuda=False)["OMP_NUM_THREADS"] == "1"
+
+
+def test_engines_listen_on_loopback_only() -> None:
+    for cuda in (True, False):
+        assert engine_environment(sampling(), cuda)["VLLM_HOST_IP"] == "127.0.0.1"
+
+
+def test_a_model_with_code_of_its_own_is_refused_before_vllm_sees_it(tmp_path: Path) -> None:
+    model = model_folder(tmp_path, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    with pytest.raises(ModelError, match="auto_map"):
+        load_engine(model, {})
