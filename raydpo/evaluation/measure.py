@@ -1,0 +1,169 @@
+"""The content of metrics.json: every number of the evaluation, from samples and log-probs.
+
+What comes in: the joined samples, log-probs and pairs, and the configuration. What goes
+out: one JSON value without NaN, keys in reading order, no text of any prompt or completion.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raydpo.config import Config, EvaluationConfig, RewardConfig, SamplingConfig
+from raydpo.errors import DataError, NumericsError
+from raydpo.evaluation import metrics
+from raydpo.evaluation.samples import HeldoutPairs, Sample, ScoredCompletions
+
+Json = dict[str, Any]
+
+
+def measure(
+    config: Config,
+    evaluation: EvaluationConfig,
+    reference: list[Sample],
+    policy: list[Sample],
+    logps: ScoredCompletions,
+    pairs: HeldoutPairs | None,
+) -> Json:
+    """All numbers of the report.
+
+    Raises:
+        DataError: no prompt has scored samples of both models, or no sample has log-probs.
+        NumericsError: a number is not finite.
+    """
+    if not logps.prompts or not {s.prompt_id for s in reference} & {s.prompt_id for s in policy}:
+        raise DataError(
+            f"{len(reference)} reference samples, {len(policy)} policy samples and "
+            f"{len(logps.prompts)} with log-probs are left to compare",
+            "at least one held-out prompt has scored samples of both models",
+            "read the reasons in the quarantine folders of the evaluation, or give more prompts",
+        )
+    beta = config.training.objective.beta if config.training else None
+    values = {
+        "judge": _judge(evaluation.judge),
+        "reference": _model_values(reference, evaluation.judge),
+        "policy": _model_values(policy, evaluation.judge),
+        "difference": _differences(reference, policy),
+        "win_rate": _win_rate(reference, policy).as_json(),
+        "kl": _kl(logps, evaluation, config.sampling, beta),
+        "heldout": _heldout(pairs, beta) if pairs is not None and pairs.prompts else None,
+    }
+    _refuse_non_finite(values)
+    return values
+
+
+def sampling_caveats(evaluation: EvaluationConfig, sampling: SamplingConfig) -> list[str]:
+    """Settings under which the samples are not the policy's own distribution, in words."""
+    settings = {
+        f"temperature {evaluation.temperature:g}": evaluation.temperature != 1,
+        f"top_p {sampling.top_p:g}": sampling.top_p < 1,
+        f"top_k {sampling.top_k}": sampling.top_k > 0,
+        f"min_completion_tokens {sampling.min_completion_tokens}": sampling.min_completion_tokens
+        > 1,
+    }
+    return [name for name, differs in settings.items() if differs]
+
+
+def score_unit(judges: tuple[RewardConfig, ...]) -> str:
+    """What the judge score is, in words for a table or an axis."""
+    judge, *others = judges
+    if others:
+        return "weighted sum of judges"
+    if judge.classifier is None:
+        return "reward"
+    kind = {"probability": "probability", "log_odds": "log-odds", "logit": "logit"}[judge.output]
+    named = f"{kind} of “{judge.label}”" if judge.label is not None else kind
+    return named if judge.weight == 1 else f"{judge.weight:g} × {named}"
+
+
+def _judge(judges: tuple[RewardConfig, ...]) -> Json:
+    return {"scorers": [judge.scorer for judge in judges], "unit": score_unit(judges)}
+
+
+def _model_values(samples: list[Sample], judges: tuple[RewardConfig, ...]) -> Json:
+    prompts = _prompts(samples)
+    ids = [sample.completion_ids for sample in samples]
+    ended = [float(sample.finish_reason == "stop") for sample in samples]
+    repetition = metrics.repetition_share(ids, prompts)
+    return {
+        "score": metrics.clustered_mean(_scores(samples), prompts).as_json(),
+        "score_by_judge": {
+            judge.scorer: metrics.clustered_mean(
+                [sample.values[judge.scorer] for sample in samples], prompts
+            ).as_json()
+            for judge in judges
+        },
+        "completion_tokens": metrics.clustered_mean(_lengths(samples), prompts).as_json(),
+        "finished_share": metrics.clustered_mean(ended, prompts).as_json(),
+        "distinct_2": metrics.distinct_2(ids),
+        "repetition_share": repetition.as_json() if repetition else None,
+    }
+
+
+def _differences(reference: list[Sample], policy: list[Sample]) -> Json:
+    ours, theirs = _prompts(policy), _prompts(reference)
+    score = metrics.paired_difference(_scores(policy), ours, _scores(reference), theirs)
+    tokens = metrics.paired_difference(_lengths(policy), ours, _lengths(reference), theirs)
+    return {
+        "score": {**score.as_json(), "z": score.z},
+        "completion_tokens": {**tokens.as_json(), "z": tokens.z},
+    }
+
+
+def _win_rate(reference: list[Sample], policy: list[Sample]) -> metrics.Estimate:
+    return metrics.win_rate(
+        _scores(policy), _prompts(policy), _scores(reference), _prompts(reference)
+    )
+
+
+def _kl(
+    logps: ScoredCompletions,
+    evaluation: EvaluationConfig,
+    sampling: SamplingConfig,
+    beta: float | None,
+) -> Json:
+    lists = logps.policy, logps.reference, logps.prompts
+    completion = metrics.kl_per_completion(*lists)
+    return {
+        "nats_per_completion": completion.as_json(),
+        "nats_per_token": metrics.kl_per_token(*lists).as_json(),
+        "not_exact_because": sampling_caveats(evaluation, sampling),
+        "beta": beta,
+        "beta_times_kl": None if beta is None else beta * completion.mean,
+    }
+
+
+def _heldout(pairs: HeldoutPairs, beta: float | None) -> Json:
+    lists = pairs.margins, pairs.weights, pairs.prompts
+    margin = metrics.weighted_mean(*lists)
+    rewards = [beta * value for value in pairs.margins] if beta is not None else None
+    return {
+        "accuracy": metrics.pair_accuracy(*lists).as_json(),
+        "logratio_margin_nats": margin.as_json(),
+        "reward_margin": metrics.weighted_mean(rewards, pairs.weights, pairs.prompts).as_json()
+        if rewards
+        else None,
+    }
+
+
+def _prompts(samples: list[Sample]) -> list[str]:
+    return [sample.prompt_id for sample in samples]
+
+
+def _scores(samples: list[Sample]) -> list[float]:
+    return [sample.score for sample in samples]
+
+
+def _lengths(samples: list[Sample]) -> list[float]:
+    return [float(len(sample.completion_ids)) for sample in samples]
+
+
+def _refuse_non_finite(values: Json) -> None:
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError as error:
+        raise NumericsError(
+            f"a metric of the evaluation is not finite: {error}",
+            "every number of metrics.json is finite; what is unknown is null",
+            "look for infinite log-probs in the kl_policy and kl_reference tables",
+        ) from error

@@ -1,0 +1,264 @@
+"""What the report's numbers are: estimates with standard errors clustered by prompt.
+
+What comes in: plain lists over completions, pairs or tokens, with the prompt of each.
+What goes out: `Estimate`s. Completions of one prompt are not independent, so prompts
+are the unit of every standard error. Padding never enters: lists hold real tokens only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Half the width of a 95 % interval, in standard errors (normal approximation).
+Z_95: Final = 1.959963984540054
+
+Floats = NDArray[np.float64]
+TokenLogps = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error.
+
+    Args:
+        mean: the estimate.
+        standard_error: clustered by prompt; None where fewer than two prompts leave it unknown.
+        prompts: number of clusters.
+        observations: number of completions, pairs or comparisons.
+    """
+
+    mean: float
+    standard_error: float | None
+    prompts: int
+    observations: int
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """Ends of the 95 % confidence interval."""
+        if self.standard_error is None:
+            return None
+        half = Z_95 * self.standard_error
+        return self.mean - half, self.mean + half
+
+    @property
+    def z(self) -> float | None:
+        """The mean in standard errors; None where the standard error is unknown or 0."""
+        return self.mean / self.standard_error if self.standard_error else None
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON value without NaN: what is unknown is null."""
+        interval = self.ci95
+        return {
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "ci95": list(interval) if interval else None,
+            "prompts": self.prompts,
+            "observations": self.observations,
+        }
+
+
+def clustered_ratio(
+    numerators: Sequence[float], denominators: Sequence[float], prompts: Sequence[str]
+) -> Estimate:
+    """Ratio of two sums, with a standard error that takes prompts as the units.
+
+    With S_g and N_g the sums of prompt g's numerators and denominators, G prompts:
+
+        m  = sum_g S_g / sum_g N_g
+        SE = sqrt( G/(G-1) * sum_g (S_g - m N_g)^2 ) / sum_g N_g
+
+    (linearised ratio estimator: Cochran, Sampling Techniques, section 6.4). Where all N_g
+    are equal this is the usual standard error of the mean of the prompts' means.
+
+    Args:
+        numerators: [n].
+        denominators: [n], not negative, their sum positive.
+        prompts: [n], the prompt of each observation.
+    """
+    sums, sizes, count = _sums_by_prompt(numerators, denominators, prompts)
+    total = math.fsum(sizes)
+    mean = math.fsum(sums) / total
+    residuals = (sums - mean * sizes) / total
+    return Estimate(mean, _root_of_sum(residuals), count, len(numerators))
+
+
+def clustered_mean(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
+    """Mean over observations, its standard error clustered by prompt (see `clustered_ratio`)."""
+    return clustered_ratio(values, [1.0] * len(values), prompts)
+
+
+def paired_difference(
+    policy: Sequence[float],
+    policy_prompts: Sequence[str],
+    reference: Sequence[float],
+    reference_prompts: Sequence[str],
+) -> Estimate:
+    """Mean over the policy's completions minus mean over the reference's, paired by prompt.
+
+    Only prompts that both have count. With m, S_g, N_g as in `clustered_ratio`, one set for
+    each model, and N their sums of N_g:
+
+        d_g = (S_g - m N_g)/N  of the policy  -  the same of the reference
+        SE  = sqrt( G/(G-1) * sum_g d_g^2 )
+
+    What a prompt does to both models alike cancels, so this is smaller than the two standard
+    errors added in squares. `z` of the result is the difference in standard errors.
+    """
+    shared = set(policy_prompts) & set(reference_prompts)
+    first, first_mean, first_count = _influence(policy, policy_prompts, shared)
+    second, second_mean, second_count = _influence(reference, reference_prompts, shared)
+    return Estimate(
+        first_mean - second_mean,
+        _root_of_sum(first - second),
+        len(shared),
+        first_count + second_count,
+    )
+
+
+def kl_per_completion(
+    policy: Sequence[TokenLogps], reference: Sequence[TokenLogps], prompts: Sequence[str]
+) -> Estimate:
+    """KL(policy || reference) in nats a completion, estimated on the policy's own samples.
+
+        KL = E_{y ~ policy} [ sum_t log policy(y_t | x, y_<t) - log reference(y_t | x, y_<t) ]
+
+    Unbiased, and never of the wrong tokens: each list holds the completion's real tokens.
+
+    Args:
+        policy: [n] lists of per-token log-probs (nats).
+        reference: the same of the same tokens under the reference.
+        prompts: [n], the prompt of each completion.
+    """
+    return clustered_mean(sequence_logratios(policy, reference), prompts)
+
+
+def kl_per_token(
+    policy: Sequence[TokenLogps], reference: Sequence[TokenLogps], prompts: Sequence[str]
+) -> Estimate:
+    """KL(policy || reference) in nats a token: summed log-ratios over the number of tokens."""
+    tokens = [float(len(logps)) for logps in policy]
+    return clustered_ratio(sequence_logratios(policy, reference), tokens, prompts)
+
+
+def sequence_logratios(
+    policy: Sequence[TokenLogps], reference: Sequence[TokenLogps]
+) -> list[float]:
+    """Of each completion, sum over its tokens of policy - reference log-prob, in nats."""
+    return [
+        math.fsum(p - r for p, r in zip(ours, theirs, strict=True))
+        for ours, theirs in zip(policy, reference, strict=True)
+    ]
+
+
+def win_rate(
+    policy: Sequence[float],
+    policy_prompts: Sequence[str],
+    reference: Sequence[float],
+    reference_prompts: Sequence[str],
+) -> Estimate:
+    """How often a policy completion scores above a reference completion of the same prompt.
+
+    Every policy sample meets every reference sample of its prompt; a tie counts one half.
+    The standard error takes prompts as the units.
+    """
+    ours, theirs = _by_prompt(policy, policy_prompts), _by_prompt(reference, reference_prompts)
+    wins: list[float] = []
+    meetings: list[float] = []
+    shared = [prompt for prompt in ours if prompt in theirs]
+    for prompt in shared:
+        gaps = np.sign(np.subtract.outer(np.array(ours[prompt]), np.array(theirs[prompt])))
+        wins.append(float((gaps + 1).sum()) / 2)
+        meetings.append(float(gaps.size))
+    estimate = clustered_ratio(wins, meetings, shared)
+    return Estimate(
+        estimate.mean, estimate.standard_error, estimate.prompts, int(math.fsum(meetings))
+    )
+
+
+def pair_accuracy(
+    margins: Sequence[float], weights: Sequence[float], prompts: Sequence[str]
+) -> Estimate:
+    """Weighted share of pairs whose margin is positive; a margin of 0 counts one half."""
+    right = [0.5 * (1 + np.sign(margin)) for margin in margins]
+    return weighted_mean(right, weights, prompts)
+
+
+def weighted_mean(
+    values: Sequence[float], weights: Sequence[float], prompts: Sequence[str]
+) -> Estimate:
+    """Weighted mean, its standard error clustered by prompt."""
+    products = [value * weight for value, weight in zip(values, weights, strict=True)]
+    return clustered_ratio(products, weights, prompts)
+
+
+def distinct_2(completions: Sequence[Sequence[int]]) -> float | None:
+    """Different bigrams over all bigrams of a set of completions; low where all sound alike.
+
+    None where no completion has two tokens. Compare sets of like size only: it falls as
+    text grows.
+    """
+    bigrams = [pair for ids in completions for pair in _bigrams(ids)]
+    return len(set(bigrams)) / len(bigrams) if bigrams else None
+
+
+def repetition_share(
+    completions: Sequence[Sequence[int]], prompts: Sequence[str]
+) -> Estimate | None:
+    """Share of bigrams that stood before in the same completion; high where text loops.
+
+    None where no completion has two tokens.
+    """
+    repeats, totals = [], []
+    for ids in completions:
+        bigrams = _bigrams(ids)
+        repeats.append(float(len(bigrams) - len(set(bigrams))))
+        totals.append(float(len(bigrams)))
+    return clustered_ratio(repeats, totals, prompts) if sum(totals) else None
+
+
+def _bigrams(ids: Sequence[int]) -> list[tuple[int, int]]:
+    return list(itertools.pairwise(ids))
+
+
+def _by_prompt(values: Sequence[float], prompts: Sequence[str]) -> dict[str, list[float]]:
+    grouped: dict[str, list[float]] = {}
+    for value, prompt in zip(values, prompts, strict=True):
+        grouped.setdefault(prompt, []).append(value)
+    return grouped
+
+
+def _sums_by_prompt(
+    numerators: Sequence[float], denominators: Sequence[float], prompts: Sequence[str]
+) -> tuple[Floats, Floats, int]:
+    """Sums of numerators and denominators of each prompt, in order of first appearance."""
+    above, below = _by_prompt(numerators, prompts), _by_prompt(denominators, prompts)
+    sums = np.array([math.fsum(values) for values in above.values()])
+    sizes = np.array([math.fsum(values) for values in below.values()])
+    return sums, sizes, len(above)
+
+
+def _influence(
+    values: Sequence[float], prompts: Sequence[str], shared: set[str]
+) -> tuple[Floats, float, int]:
+    """What each shared prompt, in sorted order, adds to the mean; the mean; its observations."""
+    grouped = _by_prompt(values, prompts)
+    kept = [grouped[prompt] for prompt in sorted(shared)]
+    sums = np.array([math.fsum(group) for group in kept])
+    sizes = np.array([float(len(group)) for group in kept])
+    total = math.fsum(sizes)
+    mean = math.fsum(sums) / total
+    return (sums - mean * sizes) / total, mean, int(total)
+
+
+def _root_of_sum(residuals: Floats) -> float | None:
+    count = len(residuals)
+    if count < 2:
+        return None
+    return math.sqrt(count / (count - 1) * float(np.square(residuals).sum()))

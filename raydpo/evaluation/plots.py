@@ -1,0 +1,229 @@
+"""The report's figures, as PNG bytes.
+
+What comes in: numbers. What goes out: PNG files' content. Colours are those of Okabe and
+Ito, told apart with any colour vision, and by shape or hatching too. No pyplot, so no
+global state: each figure is an object of its own.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REFERENCE_COLOUR: Final = "#0072B2"
+POLICY_COLOUR: Final = "#D55E00"
+_INK: Final = "#333333"
+_DPI: Final = 144
+_STYLE: Final[dict[Any, Any]] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.edgecolor": "#999999",
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    # "$" in a judge's or label's name is a dollar sign, never the start of a formula.
+    "text.parse_math": False,
+}
+_CURVES: Final = (
+    ("loss", "loss (nats)"),
+    ("rewards/margins", "implicit reward margin (nats × beta)"),
+    ("rewards/accuracies", "implicit reward accuracy"),
+)
+
+
+@contextmanager
+def _styled() -> Generator[None]:
+    """This module's style for what is drawn inside, and for nothing else."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+@_styled()
+def training_curves(rows: Sequence[dict[str, Any]]) -> bytes | None:
+    """Loss, margins and accuracies against optimizer steps; None where the log has none.
+
+    Steps that a resumed run did twice count once, as they were done last.
+    """
+    by_step = {row["step"]: row for row in rows if "step" in row}
+    named = [(key, label) for key, label in _CURVES if any(key in r for r in by_step.values())]
+    if not named:
+        return None
+    figure, axes = _figure(width=10.0, height=2.9, columns=len(named))
+    for axis, (key, label) in zip(axes, named, strict=True):
+        points = [(step, row[key]) for step, row in sorted(by_step.items()) if key in row]
+        steps, values = zip(*points, strict=True)
+        marker = "o" if len(points) < 30 else ""
+        axis.plot(steps, values, color=POLICY_COLOUR, marker=marker, markersize=3, linewidth=1.6)
+        axis.set_xlabel("optimizer step")
+        axis.set_title(label, loc="left")
+        _whole_numbers(axis)
+        if key == "rewards/accuracies":
+            axis.axhline(0.5, color="#999999", linestyle=":", linewidth=1.2)
+            axis.set_ylim(-0.02, 1.02)
+    return _png(figure)
+
+
+@_styled()
+def score_distributions(
+    reference: Sequence[float], policy: Sequence[float], unit: str, bins: int = 24
+) -> bytes:
+    """How many completions have which judge score, for both models, means as lines."""
+    figure, (axis,) = _figure(width=5.6, height=3.3)
+    edges = _edges([*reference, *policy], bins)
+    _two_histograms(axis, reference, policy, edges)
+    axis.set_xlabel(f"judge score ({unit})")
+    axis.set_ylabel("share of completions (%)")
+    return _png(figure)
+
+
+@_styled()
+def lengths(reference: Sequence[int], policy: Sequence[int], limit: int) -> bytes:
+    """How many completions have which length in tokens, for both models, means as lines."""
+    figure, (axis,) = _figure(width=5.6, height=3.3)
+    width = max(1, -(-limit // 24))
+    edges = np.arange(0.5, limit + width + 0.5, width)
+    _two_histograms(axis, reference, policy, edges)
+    axis.set_xlabel(f"completion length (tokens; limit {limit})")
+    axis.set_ylabel("share of completions (%)")
+    return _png(figure)
+
+
+@_styled()
+def score_against_kl(
+    reference_score: dict[str, Any], policy_score: dict[str, Any], kl: dict[str, Any], unit: str
+) -> bytes:
+    """Judge score against KL from the reference, which stands at 0; bars are 95 % intervals.
+
+    The arguments are estimates as `metrics.json` holds them.
+    """
+    figure, (axis,) = _figure(width=5.6, height=3.3)
+    axis.plot(
+        [0, kl["mean"]],
+        [reference_score["mean"], policy_score["mean"]],
+        color="#999999",
+        linestyle=":",
+        linewidth=1.2,
+        zorder=1,
+    )
+    marks = (
+        ("reference", 0.0, None, reference_score, REFERENCE_COLOUR, "s"),
+        ("policy", kl["mean"], kl, policy_score, POLICY_COLOUR, "o"),
+    )
+    for name, place, along, score, colour, marker in marks:
+        axis.errorbar(
+            [place],
+            [score["mean"]],
+            xerr=_half_width(along),
+            yerr=_half_width(score),
+            color=colour,
+            marker=marker,
+            markersize=7,
+            capsize=4,
+            linestyle="none",
+            label=name,
+        )
+    axis.margins(x=0.12, y=0.18)
+    axis.set_xlabel("KL(policy || reference) (nats per completion)")
+    axis.set_ylabel(f"judge score\n({unit})")
+    _legend_above(axis)
+    return _png(figure)
+
+
+@_styled()
+def scores_by_prompt(reference: Sequence[float], policy: Sequence[float], unit: str) -> bytes:
+    """Each prompt's mean judge score under the policy against that under the reference.
+
+    The lists are in the same order of prompts.
+    """
+    figure, (axis,) = _figure(width=5.6, height=3.3)
+    ends = [min(*reference, *policy), max(*reference, *policy)]
+    axis.plot(ends, ends, color="#999999", linestyle=":", linewidth=1.2, label="no difference")
+    axis.scatter(
+        reference, policy, s=22, color=POLICY_COLOUR, alpha=0.6, linewidths=0, label="a prompt"
+    )
+    axis.set_xlabel(f"reference: mean judge score\n({unit})")
+    axis.set_ylabel("policy: mean judge score")
+    _legend_above(axis)
+    return _png(figure)
+
+
+def _two_histograms(
+    axis: Axes, reference: Sequence[float], policy: Sequence[float], edges: Any
+) -> None:
+    both = (
+        ("reference", reference, REFERENCE_COLOUR, "", "--"),
+        ("policy", policy, POLICY_COLOUR, "///", "-"),
+    )
+    for name, values, colour, hatch, line in both:
+        mean = float(np.mean(values))
+        weights = np.full(len(values), 100 / len(values))
+        axis.hist(
+            values,
+            bins=edges,
+            weights=weights,
+            histtype="stepfilled",
+            facecolor=(*_rgb(colour), 0.28),
+            edgecolor=colour,
+            hatch=hatch,
+            linewidth=1.4,
+            label=f"{name} (mean {mean:.3g})",
+        )
+        axis.axvline(mean, color=colour, linestyle=line, linewidth=1.6)
+    _legend_above(axis)
+
+
+def _legend_above(axis: Axes) -> None:
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+
+
+def _edges(values: Sequence[float], bins: int) -> Any:
+    """Equal bins over all values; a unit wide where all values are the same."""
+    low, high = min(values), max(values)
+    return np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
+
+
+def _half_width(estimate: dict[str, Any] | None) -> float | None:
+    if estimate is None or estimate["ci95"] is None:
+        return None
+    return (estimate["ci95"][1] - estimate["ci95"][0]) / 2
+
+
+def _rgb(colour: str) -> tuple[float, float, float]:
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return red, green, blue
+
+
+def _whole_numbers(axis: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    return figure, [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()

@@ -1,0 +1,161 @@
+"""What a person and a program read: metrics.json, plots/ and report.html.
+
+What comes in: the evaluation's finished tables. What goes out: those files, and the
+content of metrics.json.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from raydpo.config import Config, EvaluationConfig, ModelConfig
+from raydpo.config_file import config_to_yaml
+from raydpo.evaluation import plots
+from raydpo.evaluation.measure import measure
+from raydpo.evaluation.report import Figure, ReportInputs, choose_samples, render
+from raydpo.evaluation.samples import (
+    Sample,
+    collect_logps,
+    collect_pairs,
+    collect_samples,
+    mean_scores,
+)
+from raydpo.models import weights_fingerprint
+from raydpo.parts import Table
+from raydpo.run import read_quarantine
+from raydpo.storage import Folder
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of the sub-folders, under the names of the folders."""
+
+    reference_samples: Table
+    policy_samples: Table
+    reference_scores: Table
+    policy_scores: Table
+    policy_groups: Table
+    kl_policy: Table
+    kl_reference: Table
+    heldout: Table | None
+    heldout_policy: Table | None
+    heldout_reference: Table | None
+
+    def own(self) -> dict[str, Table]:
+        """The tables that this stage made, in the order in which it made them."""
+        return {
+            name: table
+            for name, table in vars(self).items()
+            if table is not None and name != "heldout"
+        }
+
+
+def write_report(
+    config: Config,
+    evaluation: EvaluationConfig,
+    folder: Folder,
+    tables: Tables,
+    models: dict[str, ModelConfig],
+    training_log: list[Json],
+    stage_counts: dict[str, dict[str, int]],
+) -> Json:
+    """Measure, draw, and write metrics.json, plots/ and report.html."""
+    reference = collect_samples(tables.reference_samples, tables.reference_scores, evaluation.judge)
+    policy = collect_samples(tables.policy_samples, tables.policy_scores, evaluation.judge)
+    logps = collect_logps(tables.policy_groups, tables.kl_policy, tables.kl_reference)
+    pairs = (
+        collect_pairs(tables.heldout, tables.heldout_policy, tables.heldout_reference)
+        if tables.heldout and tables.heldout_policy and tables.heldout_reference
+        else None
+    )
+    metrics = measure(config, evaluation, reference, policy, logps, pairs)
+    figures = draw_figures(config, metrics, reference, policy, training_log)
+    counts = {name: table.manifest["counts"] for name, table in tables.own().items()}
+    page = render(
+        ReportInputs(
+            title=config.name,
+            metrics=metrics,
+            figures=figures,
+            samples=choose_samples(reference, policy, evaluation.report_samples),
+            counts={**stage_counts, **counts},
+            refusals=_refusals(tables.own()),
+            facts=_facts(config, evaluation, models),
+            config_yaml=config_to_yaml(config),
+        )
+    )
+    folder.write_json("metrics.json", {**metrics, "counts": counts})
+    folder.child("plots").delete()
+    for figure in figures:
+        folder.write_bytes(f"plots/{figure.name}.png", figure.png)
+    folder.write_bytes("report.html", page.encode("utf-8", "replace"))
+    return metrics
+
+
+def draw_figures(
+    config: Config,
+    metrics: Json,
+    reference: list[Sample],
+    policy: list[Sample],
+    training_log: list[Json],
+) -> list[Figure]:
+    """The report's figures, in the order of the page."""
+    unit = metrics["judge"]["unit"]
+    curves = plots.training_curves(training_log)
+    scores = plots.score_distributions(
+        [s.score for s in reference], [s.score for s in policy], unit
+    )
+    kl = plots.score_against_kl(
+        metrics["reference"]["score"],
+        metrics["policy"]["score"],
+        metrics["kl"]["nats_per_completion"],
+        unit,
+    )
+    lengths = plots.lengths(
+        [len(s.completion_ids) for s in reference],
+        [len(s.completion_ids) for s in policy],
+        config.sampling.max_completion_tokens,
+    )
+    by_prompt = plots.scores_by_prompt(*mean_scores(reference, policy), unit)
+    training = [Figure("training", curves, "Training, step by step.", wide=True)] if curves else []
+    return [
+        Figure("scores", scores, "Judge scores of all completions; lines mark the means."),
+        Figure("score_against_kl", kl, "What was gained, against how far the policy moved; bars are 95 % confidence intervals."),
+        Figure("scores_by_prompt", by_prompt, "Each dot is a prompt; above the line the policy does better."),
+        Figure("lengths", lengths, "Lengths of all completions, EOS included; lines mark the means."),
+        *training,
+    ]  # fmt: skip
+
+
+def _refusals(tables: dict[str, Table]) -> list[tuple[str, str, int]]:
+    reasons = Counter(
+        (name, row["reason"])
+        for name, table in tables.items()
+        for row in read_quarantine(table.folder, table.manifest)
+    )
+    return [(name, reason, rows) for (name, reason), rows in reasons.items()]
+
+
+def _facts(
+    config: Config, evaluation: EvaluationConfig, models: dict[str, ModelConfig]
+) -> list[tuple[str, str]]:
+    described = [
+        (f"{name} model", f"{model.path} (weights {weights_fingerprint(model)[:12]})")
+        for name, model in models.items()
+    ]
+    sampling = config.sampling
+    return [
+        *described,
+        ("judge", ", ".join(str(j.classifier or j.function) for j in evaluation.judge)),
+        ("held-out prompts", evaluation.prompts.path),
+        (
+            "sampling",
+            f"{evaluation.samples_per_prompt} completions a prompt, temperature "
+            f"{evaluation.temperature:g}, top_p {sampling.top_p:g}, at most "
+            f"{sampling.max_completion_tokens} tokens, the same seeds for both models",
+        ),
+        ("seed", str(config.seed)),
+    ]

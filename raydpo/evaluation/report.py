@@ -1,0 +1,311 @@
+"""report.html: one file that a person reads, with nothing loaded from anywhere else.
+
+What comes in: the metrics, the figures as PNG bytes, samples, counts. What goes out: the
+HTML as text. Everything that a model or a person wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final
+
+from raydpo import __version__
+from raydpo.evaluation.samples import Sample
+from raydpo.storage import fingerprint
+
+Json = dict[str, Any]
+Show = Callable[[float | None], str]
+
+_GLOSSARY: Final = (
+    ("policy, reference", "the trained model; the frozen model (pi_ref) that training started from."),
+    ("judge score", "what the judge gives a completion; it is not the reward that made the labels unless the configuration names the same model twice."),
+    ("KL", "how far the policy has moved from the reference: the mean over the policy's own completions of the sum over tokens of log policy − log reference, in nats; 0 means the same distribution."),
+    ("beta", "the price of that distance: DPO maximizes reward − beta × KL, so a larger beta keeps the policy nearer to the reference."),
+    ("win rate", "how often a completion of the policy scores above one of the reference for the same prompt; every sample against every sample, a tie counts half; 50 % means no difference."),
+    ("± and [ ]", "standard error; 95 % confidence interval (1.96 standard errors). Prompts are the units, as completions of one prompt are not independent."),
+    ("z", "the difference in standard errors, paired by prompt; beyond ±2 it is hardly chance."),
+    ("held-out pairs", "preference pairs kept out of training; accuracy is the share whose chosen completion gained more probability than the rejected one, relative to the reference."),
+    ("distinct-2", "different bigrams of tokens over all bigrams of all completions; it collapses when all completions sound alike."),
+    ("repetition", "share of a completion's bigrams that stood in it before; it rises when text loops."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report: PNG content, what it shows, and the caption below it."""
+
+    name: str
+    png: bytes
+    caption: str
+    wide: bool = False
+
+    @property
+    def data_uri(self) -> str:
+        """The PNG as a `data:` URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything the report shows.
+
+    Args:
+        title: the run's name.
+        metrics: the content of metrics.json.
+        figures: in the order of the page.
+        samples: completions to show, side by side.
+        counts: of each stage its counts, in the order of the pipeline.
+        refusals: (stage, reason, rows) of all refused rows.
+        facts: (name, value) lines about models and seeds.
+        config_yaml: the resolved configuration.
+    """
+
+    title: str
+    metrics: Json
+    figures: list[Figure]
+    samples: list[SamplePair]
+    counts: dict[str, dict[str, int]]
+    refusals: list[tuple[str, str, int]]
+    facts: list[tuple[str, str]]
+    config_yaml: str
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """The first completion of each model for one prompt."""
+
+    prompt: str
+    reference: Sample
+    policy: Sample
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value, and in smaller type its confidence interval."""
+
+    value: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the report's table of numbers."""
+
+    name: str
+    reference: Cell
+    policy: Cell
+    difference: Cell = Cell()
+    strong: bool = False
+
+
+def choose_samples(reference: list[Sample], policy: list[Sample], count: int) -> list[SamplePair]:
+    """The first completions of `count` prompts, chosen by a hash of the prompt's id.
+
+    So nobody picked them, and two runs on the same prompts show the same ones.
+    """
+    theirs = {s.prompt_id: s for s in reversed(reference)}
+    ours = {s.prompt_id: s for s in reversed(policy)}
+    shared = sorted(theirs.keys() & ours.keys(), key=fingerprint)
+    return [SamplePair(theirs[p].prompt, theirs[p], ours[p]) for p in shared[:count]]
+
+
+def headline(metrics: Json) -> str:
+    """What happened, in one sentence."""
+    reference, policy = metrics["reference"]["score"], metrics["policy"]["score"]
+    return (
+        f"On {metrics['difference']['score']['prompts']} held-out prompts the judge score "
+        f"{_verb(metrics['difference']['score'])} from {number(reference['mean'])} "
+        f"to {number(policy['mean'])}{_in_errors(metrics['difference']['score'])}, at a KL of "
+        f"{number(metrics['kl']['nats_per_completion']['mean'])} nats per completion; the policy "
+        f"wins {percent(metrics['win_rate']['mean'])} of its comparisons with the reference."
+    )
+
+
+def render(inputs: ReportInputs) -> str:
+    """The report as one HTML document."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files("raydpo.evaluation").joinpath("report.html.j2")
+    template = environment.from_string(source.read_text(encoding="utf-8"))
+    return template.render(
+        inputs=inputs,
+        headline=headline(inputs.metrics),
+        lines=number_lines(inputs.metrics),
+        warnings=warnings(inputs.metrics),
+        price=price(inputs.metrics["kl"]),
+        glossary=_GLOSSARY,
+        count_names=_count_names(inputs.counts),
+        number=number,
+        version=__version__,
+    )
+
+
+def number_lines(metrics: Json) -> list[Line]:
+    """The lines of the table of numbers."""
+    return [*_score_lines(metrics), *_distance_lines(metrics), *_text_lines(metrics),
+            *_heldout_lines(metrics["heldout"])]  # fmt: skip
+
+
+def warnings(metrics: Json) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    caveats = metrics["kl"]["not_exact_because"]
+    sampled = (
+        f"Completions were sampled with {', '.join(caveats)}. The KL is therefore the mean "
+        "log-ratio on those samples, not the exact KL of the policy's own distribution."
+    )
+    return [*([sampled] if caveats else []), *_degeneration(metrics)]
+
+
+def price(kl: Json) -> str:
+    """What beta did, in a sentence; empty where the configuration has no training."""
+    if kl["beta"] is None:
+        return ""
+    return (
+        f"DPO trades reward for distance from the reference at the price beta = {kl['beta']:g}: "
+        f"the KL of {number(kl['nats_per_completion']['mean'])} nats costs "
+        f"{number(kl['beta_times_kl'])} of reward. A larger beta keeps the policy nearer to the "
+        "reference."
+    )
+
+
+def number(value: float | None) -> str:
+    """A number at three significant digits, without exponent; a dash for what is unknown."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    # Rounded first, so that -0.0001 is not shown as -0.000.
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def estimated(estimate: Json | None, show: Show = number, signed: bool = False) -> Cell:
+    """An estimate with its 95 % interval."""
+    if estimate is None:
+        return Cell("–")
+    value = ("+" if signed and estimate["mean"] > 0 else "") + show(estimate["mean"])
+    if estimate["ci95"] is None:
+        return Cell(value)
+    low, high = (show(end).removesuffix(" %") for end in estimate["ci95"])
+    return Cell(value, f"[{low}, {high}]")
+
+
+def _score_lines(metrics: Json) -> list[Line]:
+    reference, policy, judge = metrics["reference"], metrics["policy"], metrics["judge"]
+    lines = [
+        Line(
+            f"judge score ({judge['unit']})",
+            estimated(reference["score"]),
+            estimated(policy["score"]),
+            _difference(metrics["difference"]["score"]),
+            strong=True,
+        )
+    ]
+    if len(judge["scorers"]) > 1:
+        lines += [
+            Line(
+                f"of which {name}",
+                estimated(reference["score_by_judge"][name]),
+                estimated(policy["score_by_judge"][name]),
+            )
+            for name in judge["scorers"]
+        ]
+    wins = estimated(metrics["win_rate"], percent)
+    return [*lines, Line("win rate against the reference", Cell("50 %"), wins, strong=True)]
+
+
+def _difference(estimate: Json) -> Cell:
+    cell = estimated(estimate, signed=True)
+    z = estimate["z"]
+    return cell if z is None else Cell(cell.value, f"{cell.detail} z = {z:.1f}".replace("-", "−"))
+
+
+def _distance_lines(metrics: Json) -> list[Line]:
+    completion, token = metrics["kl"]["nats_per_completion"], metrics["kl"]["nats_per_token"]
+    return [
+        Line("KL (nats per completion)", Cell("0"), estimated(completion), strong=True),
+        Line("KL (nats per token)", Cell("0"), estimated(token)),
+    ]
+
+
+def _text_lines(metrics: Json) -> list[Line]:
+    reference, policy = metrics["reference"], metrics["policy"]
+
+    def line(name: str, key: str, show: Show, difference: Cell = Cell()) -> Line:
+        return Line(name, estimated(reference[key], show), estimated(policy[key], show), difference)
+
+    longer = _difference(metrics["difference"]["completion_tokens"])
+    different = Cell(percent(reference["distinct_2"])), Cell(percent(policy["distinct_2"]))
+    return [
+        line("completion length (tokens)", "completion_tokens", number, longer),
+        line("ended before the token limit", "finished_share", percent),
+        line("repetition", "repetition_share", percent),
+        Line("distinct-2", *different),
+    ]
+
+
+def _heldout_lines(heldout: Json | None) -> list[Line]:
+    if heldout is None:
+        return []
+    pairs = heldout["accuracy"]["observations"]
+    margin, reward = heldout["logratio_margin_nats"], heldout["reward_margin"]
+    lines = [
+        Line(
+            f"accuracy on {pairs} held-out pairs",
+            Cell("50 %"),
+            estimated(heldout["accuracy"], percent),
+        ),
+        Line("log-ratio margin on them (nats)", Cell("0"), estimated(margin)),
+    ]
+    if reward:
+        lines.append(Line("implicit reward margin (beta × nats)", Cell("0"), estimated(reward)))
+    return lines
+
+
+def _degeneration(metrics: Json) -> list[str]:
+    """Warnings where the policy's text is suspect whatever the judge thinks of it."""
+    reference, policy = metrics["reference"], metrics["policy"]
+    lines: list[str] = []
+    before, after = reference["repetition_share"], policy["repetition_share"]
+    if before and after and after["mean"] > before["mean"] + 0.1:
+        lines.append(
+            f"Look out: the policy repeats itself ({percent(after['mean'])} of bigrams, reference "
+            f"{percent(before['mean'])}). Read the samples before believing the score."
+        )
+    different, was = policy["distinct_2"], reference["distinct_2"]
+    if different is not None and was is not None and different < 0.5 * was:
+        lines.append(
+            f"Look out: the policy's completions resemble each other (distinct-2 "
+            f"{percent(different)}, reference {percent(was)})."
+        )
+    return lines
+
+
+def _verb(difference: Json) -> str:
+    if difference["z"] is None or abs(difference["z"]) < 2:
+        return "did not change measurably:" if difference["mean"] else "stayed the same:"
+    return "rose" if difference["mean"] > 0 else "fell"
+
+
+def _in_errors(difference: Json) -> str:
+    if difference["z"] is None:
+        return ""
+    sign = "+" if difference["mean"] > 0 else ""
+    return f" ({sign}{number(difference['mean'])}, {abs(difference['z']):.1f} standard errors)"
+
+
+def _count_names(counts: dict[str, dict[str, int]]) -> list[str]:
+    """The names of all counts, those of every stage first."""
+    first = ["input", "output", "quarantined"]
+    others = {name for stage in counts.values() for name in stage}
+    return first + sorted(others - set(first))

@@ -1,0 +1,206 @@
+"""Stage tables as what the metrics are made of.
+
+What comes in: finished tables of samples, scores, groups and per-token log-probs. What
+goes out: lists of samples, of log-probs and of pairs, joined by id; rows that a stage
+refused are missing on both sides, and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from raydpo.config import RewardConfig
+from raydpo.errors import DataError
+from raydpo.evaluation.metrics import sequence_logratios
+from raydpo.parts import Table
+from raydpo.run import PartResult, Stage, commit, finished_parts, open_stage, write_part
+from raydpo.storage import Folder
+from raydpo.tables import Row
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion with what the judges said of it.
+
+    Args:
+        score: the judges' values summed with their weights.
+        values: each judge's own value, by its name.
+    """
+
+    prompt_id: str
+    candidate: int
+    prompt: str
+    completion: str
+    completion_ids: tuple[int, ...]
+    finish_reason: str
+    score: float
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ScoredCompletions:
+    """Per-token log-probs (nats) of the same completions under both models; lists of n."""
+
+    prompts: list[str]
+    policy: list[list[float]]
+    reference: list[list[float]]
+
+
+@dataclass(frozen=True)
+class HeldoutPairs:
+    """Pairs of held-out groups: margin of log-ratios (nats), weight and prompt; lists of n."""
+
+    prompts: list[str]
+    margins: list[float]
+    weights: list[float]
+
+
+def collect_samples(
+    candidates: Table, scores: Table, judges: tuple[RewardConfig, ...]
+) -> list[Sample]:
+    """The completions that every judge scored, in the order of the candidates table.
+
+    Raises:
+        DataError: a judge gave a value that is not a finite number.
+    """
+    values = _values_by_candidate(scores)
+    names = {judge.scorer for judge in judges}
+    return [
+        _sample(row, values[row["prompt_id"], row["candidate"]], judges)
+        for row in _rows(candidates)
+        if values.get((row["prompt_id"], row["candidate"]), {}).keys() >= names
+    ]
+
+
+def mean_scores(reference: list[Sample], policy: list[Sample]) -> tuple[list[float], list[float]]:
+    """Mean judge score of each prompt that both models have, in the same order."""
+    theirs, ours = _scores_by_prompt(reference), _scores_by_prompt(policy)
+    shared = [prompt for prompt in theirs if prompt in ours]
+    return [fmean(theirs[p]) for p in shared], [fmean(ours[p]) for p in shared]
+
+
+def groups_of_samples(folder: Folder, candidates: Table) -> Table:
+    """The samples of each prompt as one group without pairs, for the log-prob stage."""
+    stage = Stage(
+        folder, "policy_groups", "preferences", {"candidates": candidates.fingerprint}, {}
+    )
+    manifest = open_stage(stage)
+    if manifest is None:
+        finished = finished_parts(stage)
+        for index in range(candidates.manifest["parts"]):
+            if index not in finished:
+                rows = candidates.part(index)
+                groups = _group_rows(rows)
+                counts = {"input": len(rows), "completions": len(rows)}
+                write_part(stage, index, PartResult(groups, [], counts))
+        manifest = commit(stage, {})
+    return Table(folder, manifest)
+
+
+def collect_logps(groups: Table, policy: Table, reference: Table) -> ScoredCompletions:
+    """Per-token log-probs of every completion that both models scored."""
+    scored = ScoredCompletions([], [], [])
+    for group, ours, theirs in _joined(groups, policy, reference):
+        scored.prompts.extend([group["prompt_id"]] * len(ours))
+        scored.policy.extend(ours)
+        scored.reference.extend(theirs)
+    return scored
+
+
+def collect_pairs(groups: Table, policy: Table, reference: Table) -> HeldoutPairs:
+    """Margins of the log-ratio, chosen minus rejected, of every pair that both models scored."""
+    pairs = HeldoutPairs([], [], [])
+    for group, ours, theirs in _joined(groups, policy, reference):
+        logratios = sequence_logratios(ours, theirs)
+        for pair in group["pairs"]:
+            pairs.prompts.append(group["prompt_id"])
+            pairs.margins.append(logratios[pair["chosen"]] - logratios[pair["rejected"]])
+            pairs.weights.append(pair["weight"])
+    return pairs
+
+
+def _scores_by_prompt(samples: list[Sample]) -> dict[str, list[float]]:
+    scores: dict[str, list[float]] = {}
+    for sample in samples:
+        scores.setdefault(sample.prompt_id, []).append(sample.score)
+    return scores
+
+
+def _joined(
+    groups: Table, policy: Table, reference: Table
+) -> Iterator[tuple[Row, list[list[float]], list[list[float]]]]:
+    """Groups with the log-probs of both models, their lengths held against the tokens."""
+    ours, theirs = _logps_by_group(policy), _logps_by_group(reference)
+    for group in _rows(groups):
+        key = group["group_id"]
+        if key not in ours or key not in theirs:
+            continue
+        lengths = [len(ids) for ids in group["completions"]]
+        for logps in (ours[key], theirs[key]):
+            if [len(values) for values in logps] != lengths:
+                raise DataError(
+                    f"group {key!r} has {[len(v) for v in logps]} log-probs",
+                    f"each token of its completions has one: {lengths}",
+                    f"delete {policy.folder.uri} and {reference.folder.uri} and run again",
+                )
+        yield group, ours[key], theirs[key]
+
+
+def _logps_by_group(table: Table) -> dict[str, list[list[float]]]:
+    return {row["group_id"]: row["reference_token_logps"] for row in _rows(table)}
+
+
+def _values_by_candidate(scores: Table) -> dict[tuple[str, int], dict[str, float]]:
+    values: dict[tuple[str, int], dict[str, float]] = {}
+    for row in _rows(scores):
+        if not math.isfinite(row["value"]):
+            raise DataError(
+                f"{row['scorer']} gave {row['value']} for {row['prompt_id']!r}",
+                "a judge's value is a finite number",
+                "mend the judge, or let it raise an error where it has no value",
+            )
+        values.setdefault((row["prompt_id"], row["candidate"]), {})[row["scorer"]] = row["value"]
+    return values
+
+
+def _sample(row: Row, values: dict[str, float], judges: tuple[RewardConfig, ...]) -> Sample:
+    return Sample(
+        prompt_id=row["prompt_id"],
+        candidate=row["candidate"],
+        prompt=row["prompt"],
+        completion=row["completion"],
+        completion_ids=tuple(row["completion_ids"]),
+        finish_reason=row["finish_reason"],
+        score=math.fsum(judge.weight * values[judge.scorer] for judge in judges),
+        values=values,
+    )
+
+
+def _group_rows(rows: list[Row]) -> list[Row]:
+    by_prompt: dict[str, list[Row]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    return [_group(prompt_id, members) for prompt_id, members in by_prompt.items()]
+
+
+def _group(prompt_id: str, rows: list[Row]) -> dict[str, Any]:
+    return {
+        "group_id": prompt_id,
+        "prompt_id": prompt_id,
+        "prompt": rows[0]["prompt"],
+        "prompt_ids": rows[0]["prompt_ids"],
+        "completion_texts": [row["completion"] for row in rows],
+        "completions": [row["completion_ids"] for row in rows],
+        "rewards": None,
+        "pairs": [],
+        "ranking": None,
+    }
+
+
+def _rows(table: Table) -> Iterator[Row]:
+    for index in range(table.manifest["parts"]):
+        yield from table.part(index)

@@ -1,0 +1,212 @@
+"""The evaluation: policy against reference on held-out prompts and held-out pairs.
+
+What comes in: a prompts table, two models, held-out preference groups. What goes out:
+metrics.json, plots and report.html, and in sub-folders the tables behind them. Each
+sub-folder is a stage of its own, so an interrupted evaluation goes on where it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raydpo.config import Config, EvaluationConfig, ModelConfig, RewardConfig
+from raydpo.errors import ConfigError
+from raydpo.evaluation.publish import Tables, write_report
+from raydpo.evaluation.samples import groups_of_samples
+from raydpo.labeling.rewards import source_fingerprint
+from raydpo.labeling.stage import score_candidates
+from raydpo.models import tokenizer_fingerprint, weights_fingerprint
+from raydpo.parts import Table
+from raydpo.progress import logger
+from raydpo.reference.stage import score_reference
+from raydpo.run import Stage, commit_files, open_stage
+from raydpo.sampling.stage import sample_candidates
+from raydpo.storage import Folder, fingerprint
+
+Json = dict[str, Any]
+
+
+def evaluate(
+    *,
+    config: Config,
+    folder: Folder,
+    prompts: Table,
+    policy: ModelConfig,
+    reference_model: ModelConfig,
+    heldout: Table | None,
+    what: str,
+    inputs: dict[str, str],
+    training_log: list[Json] | None = None,
+    stage_counts: dict[str, dict[str, int]] | None = None,
+) -> Json:
+    """Compare the policy with the reference and write the report.
+
+    Args:
+        config: the job; its `evaluation` section is required.
+        folder: where everything goes.
+        prompts: held-out prompts (PROMPTS).
+        policy: the trained model.
+        reference_model: pi_ref.
+        heldout: preference groups kept out of training (PREFERENCES); may have no rows.
+        what: the stage and round, for the log.
+        inputs: fingerprints of what else the result depends on.
+        training_log: rows of the training's metrics, for the curves.
+        stage_counts: counts of the stages before this one, for the report.
+
+    Returns:
+        The content of metrics.json, and `report`, the path of report.html.
+
+    Raises:
+        ConfigError: the configuration has no `evaluation` section.
+        DataError: nothing is left to compare.
+    """
+    evaluation = _section(config)
+    models = {"policy": policy, "reference": reference_model}
+    log = training_log or []
+    own_inputs = {
+        **_own_inputs(prompts, models, heldout),
+        **_judge_inputs(evaluation.judge),
+        "training_log": fingerprint(log),
+    }
+    settings = _settings(config, evaluation, models)
+    stage = Stage(folder, "evaluation", None, {**inputs, **own_inputs}, settings)
+    if open_stage(stage, keep_folders=True) is None:
+        steps = _Steps(config, evaluation, folder, what)
+        tables = _make_tables(steps, prompts, policy, reference_model, heldout)
+        metrics = write_report(config, evaluation, folder, tables, models, log, stage_counts or {})
+        commit_files(stage, fingerprint(metrics))
+        logger.info("[%s] done: %s/report.html", what, folder.uri)
+    else:
+        logger.info("[%s] nothing to do: %s/report.html is there", what, folder.uri)
+    return {**folder.read_json("metrics.json"), "report": f"{folder.uri}/report.html"}
+
+
+def _section(config: Config) -> EvaluationConfig:
+    if config.evaluation is None:
+        raise ConfigError(
+            "the configuration has no `evaluation` section",
+            "an evaluation needs held-out prompts and a judge",
+            "add `evaluation: {prompts: heldout.jsonl, judge: {classifier: FOLDER}}`",
+        )
+    return config.evaluation
+
+
+def _own_inputs(
+    prompts: Table, models: dict[str, ModelConfig], heldout: Table | None
+) -> dict[str, str]:
+    return {
+        "heldout_prompts": prompts.fingerprint,
+        "heldout_groups": heldout.fingerprint if heldout is not None else "",
+        **{f"{name}_weights": weights_fingerprint(model) for name, model in models.items()},
+        **{f"{name}_tokenizer": tokenizer_fingerprint(model) for name, model in models.items()},
+    }
+
+
+def _judge_inputs(judges: tuple[RewardConfig, ...]) -> dict[str, str]:
+    inputs: dict[str, str] = {}
+    for judge in judges:
+        if judge.function is not None:
+            inputs[f"source of {judge.scorer}"] = source_fingerprint(judge.function)
+        else:
+            model = ModelConfig(path=str(judge.classifier))
+            inputs[f"weights of {judge.scorer}"] = weights_fingerprint(model)
+            inputs[f"tokenizer of {judge.scorer}"] = tokenizer_fingerprint(model)
+    return inputs
+
+
+def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, ModelConfig]) -> Json:
+    """What the numbers and the page depend on; how many workers do the work is no part of it."""
+    placement = {"batch_size", "workers"}
+    return {
+        "judges": [judge.model_dump(mode="json", exclude=placement) for judge in evaluation.judge],
+        "evaluation": evaluation.model_dump(mode="json", exclude={"prompts", "judge"}),
+        "max_prompt_tokens": evaluation.prompts.max_prompt_tokens,
+        "sampling": config.sampling.model_dump(mode="json", exclude={"engines", "candidates"}),
+        "sampling_dtype": config.sampling.engines.dtype,
+        "beta": config.training.objective.beta if config.training else None,
+        "seed": config.seed,
+        **{name: [model.precision, model.attention] for name, model in models.items()},
+    }
+
+
+def _make_tables(
+    steps: _Steps,
+    prompts: Table,
+    policy: ModelConfig,
+    reference_model: ModelConfig,
+    heldout: Table | None,
+) -> Tables:
+    """Samples of both models, their scores, and log-probs of what is compared."""
+    reference_samples = steps.sample("reference_samples", reference_model, prompts)
+    policy_samples = steps.sample("policy_samples", policy, prompts)
+    reference_scores = steps.judge("reference_scores", reference_samples)
+    policy_scores = steps.judge("policy_scores", policy_samples)
+    groups = groups_of_samples(steps.folder.child("policy_groups"), policy_samples)
+    pairs = heldout if heldout is not None and heldout.manifest["counts"]["output"] else None
+    return Tables(
+        reference_samples,
+        policy_samples,
+        reference_scores,
+        policy_scores,
+        groups,
+        kl_policy=steps.logps("kl_policy", policy, groups),
+        kl_reference=steps.logps("kl_reference", reference_model, groups),
+        heldout=pairs,
+        heldout_policy=pairs and steps.logps("heldout_policy", policy, pairs),
+        heldout_reference=pairs and steps.logps("heldout_reference", reference_model, pairs),
+    )
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The three kinds of sub-stages, with what all of them share."""
+
+    config: Config
+    evaluation: EvaluationConfig
+    folder: Folder
+    what: str
+
+    def sample(self, name: str, model: ModelConfig, prompts: Table) -> Table:
+        """Completions of every prompt; the seeds depend on the prompt only, not on the model."""
+        sampling = self.config.sampling.model_copy(
+            update={
+                "candidates": self.evaluation.samples_per_prompt,
+                "temperature": self.evaluation.temperature,
+            }
+        )
+        return sample_candidates(
+            folder=self.folder.child(name),
+            prompts=prompts,
+            model=model,
+            sampling=sampling,
+            seed=self.config.seed,
+            round_index=0,
+            max_prompt_tokens=self.evaluation.prompts.max_prompt_tokens,
+            what=self._what(name),
+            max_quarantined_fraction=self.config.max_quarantined_fraction,
+        )
+
+    def judge(self, name: str, candidates: Table) -> Table:
+        """Every judge's value of every completion."""
+        return score_candidates(
+            folder=self.folder.child(name),
+            candidates=candidates,
+            rewards=self.evaluation.judge,
+            what=self._what(name),
+            max_quarantined_fraction=self.config.max_quarantined_fraction,
+        )
+
+    def logps(self, name: str, model: ModelConfig, groups: Table) -> Table:
+        """Per-token log-probs of the groups' completions under a model."""
+        return score_reference(
+            folder=self.folder.child(name),
+            groups=groups,
+            model=model,
+            settings=self.config.reference,
+            what=self._what(name),
+            max_quarantined_fraction=self.config.max_quarantined_fraction,
+        )
+
+    def _what(self, name: str) -> str:
+        return f"{self.what}, {name.replace('_', ' ')}"

@@ -1,0 +1,77 @@
+"""The few lines that a run prints at its end.
+
+What comes in: what `evaluate` returned. What goes out: a table for a terminal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Json = dict[str, Any]
+
+_HEADER = ("", "judge score", "KL (nats per completion)", "win rate", "length (tokens)")
+
+
+def summary_table(metrics: Json) -> str:
+    """pi_ref and pi_dpo, a row each, the difference, what beta did, and the report's path."""
+    rows = [_HEADER, _reference_row(metrics), _policy_row(metrics)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    table = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([table[0], rule, *table[1:], "", *_lines(metrics)])
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
+    """The first column to the left, numbers to the right."""
+    first, *others = (cell for cell in row)
+    return [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]
+
+
+def _reference_row(metrics: Json) -> tuple[str, ...]:
+    values = metrics["reference"]
+    return (
+        "pi_ref",
+        _with_error(values["score"]),
+        "0",
+        "50.0 %",
+        _with_error(values["completion_tokens"], 1),
+    )
+
+
+def _policy_row(metrics: Json) -> tuple[str, ...]:
+    values = metrics["policy"]
+    wins = metrics["win_rate"]
+    error = "" if wins["standard_error"] is None else f" ± {100 * wins['standard_error']:.1f}"
+    return (
+        "pi_dpo",
+        _with_error(values["score"]),
+        _with_error(metrics["kl"]["nats_per_completion"], 2),
+        f"{100 * wins['mean']:.1f}{error} %",
+        _with_error(values["completion_tokens"], 1),
+    )
+
+
+def _lines(metrics: Json) -> list[str]:
+    difference = metrics["difference"]["score"]
+    z = "" if difference["z"] is None else f", {difference['z']:+.1f} standard errors"
+    lines = [
+        f"judge score: {metrics['judge']['unit']}, ± one standard error over "
+        f"{difference['prompts']} held-out prompts",
+        f"difference:  {difference['mean']:+.3f}{z} (paired by prompt)",
+    ]
+    kl = metrics["kl"]
+    if kl["beta"] is not None:
+        lines.append(
+            f"beta:        {kl['beta']:g}, the price of a nat: KL "
+            f"{kl['nats_per_completion']['mean']:.2f} costs {kl['beta_times_kl']:.2f} of reward; "
+            "a larger beta keeps the policy nearer to pi_ref"
+        )
+    if kl["not_exact_because"]:
+        lines.append(f"KL:          mean log-ratio, as {', '.join(kl['not_exact_because'])}")
+    return [*lines, f"report:      {metrics['report']}"]
+
+
+def _with_error(estimate: Json, digits: int = 3) -> str:
+    error = estimate["standard_error"]
+    text = f"{estimate['mean']:.{digits}f}"
+    return text if error is None else f"{text} ± {error:.{digits}f}"
