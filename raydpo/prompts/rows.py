@@ -54,7 +54,7 @@ class Ids:
 
     def hashed(self, content: Any) -> str:
         """A hash of the content; the second equal content gets `-2`, the third `-3`."""
-        name = hashlib.sha256(canonical_json(content)).hexdigest()[:16]
+        name = content_hash(content)
         count = self._count(name)
         return name if count == 1 else f"{name}-{count}"
 
@@ -62,6 +62,11 @@ class Ids:
         key = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:16]
         self._seen[key] = self._seen.get(key, 0) + 1
         return self._seen[key]
+
+
+def content_hash(content: Any) -> str:
+    """64 bits of a prompt's hash, in hexadecimal."""
+    return hashlib.sha256(canonical_json(content)).hexdigest()[:16]
 
 
 def row_name(source: SourceRow) -> str:

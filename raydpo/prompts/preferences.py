@@ -1,0 +1,256 @@
+"""Preference data that exists already: rows of a source become preference groups.
+
+What comes in: the `preferences` section and its source. What goes out: one row a group
+with the token ids of its prompt and completions, its pairs and its ranking. A group whose
+ratings set no two completions apart is counted as `without_pairs`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from raydpo.config import Config, PreferencesConfig
+from raydpo.errors import DataError
+from raydpo.models import load_tokenizer, model_config_values, tokenizer_fingerprint
+from raydpo.progress import logger
+from raydpo.prompts import layouts
+from raydpo.prompts.dialogue import Rendered, render
+from raydpo.prompts.encode import (
+    Encoder,
+    check_context,
+    fit_completion,
+    fit_prompt,
+    make_encoder,
+)
+from raydpo.prompts.layouts import Judged
+from raydpo.prompts.rows import (
+    Ids,
+    RefusedRow,
+    chunks,
+    content_hash,
+    quarantine_row,
+    row_name,
+    usable_row,
+    write_parts,
+)
+from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
+from raydpo.run import PartResult, Stage
+from raydpo.storage import Folder
+from raydpo.tables import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from raydpo.parts import Table
+
+_STAGE: Final = "preferences"
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A row on its way: its id, its group and texts, or the reason why it is refused."""
+
+    source: SourceRow
+    name: str
+    group: Judged | None = None
+    rendered: Rendered | None = None
+    refused: str | None = None
+
+
+@dataclass
+class _State:
+    """What is remembered from part to part: the layout, and hashes of ids."""
+
+    layout: str | None = None
+    ids: Ids = field(default_factory=Ids)
+
+
+def run_preferences_stage(config: Config, folder: Folder, what: str) -> Table:
+    """Read and tokenize preference data into `folder`, in parts of `rows_per_part` source rows.
+
+    Raises:
+        ConfigError: the longest prompt and completion do not fit the model together.
+        DataError: the source cannot be read, has no known layout, or leaves no group.
+        ModelError: a conversation, and the chat template is missing or not prefix-stable.
+        QuarantineBudgetError: too many rows were refused.
+    """
+    assert config.preferences is not None
+    preferences = config.preferences
+    check_context(
+        "preferences.max_prompt_tokens + max_completion_tokens",
+        preferences.max_prompt_tokens + preferences.max_completion_tokens,
+        model_config_values(config.model),
+    )
+    stage = Stage(
+        folder=folder,
+        name=_STAGE,
+        table="preferences",
+        inputs={
+            "data": source_fingerprint(preferences.path, preferences.format, preferences.split),
+            "tokenizer": tokenizer_fingerprint(config.model),
+        },
+        settings={
+            **preferences.model_dump(mode="json", exclude={"path", "format"}),
+            "rows_per_part": config.rows_per_part,
+        },
+    )
+    results = _loaded_lazily(config, preferences)
+    return write_parts(stage, results, what, config.max_quarantined_fraction)
+
+
+def preference_parts(
+    preferences: PreferencesConfig,
+    rows: Iterable[SourceRow],
+    tokenizer: PreTrainedTokenizerBase,
+    rows_per_part: int,
+) -> Iterator[PartResult]:
+    """The table of preferences and its quarantine, part by part.
+
+    Args:
+        preferences: how rows become groups.
+        rows: the source.
+        tokenizer: the model's.
+        rows_per_part: source rows of one part.
+
+    Raises:
+        DataError: the first row that can be read has no known layout.
+        ModelError: a conversation, and the chat template is missing or not prefix-stable.
+    """
+    encoder, state = make_encoder(tokenizer), _State()
+    for chunk in chunks(rows, rows_per_part):
+        if state.layout is None:
+            state.layout = _layout(preferences, chunk)
+        drafts = [_draft(preferences, source, tokenizer, state) for source in chunk]
+        yield _encode_part(preferences, drafts, encoder)
+
+
+def _loaded_lazily(config: Config, preferences: PreferencesConfig) -> Iterator[PartResult]:
+    """A finished stage never gets here, and so loads no tokenizer."""
+    rows = source_rows(preferences.path, preferences.format, preferences.split, preferences.limit)
+    tokenizer = load_tokenizer(config.model)
+    yield from preference_parts(preferences, rows, tokenizer, config.rows_per_part)
+
+
+def _layout(preferences: PreferencesConfig, chunk: list[SourceRow]) -> str | None:
+    """The configured layout, or that of the first row that can be read."""
+    first = next((source.row for source in chunk if source.row is not None), None)
+    if first is None:
+        return None
+    if preferences.id_column is not None and preferences.id_column not in first:
+        raise DataError(
+            f"{preferences.path} has the columns {', '.join(sorted(first))}",
+            f"ids stand in column {preferences.id_column!r} (preferences.id_column)",
+            "set it to the column that holds them, or remove it: ids are hashes then",
+        )
+    if preferences.layout != "auto":
+        return preferences.layout
+    found = layouts.detect(first)
+    if found is None:
+        raise DataError(
+            f"{preferences.path} has the columns {', '.join(sorted(first))}",
+            "preference data has `chosen` and `rejected` (with `prompt` or `conversations`, or with "
+            "the prompt inside them), or `prompt`, `completions` and `ratings`",
+            "rename the columns, or set preferences.layout",
+        )
+    logger.info("[preferences] layout: %s (found by columns and values)", found)
+    return found
+
+
+def _draft(
+    preferences: PreferencesConfig,
+    source: SourceRow,
+    tokenizer: PreTrainedTokenizerBase,
+    state: _State,
+) -> _Draft:
+    name = row_name(source)
+    try:
+        row = usable_row(source)
+        if preferences.id_column is not None:
+            name = state.ids.given(row, preferences.id_column)
+        assert state.layout is not None
+        group = layouts.judged(row, state.layout)
+        if preferences.id_column is None:
+            name = state.ids.hashed([group.dialogue.prompt, group.dialogue.completions])
+        rendered = render(group.dialogue, tokenizer, preferences.system_prompt)
+        return _Draft(source, name, group, rendered)
+    except RefusedRow as error:
+        return _Draft(source, name, refused=str(error))
+
+
+def _encode_part(
+    preferences: PreferencesConfig, drafts: list[_Draft], encoder: Encoder
+) -> PartResult:
+    texts = [draft.rendered for draft in drafts if draft.rendered is not None]
+    prompts = iter(encoder.prompts([text.prompt for text in texts]))
+    completions = iter(encoder.continuations([c for text in texts for c in text.completions]))
+    rows: list[Row] = []
+    refused: list[Row] = []
+    without_pairs = 0
+    for draft in drafts:
+        try:
+            if draft.group is None or draft.rendered is None:
+                raise RefusedRow(draft.refused or "not readable")
+            count = len(draft.rendered.completions)
+            ids = next(prompts), list(itertools.islice(completions, count))
+            row = _row(preferences, draft.name, draft.group, draft.rendered, ids, encoder)
+        except RefusedRow as error:
+            refused.append(quarantine_row(_STAGE, draft.name, str(error), draft.source))
+            continue
+        if row["pairs"]:
+            rows.append(row)
+        else:
+            without_pairs += 1
+    pairs = sum(len(row["pairs"]) for row in rows)
+    counts = {"input": len(drafts), "without_pairs": without_pairs, "pairs": pairs}
+    return PartResult(rows, refused, counts)
+
+
+def _row(
+    preferences: PreferencesConfig,
+    name: str,
+    group: Judged,
+    rendered: Rendered,
+    ids: tuple[list[int], list[list[int]]],
+    encoder: Encoder,
+) -> Row:
+    prompt = fit_prompt(ids[0], encoder, preferences.max_prompt_tokens, preferences.too_long_prompt)
+    whole = [encoder.finished(completion) for completion in ids[1]]
+    limit, policy = preferences.max_completion_tokens, preferences.too_long_completion
+    completions = [fit_completion(completion, limit, policy) for completion in whole]
+    if group.ratings is None and completions[0] == completions[1]:
+        raise RefusedRow("chosen equals rejected, as tokens")
+    words = zip(group.dialogue.completions, whole, completions, strict=True)
+    cut = prompt != ids[0]
+    return {
+        "group_id": name,
+        "prompt_id": content_hash(group.dialogue.prompt),
+        "prompt": encoder.decode_plain(prompt) if cut else rendered.prompt.text,
+        "prompt_ids": prompt,
+        "completion_texts": [w if a == b else encoder.decode(b) for w, a, b in words],
+        "completions": completions,
+        "rewards": None if group.ratings is None else list(group.ratings),
+        **_order(group.ratings, completions, preferences.min_margin),
+    }
+
+
+def _order(
+    ratings: tuple[float, ...] | None, completions: list[list[int]], min_margin: float
+) -> dict[str, Any]:
+    """The pairs and the ranking, best first; equal ratings keep the data's order."""
+    if ratings is None:
+        return {"pairs": [_pair(0, 1)], "ranking": [0, 1]}
+    ranking = sorted(range(len(ratings)), key=lambda index: -ratings[index])
+    pairs = [
+        _pair(better, worse)
+        for better, worse in itertools.combinations(ranking, 2)
+        if ratings[better] - ratings[worse] > min_margin
+        and completions[better] != completions[worse]
+    ]
+    return {"pairs": pairs, "ranking": ranking}
+
+
+def _pair(chosen: int, rejected: int) -> dict[str, Any]:
+    return {"chosen": chosen, "rejected": rejected, "weight": 1.0}
