@@ -28,7 +28,7 @@ supported() {
 
 find_python() {
   if [ -n "${PYTHON:-}" ]; then
-    supported "$PYTHON" || stop "PYTHON=$PYTHON cannot be used: $("$PYTHON" --version 2>&1)" \
+    supported "$PYTHON" || stop "PYTHON=$PYTHON cannot be used: $("$PYTHON" --version 2>&1 | head -n 1)" \
       "it is Python 3.11, 3.12 or 3.13 with the venv module" "name another one: make ... PYTHON=python3.11"
     return
   fi
@@ -87,18 +87,19 @@ make_venv() {
 # PyPI has torch for CUDA only. The CPU build: wherever pip is told to look, else PyTorch's own index.
 install_cpu_torch() {
   torch=$(grep '^torch==' requirements/cpu.txt)
-  if pip install --no-deps "$torch" 2>/dev/null; then return; fi
+  if pip install --no-deps --no-compile "$torch" 2>/dev/null; then return; fi
   say "fetching $torch from $PYTORCH_CPU_INDEX"
-  pip install --no-deps --retries 2 --timeout 30 --index-url "$PYTORCH_CPU_INDEX" "$torch" || stop \
+  pip install --no-deps --no-compile --retries 2 --timeout 30 --index-url "$PYTORCH_CPU_INDEX" "$torch" || stop \
     "$torch was found neither by pip as it is configured here nor on $PYTORCH_CPU_INDEX" \
     "the CPU build of torch is not on PyPI" \
     "let this machine reach that index, or put the wheel into a folder and set PIP_FIND_LINKS to it"
 }
 
+# Bytecode is compiled when a module is first imported: most of the 4 GB never is.
 install() {
   say "installing locked versions for $DEVICE (requirements/$DEVICE.txt), about 2 minutes"
   if [ "$DEVICE" = cpu ]; then install_cpu_torch; fi
-  pip install --no-deps --requirement "requirements/$DEVICE.txt"
+  pip install --no-deps --no-compile --requirement "requirements/$DEVICE.txt"
   pip install --no-deps --no-build-isolation --editable .
   say "trying the imports"
   "$VENV/bin/python" -W ignore -c 'import torch, transformers, datasets, ray, vllm, raydpo' >"$VENV/imports.log" 2>&1 ||

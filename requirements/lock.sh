@@ -1,7 +1,7 @@
 #!/bin/sh
 # Writes requirements/cpu.txt and requirements/cuda.txt anew from pyproject.toml.
 #
-# The locks hold for Linux on x86_64 and for Python 3.11 to 3.13: they are resolved for
+# The locks hold for Linux (glibc 2.31 or newer) on x86_64 and for Python 3.11 to 3.13; they are resolved for
 # 3.11, the oldest. Uses `uv` from the PATH, or from a virtual environment that is thrown
 # away. `make lock UPGRADE=1` takes the newest versions; without it what still fits stays.
 set -eu
@@ -22,7 +22,7 @@ compile() {
   shift 2
   "$uv" pip compile pyproject.toml --extra "$extra" --extra jobs --extra dev \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-    --custom-compile-command "make lock" --quiet --output-file "requirements/$lock" \
+    --constraint requirements/constraints.txt --custom-compile-command "make lock" --quiet --output-file "requirements/$lock" \
     ${UPGRADE:+--upgrade} "$@" >/dev/null
 }
 
