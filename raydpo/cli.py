@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from raydpo import __version__
 from raydpo.errors import RaydpoError
@@ -59,13 +60,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: Any,
     name: str,
     text: str,
     command: Callable[[argparse.Namespace], int],
     **defaults: str,
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text)
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("config", help="YAML file of the job")
     parser.add_argument(
         "--set",
@@ -80,7 +81,7 @@ def _add(
     return parser
 
 
-def _add_annotate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_annotate(commands: Any) -> None:
     annotate = commands.add_parser("annotate", help="preferences from people")
     actions = annotate.add_subparsers(required=True, metavar="ACTION")
     export = actions.add_parser("export", help="write blinded pairs to a JSONL file")

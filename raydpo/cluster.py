@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 import ray.data
@@ -27,7 +28,7 @@ MALLOC_ENVIRONMENT = (
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[None]:
+def connected(config: Config) -> Generator[None]:
     """Connect to the configured cluster; a cluster started here ends with the block."""
     already = ray.is_initialized()
     if not already:
@@ -42,9 +43,12 @@ def connected(config: Config) -> Iterator[None]:
 def start(address: str | None = None) -> None:
     """Connect to `address`, to RAY_ADDRESS, or to a cluster made on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    verbose = logger.isEnabledFor(logging.DEBUG)  # the workers' own output too
     address = address or os.environ.get("RAY_ADDRESS")
-    local = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, **local)
+    local: dict[str, Any] = (
+        {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    )
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=verbose, **local)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -110,13 +110,13 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     if sections:
         sections[0] = SECTION_OF_COMMAND.get(sections[0], sections[0])
-    place = values
+    place: dict[str, Any] = values
     for section in sections:
-        inner = place.get(section)
+        inner: Any = place.get(section)
         if isinstance(inner, str):
             inner = {"path": inner}  # the shorthand of models and prompts
-        place[section] = inner = dict(inner or {})
-        place = inner
+        place[section] = dict(inner or {})
+        place = place[section]
     place[last] = yaml.load(text, Loader=_Loader)  # noqa: S506
 
 

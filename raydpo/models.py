@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,8 +196,8 @@ def _download(uri: str) -> Path:
         folder.download(partial)
         try:
             partial.rename(target)
-        except OSError:  # another process was first
-            pass
+        except OSError:  # another process was first: its copy is as good
+            shutil.rmtree(partial)
     return target
 
 

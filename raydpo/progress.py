@@ -5,9 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 logger = logging.getLogger("raydpo")
+
+
+def say(line: str) -> None:
+    """Log a line, as an event worth knowing."""
+    logger.info("%s", line)
 
 
 def start_logging(verbose: bool = False) -> None:
@@ -28,6 +34,8 @@ class Progress:
         unit: what is counted, in the plural.
         total: how many there are.
         done: how many were there before this process started.
+        every_seconds: shortest time between two lines.
+        tell: what is done with a line.
     """
 
     what: str
@@ -35,6 +43,7 @@ class Progress:
     total: int
     done: int = 0
     every_seconds: float = 5.0
+    tell: Callable[[str], None] = say
     _before: int = field(init=False, default=0)
     _started: float = field(init=False, default_factory=time.monotonic)
     _said: float = field(init=False, default_factory=time.monotonic)
@@ -48,7 +57,7 @@ class Progress:
         now = time.monotonic()
         if self.done >= self.total or now - self._said >= self.every_seconds:
             self._said = now
-            logger.info("%s", self.line(now, note))
+            self.tell(self.line(now, note))
 
     def line(self, now: float, note: str = "") -> str:
         """One line: done, total, rate, time left."""

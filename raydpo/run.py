@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -261,7 +261,7 @@ def read_quarantine(folder: Folder, manifest: dict[str, Any]) -> Iterator[Row]:
 
 
 @contextmanager
-def locked(run: Folder) -> Iterator[None]:
+def locked(run: Folder) -> Generator[None]:
     """Hold the run directory; the kernel lets go when the process ends, however it ends.
 
     Folders in object stores are not locked: they offer nothing to lock with.

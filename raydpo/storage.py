@@ -146,7 +146,8 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(uri)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+        handler: Any = pafs.FSSpecHandler  # its stub calls it abstract
+        return pafs.PyFileSystem(handler(filesystem)), path
     except (ImportError, ValueError) as error:
         raise DataError(
             f"{uri}: {error}",

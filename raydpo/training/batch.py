@@ -11,6 +11,7 @@ Shapes: R sequences, T tokens of the longest, N completion tokens, P pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) if value is not None else None
             for name, value in self.__dict__.items()
         }

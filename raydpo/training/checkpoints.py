@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 
 def save_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer, step: int) -> None:
     """Write this rank's share; `step` is the number of steps that are done."""
     state = _state(module, optimizer, step)
-    dcp.save(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    save(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
@@ -30,7 +31,7 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> in
     The number of workers may differ from that of the run that saved it.
     """
     state = _state(module, optimizer, 0)
-    dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
+    load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     set_state_dict(
         module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )

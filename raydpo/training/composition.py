@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from raydpo.training.groups import GroupSizes
 
+#: Integers by number.
+Integers = Sequence[int] | npt.NDArray[np.int32]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -76,7 +79,7 @@ def rank_shares(groups: list[int], sizes: GroupSizes, world_size: int) -> list[l
 
 
 def micro_batches(
-    groups: list[int], sequences: Sequence[int], longest: Sequence[int], max_tokens: int
+    groups: list[int], sequences: Integers, longest: Integers, max_tokens: int
 ) -> list[list[int]]:
     """Cut groups into micro-batches of at most `max_tokens` padded tokens.
 

@@ -58,6 +58,7 @@ class TokenLogps(nn.Module):
 
     def _chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
         head = self.model.get_output_embeddings()
+        assert head is not None, "a causal language model has an output layer"
         if not torch.is_grad_enabled():
             return _head_logps(head, hidden, targets)
         result = checkpoint(_head_logps, head, hidden, targets, use_reentrant=False)

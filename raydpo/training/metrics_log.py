@@ -18,6 +18,8 @@ from raydpo.progress import Progress
 from raydpo.storage import Folder
 
 METRICS_FILE: Final = "metrics.jsonl"
+#: The newest line of progress, for the driver to show.
+PROGRESS_FILE: Final = "progress.txt"
 _SECONDS_BETWEEN_WRITES: Final = 10.0
 _SHOWN: Final = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
@@ -58,7 +60,9 @@ class MetricsLog:
         self._folder = folder
         self._rows = [row for row in read_metrics(folder) if row["step"] <= start_step]
         self._every_steps = every_steps
-        self._progress = Progress(what, "steps", total_steps, done=start_step, every_seconds=3.0)
+        self._progress = Progress(
+            what, "steps", total_steps, start_step, every_seconds=3.0, tell=self._show
+        )
         self._trackers = [_tracker(name, folder, what) for name in trackers]
         self._written = time.monotonic()
 
@@ -72,6 +76,9 @@ class MetricsLog:
                 tracker.log(step, metrics)
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.write()
+
+    def _show(self, line: str) -> None:
+        self._folder.write_bytes(PROGRESS_FILE, line.encode())
 
     def write(self) -> None:
         """Write metrics.jsonl."""
@@ -127,7 +134,7 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, folder: Folder, what: str) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
         self._run: Any = wandb.init(name=what, config={"folder": folder.uri}, resume="allow")
 
@@ -140,7 +147,7 @@ class _Wandb:
 
 class _Mlflow:
     def __init__(self, folder: Folder, what: str) -> None:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]  (optional)
 
         self._mlflow: Any = mlflow
         mlflow.start_run(run_name=what, tags={"folder": folder.uri})

@@ -22,8 +22,6 @@ from raydpo.training.losses.dpo import dpo_loss
 class Objective(Protocol):
     """A loss over micro-batches."""
 
-    unit: str
-
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
         """What the loss sum of these groups (the global batch) is divided by."""
         ...
@@ -38,7 +36,6 @@ class PreferenceObjective:
     """DPO on preference groups: the weighted mean over all pairs of the global batch."""
 
     settings: DpoObjective
-    unit: str = "pairs"
 
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
         """Sum of the weights of the groups' pairs."""
@@ -79,8 +76,6 @@ class PreferenceObjective:
 @dataclass(frozen=True)
 class SftObjective:
     """Next-token cross-entropy: the mean over all target tokens of the global batch."""
-
-    unit: str = "tokens"
 
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
         """Number of target tokens."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 import ray.train
 import torch
 from ray.train import Checkpoint
+from ray.train.torch import get_device
 
 from raydpo.config import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
 from raydpo.errors import DataError, NumericsError
@@ -69,7 +70,7 @@ def run_worker(arguments: dict[str, Any]) -> None:
     """Ray Train's entry point; `arguments["job"]` is the `TrainJob`."""
     job: TrainJob = arguments["job"]
     start_logging()
-    world = current_world(ray.train.torch.get_device())
+    world = current_world(get_device())
     try:
         _train(job, world)
     except NumericsError as error:
@@ -208,7 +209,7 @@ def _export(job: TrainJob, parameters: dict[str, torch.Tensor]) -> None:
     model = load_causal_lm(job.model)
     model.load_state_dict(parameters)
     if job.model.precision == "bfloat16":
-        model = model.to(torch.bfloat16)
+        model.bfloat16()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         load_tokenizer(job.model).save_pretrained(folder)

@@ -6,7 +6,7 @@ averaged over the workers, and its full parameters for a Hugging Face folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -79,11 +79,12 @@ def parallelize(
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in _blocks(module):
         fully_shard(block, mesh=mesh)
-    return fully_shard(module, mesh=mesh)
+    fully_shard(module, mesh=mesh)  # in place: the module is now an FSDPModule too
+    return module
 
 
 @contextmanager
-def gradient_sync(module: nn.Module, enabled: bool) -> Iterator[None]:
+def gradient_sync(module: nn.Module, enabled: bool) -> Generator[None]:
     """Average gradients in this backward pass, or leave them for a later one to average."""
     if isinstance(module, DistributedDataParallel) and not enabled:
         with module.no_sync():
@@ -107,7 +108,7 @@ def full_parameters(module: nn.Module) -> dict[str, Tensor]:
     Every rank calls this; the other ranks get an empty dictionary.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(module, options=options)
+    state: dict[str, Any] = get_model_state_dict(module, options=options)
     return {
         name.removeprefix(_PREFIX).replace(_CHECKPOINT_WRAPPER, ""): value
         for name, value in state.items()
@@ -116,5 +117,5 @@ def full_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 def _blocks(module: TokenLogps) -> list[nn.Module]:
     """The decoder blocks: what transformers says must not be split."""
-    names = set(getattr(module.model, "_no_split_modules", None) or ())
+    names: set[str] = set(getattr(module.model, "_no_split_modules", None) or ())
     return [child for child in module.modules() if type(child).__name__ in names]

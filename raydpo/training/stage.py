@@ -7,6 +7,9 @@ training goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -17,10 +20,10 @@ from raydpo.config import Config, ModelConfig, TrainerConfig
 from raydpo.errors import NumericsError
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import Table, own_error
-from raydpo.progress import logger
+from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder, locate
-from raydpo.training.metrics_log import read_metrics
+from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
 from raydpo.training.ray_worker import ERROR_FILE, TrainJob, run_worker
 
 #: Settings that change how the work is done, not what comes out (but for rounding).
@@ -39,6 +42,7 @@ _NOT_CONTENT: Final = {
     "step_zero_tolerance",
 }
 MODEL_FOLDER: Final = "model"
+_SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
 def train_policy(
@@ -114,7 +118,9 @@ def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
         logger.info("[%s] nothing to do: the model is there", job.what)
         return trained
     job.folder.delete(ERROR_FILE)
-    _fit(job)
+    logger.info("[%s] starting %d workers", job.what, job.settings.num_workers)
+    with _shown_progress(job.folder):
+        _fit(job)
     _raise_recorded_error(job.folder)
     rows = read_metrics(job.folder)
     commit_files(
@@ -148,6 +154,30 @@ def _fit(job: TrainJob) -> None:
         if own is not None:
             raise own from error
         raise
+
+
+@contextmanager
+def _shown_progress(folder: Folder) -> Generator[None]:
+    """Log the workers' progress lines while the block runs."""
+    ended = threading.Event()
+
+    def show() -> None:
+        shown = b""
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            line = folder.read_bytes(PROGRESS_FILE) if folder.exists(PROGRESS_FILE) else shown
+            if line != shown:
+                say(line.decode())
+                shown = line
+
+    folder.delete(PROGRESS_FILE)
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        folder.delete(PROGRESS_FILE)
 
 
 def _scaling(settings: TrainerConfig, cuda: bool) -> ScalingConfig:

@@ -1,0 +1,220 @@
+"""The whole round for real: Ray Data, vLLM, Ray Train, on a model made in the test."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from raydpo.config import ModelConfig, SamplingConfig
+from raydpo.parts import Table
+from raydpo.run import read_manifest, read_rows
+from raydpo.show import show_run
+from raydpo.storage import folder_of
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+STARTS = ["the film was", "I loved the", "the plot is", "a bad", "it was very", "the scene"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with prompts and a configuration that names them."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    prompts = [{"prompt": f"{start} {number}"} for number in range(4) for start in STARTS]
+    lines = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+    (folder / "prompts.jsonl").write_text(lines)
+    (folder / "heldout.jsonl").write_text(lines.replace("the", "a"))
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(folder, tiny_model)))
+    return folder
+
+
+def job(folder: Path, model: Path) -> dict[str, Any]:
+    reward = {"function": "tests.integration.rewards:count_e"}
+    return {
+        "name": "run",
+        "output": str(folder),
+        "seed": 5,
+        "rows_per_part": 6,
+        "model": str(model),
+        "prompts": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
+        "sampling": {"candidates": 3, "max_completion_tokens": 12},
+        "labeling": {"reward": reward, "pairs": {"builder": "all_pairs"}},
+        "training": {
+            "num_workers": 2,
+            "cpus_per_worker": 0.5,
+            "global_batch_groups": 4,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "checkpoint_every_steps": 2,
+        },
+        "evaluation": {
+            "prompts": {"path": str(folder / "heldout.jsonl"), "max_prompt_tokens": 32},
+            "judge": reward,
+            "samples_per_prompt": 2,
+            "heldout_fraction": 0.2,
+        },
+    }
+
+
+def drive(point: str, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, from the repository's root."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.integration.drive", point, str(run), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=540,
+        cwd=HERE.parent.parent,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work: Path) -> tuple[Path, str]:
+    """A finished run: its directory, and what the command printed."""
+    done = drive("never", work / "run", "run", str(work / "job.yaml"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return work / "run", done.stdout + done.stderr
+
+
+def manifest(run: Path, stage: str) -> dict[str, Any]:
+    found = read_manifest(folder_of(str(run / "round-000" / stage)))
+    assert found is not None
+    return found
+
+
+def rows(run: Path, stage: str) -> list[dict[str, Any]]:
+    folder = folder_of(str(run / "round-000" / stage))
+    return list(read_rows(folder, manifest(run, stage)))
+
+
+def test_every_prompt_is_sampled_scored_and_accounted_for(undisturbed) -> None:
+    run, _ = undisturbed
+    prompts = {row["prompt_id"] for row in rows(run, "prompts")}
+    assert len(prompts) == 24
+    candidates = [(row["prompt_id"], row["candidate"]) for row in rows(run, "candidates")]
+    assert sorted(candidates) == sorted((p, k) for p in prompts for k in range(3))
+    assert {(row["prompt_id"], row["candidate"]) for row in rows(run, "scores")} == set(candidates)
+    groups = rows(run, "preferences")
+    counts = manifest(run, "preferences")["counts"]
+    assert len(groups) + counts["groups_without_pairs"] == 24
+    for group in groups:
+        for pair in group["pairs"]:
+            assert group["rewards"][pair["chosen"]] > group["rewards"][pair["rejected"]]
+
+
+def test_training_starts_at_log_two_with_margins_of_zero(undisturbed) -> None:
+    run, _ = undisturbed
+    log = (run / "round-000/policy/metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in log]
+    assert [row["step"] for row in metrics] == list(range(1, len(metrics) + 1))
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert metrics[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert metrics[-1]["rewards/margins"] > 0.05
+
+
+def test_sampled_tokens_are_scored_alike_by_vllm_and_the_reference(undisturbed) -> None:
+    run, _ = undisturbed
+    sampled = {
+        (row["prompt_id"], row["candidate"]): row["sampler_token_logps"]
+        for row in rows(run, "candidates")
+    }
+    for group, scored in zip(rows(run, "preferences"), rows(run, "reference"), strict=True):
+        assert group["group_id"] == scored["group_id"]
+        for k, values in enumerate(scored["reference_token_logps"]):
+            assert values == pytest.approx(sampled[group["prompt_id"], k], abs=1e-3)
+
+
+def test_report_and_metrics_are_there_and_finite(undisturbed) -> None:
+    run, output = undisturbed
+    evaluation = run / "round-000/evaluation"
+    text = (evaluation / "metrics.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["kl"]["nats_per_completion"]["mean"] > 0
+    assert "</html>" in (evaluation / "report.html").read_text()
+    assert "pi_dpo" in output
+
+
+def test_show_lists_every_stage_with_its_counts(undisturbed) -> None:
+    run, _ = undisturbed
+    text = "\n".join(show_run(str(run), 1))
+    for stage in ("prompts", "candidates", "preferences", "reference", "policy", "evaluation"):
+        assert f"round-000/{stage}: done" in text
+    assert "output 72" in text
+
+
+def test_second_run_has_nothing_to_do(undisturbed, work) -> None:
+    run, _ = undisturbed
+    before = {path: path.read_bytes() for path in run.rglob("manifest.json")}
+    done = drive("never", run, "run", str(work / "job.yaml"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr.count("nothing to do") >= 6
+    assert {path: path.read_bytes() for path in run.rglob("manifest.json")} == before
+
+
+def test_run_killed_in_sampling_and_in_training_ends_as_if_undisturbed(undisturbed, work) -> None:
+    run = work / "killed"
+    command = ("run", str(work / "job.yaml"), "--set", "name=killed")
+    assert drive("sampling", run, *command).returncode == -9
+    assert not (run / "round-000/candidates/manifest.json").exists()
+    assert drive("training", run, *command).returncode == -9
+    assert not (run / "round-000/policy/manifest.json").exists()
+    last = drive("never", run, *command)
+    assert last.returncode == 0, last.stderr[-4000:]
+    other, _ = undisturbed
+    for stage in ("candidates", "preferences", "reference", "policy"):
+        assert manifest(run, stage)["fingerprint"] == manifest(other, stage)["fingerprint"], stage
+    log = (run / "round-000/policy/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in log]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_trained_folder_gives_the_same_greedy_tokens_in_transformers_and_vllm(
+    undisturbed, ray_cluster, tmp_path
+) -> None:
+    from raydpo.sampling.stage import sample_candidates
+
+    run, _ = undisturbed
+    folder = run / "round-000/policy/model"
+    prompts = Table(folder_of(str(run / "round-000/prompts")), manifest(run, "prompts"))
+    table = sample_candidates(
+        folder=folder_of(str(tmp_path / "greedy")),
+        prompts=prompts,
+        model=ModelConfig(path=str(folder)),
+        sampling=SamplingConfig(candidates=1, temperature=0.0, max_completion_tokens=12),
+        seed=0,
+        round_index=0,
+        max_prompt_tokens=32,
+        what="test",
+        max_quarantined_fraction=0.0,
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for row in read_rows(table.folder, table.manifest):
+        ids = torch.tensor([row["prompt_ids"]])
+        output = model.generate(ids, max_new_tokens=12, do_sample=False)
+        assert row["completion_ids"] == output[0, ids.shape[1] :].tolist()
+
+
+def test_constant_reward_is_an_error_that_says_so(undisturbed, work) -> None:
+    done = drive(
+        "never",
+        work / "run",
+        "label",
+        str(work / "job.yaml"),
+        "--set",
+        "labeling.reward.function=tests.integration.rewards:constant",
+        "--set",
+        "name=constant",
+        "--set",
+        "prompts.limit=6",
+    )
+    assert done.returncode == 1
+    assert "DataError" in done.stderr
+    assert not (work / "constant/round-000/preferences/manifest.json").exists()
