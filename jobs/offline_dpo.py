@@ -1,0 +1,20 @@
+"""Run a whole round as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/offline_dpo.py --config jobs/offline_dpo.yaml
+
+What comes in: `--config`, and any `--set section.key=value`. What goes out: the run
+directory that the configuration names. Submitted again, the job goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from raydpo.cli import main
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Run a whole round as a Ray job.")
+    parser.add_argument("--config", default="jobs/offline_dpo.yaml", help="YAML file of the job")
+    options, overrides = parser.parse_known_args()
+    sys.exit(main(["run", options.config, *overrides]))

@@ -1,0 +1,20 @@
+"""Run supervised fine-tuning, the stage that makes pi_ref, as a Ray job.
+
+    ray job submit --working-dir . -- python jobs/sft.py --config jobs/sft_imdb_gpt2_large.yaml
+
+What comes in: `--config`, and any `--set section.key=value`. What goes out: the model, a
+Hugging Face folder in `<output>/<name>/sft/policy/model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from raydpo.cli import main
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Run supervised fine-tuning as a Ray job.")
+    parser.add_argument("--config", required=True, help="YAML file of the job")
+    options, overrides = parser.parse_known_args()
+    sys.exit(main(["sft", options.config, *overrides]))
