@@ -77,7 +77,7 @@ def _add(
         help="override one key, as in --set training.learning_rate=1e-5",
     )
     parser.add_argument("--verbose", action="store_true", help="log more")
-    parser.set_defaults(command=command, until="evaluate", **defaults)
+    parser.set_defaults(**{"command": command, "until": "evaluate", **defaults})
     return parser
 
 
