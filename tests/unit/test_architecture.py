@@ -1,0 +1,255 @@
+"""Which way imports point, how large things get, and that every setting is read."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from raydpo import config
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "raydpo"
+
+HEAVY = {"torch", "ray", "vllm", "transformers", "datasets"}
+STAGES = {"prompts", "sampling", "labeling", "reference", "training", "evaluation"}
+
+#: A module imports from its own layer and from those before it.
+LAYERS = [
+    {"errors", "config", "tables"},
+    {"config_file", "progress", "storage", "split", "run", "models", "cluster", "parts"},
+    STAGES,
+    {"pipeline", "online", "show", "annotate"}
+    | {"check", "check_data", "check_models", "check_resources"},
+    {"cli"},
+]
+#: Stage packages do not import each other, but for these.
+STAGE_IMPORTS_STAGE = {
+    "evaluation": {"sampling", "labeling", "reference"},
+    "reference": {"training"},
+}
+#: Lines that a file may have; the configuration is a list of fields with a sentence each.
+MOST_LINES = 400
+MOST_LINES_OF = {"raydpo/config.py": 480}
+#: Ray Train around the numeric core; everything else in training/ runs without Ray.
+RAY_IN_TRAINING = {"raydpo.training.stage", "raydpo.training.ray_worker"}
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the package by dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def nodes(parent: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below, without blocks that only type checkers read."""
+    for child in ast.iter_child_nodes(parent):
+        if not is_type_checking(child):
+            yield child
+            yield from nodes(child)
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, at module level and inside functions."""
+    names: set[str] = set()
+    for node in nodes(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_imports(module: str) -> set[str]:
+    """Modules of raydpo that a module imports."""
+    return {name for name in imports(MODULES[module]) if name in MODULES and name != "raydpo"}
+
+
+def foreign_imports(module: str) -> set[str]:
+    """Top-level packages that a module imports."""
+    return {name.split(".")[0] for name in imports(MODULES[module])}
+
+
+def reached(module: str) -> set[str]:
+    """The module with all of raydpo that importing it may import."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += own_imports(name)
+    return found
+
+
+def room(module: str) -> str:
+    """`training` for raydpo.training.loop, `run` for raydpo.run."""
+    return module.split(".")[1]
+
+
+def layer(module: str) -> int:
+    for index, rooms in enumerate(LAYERS):
+        if room(module) in rooms:
+            return index
+    raise AssertionError(f"{module} stands in no layer: give it one in LAYERS")
+
+
+def without_root() -> list[str]:
+    return [module for module in MODULES if module != "raydpo"]
+
+
+def functions() -> list[tuple[str, int]]:
+    """Each function of the package, with its lines but for its docstring."""
+    found = []
+    for module, path in MODULES.items():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if ast.get_docstring(node) is not None:
+                    docstring = node.body[0]
+                    lines -= (docstring.end_lineno or 0) - docstring.lineno + 1
+                found.append((f"{module}.{node.name}", lines))
+    return found
+
+
+@pytest.mark.parametrize("module", without_root())
+def test_imports_point_down_the_layers(module: str) -> None:
+    upward = {name for name in own_imports(module) if layer(name) > layer(module)}
+    assert not upward, f"{module} imports from a later layer"
+
+
+@pytest.mark.parametrize("module", [m for m in without_root() if room(m) in STAGES])
+def test_stage_packages_do_not_import_each_other(module: str) -> None:
+    others = {room(name) for name in own_imports(module)} & STAGES - {room(module)}
+    assert others <= STAGE_IMPORTS_STAGE.get(room(module), set())
+
+
+@pytest.mark.parametrize("name", ["errors", "config", "tables", "config_file", "progress"])
+def test_what_everything_imports_imports_nothing_heavy(name: str) -> None:
+    for module in reached(f"raydpo.{name}"):
+        assert not foreign_imports(module) & HEAVY, module
+
+
+@pytest.mark.parametrize(
+    "core",
+    [m for m in MODULES if m.startswith("raydpo.training.") and m not in RAY_IN_TRAINING],
+)
+def test_the_numeric_core_runs_without_ray_and_vllm(core: str) -> None:
+    for module in reached(core):
+        assert not foreign_imports(module) & {"ray", "vllm"}, f"{core} reaches {module}"
+
+
+def test_the_pipeline_is_imported_by_the_command_line_only() -> None:
+    importers = {m for m in without_root() if "raydpo.pipeline" in own_imports(m)}
+    assert "raydpo.cli" in importers
+    assert importers <= {"raydpo.cli", "raydpo.online"}
+
+
+def test_the_command_line_is_imported_by_jobs_only() -> None:
+    assert [m for m in without_root() if "raydpo.cli" in own_imports(m)] == []
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from raydpo.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print('loaded:', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "usage: raydpo" in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_functions_are_short() -> None:
+    sizes = [lines for _, lines in functions()]
+    assert statistics.median(sizes) <= 12
+    assert statistics.quantiles(sizes, n=10)[-1] <= 45
+
+
+def test_no_function_is_long() -> None:
+    assert [(name, lines) for name, lines in functions() if lines > 60] == []
+
+
+@pytest.mark.parametrize("folder", ["raydpo", "jobs", "tests"])
+def test_files_are_short(folder: str) -> None:
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert lengths
+    too_long = {p: n for p, n in lengths.items() if n > MOST_LINES_OF.get(p, MOST_LINES)}
+    assert too_long == {}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_public_has_a_docstring(module: str) -> None:
+    missing = []
+    body = tree(MODULES[module])
+    if ast.get_docstring(body) is None:
+        missing.append("the module")
+    definitions = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in body.body:
+        if not isinstance(node, definitions) or node.name.startswith("_"):
+            continue
+        inner = node.body if isinstance(node, ast.ClassDef) else []
+        for item in [node, *inner]:
+            if (
+                isinstance(item, definitions)
+                and not item.name.startswith("_")
+                and ast.get_docstring(item) is None
+            ):
+                missing.append(item.name)
+    assert missing == []
+
+
+def test_no_module_is_called_utils() -> None:
+    assert [m for m in MODULES if m.split(".")[-1] in {"utils", "util", "helpers", "misc"}] == []
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    read: set[str] = set()
+    for module in set(MODULES) - {"raydpo.config"}:
+        for node in ast.walk(tree(MODULES[module])):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)
+    # `scorer` and other properties of config.py read settings on behalf of the stages.
+    read |= {n.attr for n in ast.walk(tree(PACKAGE / "config.py")) if isinstance(n, ast.Attribute)}
+    sections = [
+        value
+        for value in vars(config).values()
+        if isinstance(value, type) and issubclass(value, BaseModel)
+    ]
+    unread = {f"{s.__name__}.{name}" for s in sections for name in s.model_fields} - {
+        f"{s.__name__}.{name}" for s in sections for name in s.model_fields if name in read
+    }
+    assert unread == set()
