@@ -119,6 +119,7 @@ def write_parts(
 
     manifest = open_stage(stage)
     if manifest is not None:
+        check_quarantine_budget(stage, manifest["counts"], max_quarantined_fraction)
         logger.info("[%s] nothing to do: %s", what, describe_counts(manifest))
         return Table(stage.folder, manifest)
     finished = finished_parts(stage)
@@ -126,18 +127,22 @@ def write_parts(
         logger.info("[%s] goes on: %d parts were done before", what, len(finished))
     started = said = time.monotonic()
     total: dict[str, int] = {}
+    parts = 0
     for index, result in enumerate(results):
+        parts = index + 1
         if index not in finished:  # equal input makes equal parts
             write_part(stage, index, result)
-        _add(total, result)
+        add_counts(total, result)
         if time.monotonic() - said >= 5.0:
             said = time.monotonic()
             rate = total["input"] / (said - started)
             logger.info("[%s] %d rows read, %.0f/s", what, total["input"], rate)
-    # Before the manifest is written: a stage without rows or over its budget is not done.
-    check_quarantine_budget(stage, total, max_quarantined_fraction)
-    check_not_empty(stage.name, total)
-    manifest = commit(stage, {})
+
+    def check(counts: dict[str, int]) -> None:
+        check_quarantine_budget(stage, {"input": 0, **counts}, max_quarantined_fraction)
+        check_not_empty(stage.name, counts)
+
+    manifest = commit(stage, {}, parts=parts, check=check)
     logger.info("[%s] done: %s", what, describe_counts(manifest))
     return Table(stage.folder, manifest)
 
@@ -157,7 +162,8 @@ def check_not_empty(name: str, counts: dict[str, int]) -> None:
         )
 
 
-def _add(total: dict[str, int], result: PartResult) -> None:
+def add_counts(total: dict[str, int], result: PartResult) -> None:
+    """Add a part's counts to a total."""
     more = {
         **result.counts,
         "output": len(result.rows),

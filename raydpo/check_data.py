@@ -1,0 +1,193 @@
+"""Checks of the input data, read to its end; see `check.py`.
+
+What comes in: the configuration and its sources. What goes out: row counts, the reasons of
+refused rows, and one rendered example with its mask, in `Findings`. The rows are made by
+the very functions that the stages use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from raydpo.check import Findings
+from raydpo.config import Config, PreferencesConfig, PromptsConfig, SourceFormat
+from raydpo.errors import QuarantineBudgetError
+from raydpo.models import load_tokenizer
+from raydpo.prompts.examples import example_parts
+from raydpo.prompts.preferences import preference_parts
+from raydpo.prompts.rows import add_counts, check_not_empty
+from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
+from raydpo.prompts.stage import prompt_parts
+from raydpo.run import PartResult
+from raydpo.tables import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Tokens of the example that are shown at most, at each end of prompt and completion.
+_SHOWN: Final = 12
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids, how many of them are the prompt, and the texts that they encode."""
+
+    token_ids: list[int]
+    prompt_tokens: int
+    texts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A source of the job: its name, its parts, and how one of its rows is shown."""
+
+    name: str
+    parts: Iterable[PartResult]
+    example: Callable[[Row], Example]
+
+
+def check_data(config: Config, rows: int | None, findings: Findings) -> None:
+    """Read every source of the job to its end, or to `rows` rows."""
+    tokenizer = findings.attempt(load_tokenizer, config.model)
+    if tokenizer is None:
+        for path, format, split in _paths(config):
+            findings.attempt(source_fingerprint, path, format, split)
+        findings.facts.append("data: not tokenized, for there is no tokenizer")
+        return
+    for source in _sources(config, rows, tokenizer):
+        first = findings.attempt(_read, source, config, findings)
+        if first is not None:
+            lines = render_example(source.name, source.example(first), tokenizer)
+            findings.example += lines if not findings.example else []
+
+
+def render_example(name: str, example: Example, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The texts, and a table of position, token id, whether it is trained on, and token."""
+    lines = [f"example of {name}:"]
+    for title, text in example.texts:
+        lines += [f"  {title}:", *(f"    | {line}" for line in text.split("\n"))]
+    lines.append(f"  {'position':>8}  {'id':>8}  trained  token")
+    ids, start = example.token_ids, example.prompt_tokens
+    for begin, end, trained in ((0, start, "no"), (start, len(ids), "yes")):
+        shown = _ends(begin, end)
+        for before, position in zip([begin - 1, *shown], shown, strict=False):
+            if position - before > 1:
+                lines.append(f"  ... {position - before - 1} more")
+            token = _token(ids[position], tokenizer)
+            lines.append(f"  {position:8d}  {ids[position]:8d}  {trained:7}  {token!r}")
+    return lines
+
+
+def _token(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token's text, or its name in the vocabulary where it alone decodes to nothing."""
+    text = tokenizer.decode([token_id], skip_special_tokens=False)
+    return str(text or tokenizer.convert_ids_to_tokens(token_id))
+
+
+def _ends(begin: int, end: int) -> list[int]:
+    if end - begin <= 2 * _SHOWN:
+        return list(range(begin, end))
+    return [*range(begin, begin + _SHOWN), *range(end - _SHOWN, end)]
+
+
+def _paths(config: Config) -> Iterator[tuple[str, SourceFormat, str]]:
+    evaluation = config.evaluation and config.evaluation.prompts
+    for section in (config.preferences, config.prompts, evaluation):
+        if section is not None:
+            yield section.path, section.format, section.split
+    if config.sft is not None:
+        yield config.sft.data, config.sft.format, config.sft.split
+
+
+def _sources(
+    config: Config, rows: int | None, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[_Source]:
+    """The job's sources; the first that is shown says most about what is trained on."""
+    size = config.rows_per_part
+    if config.preferences is not None:
+        given = _rows(config.preferences, rows)
+        parts = preference_parts(config.preferences, given, tokenizer, size)
+        yield _Source("preferences", parts, _preference_example)
+    if config.sft is not None:
+        sft = config.sft
+        given = source_rows(sft.data, sft.format, sft.split, _limit(sft.limit, rows))
+        yield _Source("sft", example_parts(sft, given, tokenizer, size), _sft_example(tokenizer))
+    evaluation = config.evaluation and config.evaluation.prompts
+    for name, section in (("prompts", config.prompts), ("evaluation.prompts", evaluation)):
+        if section is not None:
+            parts = prompt_parts(section, _rows(section, rows), tokenizer, size)
+            yield _Source(name, parts, _prompt_example)
+
+
+def _rows(section: PromptsConfig | PreferencesConfig, rows: int | None) -> Iterator[SourceRow]:
+    limit = _limit(section.limit, rows)
+    return source_rows(section.path, section.format, section.split, limit)
+
+
+def _limit(configured: int | None, rows: int | None) -> int | None:
+    return min((limit for limit in (configured, rows) if limit is not None), default=None)
+
+
+def _read(source: _Source, config: Config, findings: Findings) -> Row | None:
+    """Read a source to its end, note counts and reasons; the first row of the table.
+
+    Raises:
+        DataError, ModelError: the source cannot be read, or nothing of it is left.
+        QuarantineBudgetError: more rows are refused than the run allows.
+    """
+    counts: dict[str, int] = {}
+    reasons: Counter[str] = Counter()
+    first: Row | None = None
+    for part in source.parts:
+        add_counts(counts, part)
+        reasons.update(row["reason"] for row in part.quarantined)
+        first = first or next(iter(part.rows), None)
+    said = ", ".join(f"{name} {count}" for name, count in counts.items())
+    findings.facts.append(f"{source.name}: {said or 'no rows'}")
+    findings.facts += [f"  refused {count}: {reason}" for reason, count in reasons.most_common()]
+    refused, read = counts.get("quarantined", 0), counts.get("input", 0)
+    if refused > config.max_quarantined_fraction * read:
+        findings.note(
+            QuarantineBudgetError(
+                f"{source.name}: {refused} of {read} rows are refused ({refused / read:.2%})",
+                f"at most {config.max_quarantined_fraction:.2%} may be (max_quarantined_fraction)",
+                "mend the input, change the section's limits and policies, or raise the share",
+            )
+        )
+    check_not_empty(source.name, counts)
+    return first
+
+
+def _preference_example(row: Row) -> Example:
+    """The prompt with the chosen completion of the first pair."""
+    chosen, rejected = row["pairs"][0]["chosen"], row["pairs"][0]["rejected"]
+    texts = row["completion_texts"]
+    return Example(
+        [*row["prompt_ids"], *row["completions"][chosen]],
+        len(row["prompt_ids"]),
+        (
+            ("prompt", row["prompt"]),
+            ("chosen (in the table below)", texts[chosen]),
+            ("rejected", texts[rejected]),
+        ),
+    )
+
+
+def _sft_example(tokenizer: PreTrainedTokenizerBase) -> Callable[[Row], Example]:
+    def example(row: Row) -> Example:
+        ids, start = row["token_ids"], row["prompt_tokens"]
+        prompt = tokenizer.decode(ids[:start], skip_special_tokens=False)
+        completion = tokenizer.decode(ids[start:], skip_special_tokens=False)
+        prompts = (("prompt", str(prompt)),) if start else ()
+        return Example(ids, start, (*prompts, ("trained on", str(completion))))
+
+    return example
+
+
+def _prompt_example(row: Row) -> Example:
+    """A prompt; its completion is sampled later, and all of that is trained on."""
+    ids = row["prompt_ids"]
+    return Example(ids, len(ids), (("prompt (its completion will be sampled)", row["prompt"]),))

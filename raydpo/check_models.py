@@ -1,0 +1,274 @@
+"""Checks of models, tokenizers, scorers and lengths; see `check.py`.
+
+What comes in: the configuration. What goes out: facts and problems in `Findings`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from raydpo.check import Findings
+from raydpo.config import Config, ModelConfig, RewardConfig
+from raydpo.errors import ConfigError, ModelError
+from raydpo.models import (
+    load_tokenizer,
+    local_folder,
+    model_config_values,
+    refuse_remote_code,
+    tokenizer_fingerprint,
+)
+from raydpo.prompts.encode import check_context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: What vLLM's attention on CPU takes.
+_CPU_HEAD_DIMS: Final = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+def check_models(config: Config, findings: Findings) -> None:
+    """The policy's model, and the reference's where it is another."""
+    own = findings.attempt(_check_model, "model", config.model, findings)
+    if config.reference.model is None:
+        return
+    other = findings.attempt(_check_model, "reference.model", config.reference.model, findings)
+    if own is not None and other is not None and own.get_vocab() != other.get_vocab():
+        findings.note(
+            ModelError(
+                f"model {config.model.path!r} and reference {config.reference.model.path!r} have "
+                "different vocabularies",
+                "the reference scores the very token ids that the policy is trained on",
+                "take a reference with the same tokenizer",
+            )
+        )
+
+
+def check_sections(config: Config, findings: Findings) -> None:
+    """What the sections ask for, held against the model and against each other."""
+    if config.sft is not None:
+        longest = config.sft.max_sequence_tokens
+        findings.attempt(_check_context, config, "sft.max_sequence_tokens", longest)
+    if config.preferences is not None:
+        section = config.preferences
+        longest = section.max_prompt_tokens + section.max_completion_tokens
+        name = "preferences.max_prompt_tokens + max_completion_tokens"
+        findings.attempt(_check_context, config, name, longest)
+    if config.prompts is not None or config.evaluation is not None:
+        _check_sampling(config, findings)
+    if config.labeling is not None:
+        findings.attempt(_check_candidates, config)
+        for reward in config.labeling.reward:
+            findings.attempt(_check_reward, "labeling.reward", reward, findings)
+    if config.evaluation is not None:
+        for reward in config.evaluation.judge:
+            findings.attempt(_check_reward, "evaluation.judge", reward, findings)
+    _say_what_is_missing(config, findings)
+    findings.attempt(_check_trackers, config)
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """The number of parameters, from the headers of the safetensors files.
+
+    Raises:
+        ModelError: there are no such files, or one is damaged.
+    """
+    folder = local_folder(model)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(
+            f"model {model.path!r}: {folder} has no *.safetensors file",
+            "weights are read from safetensors only: other formats may run code",
+            "load the model once in transformers and `save_pretrained` it again",
+        )
+    total = 0
+    for file in files:
+        try:
+            with open(file, "rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+                entries = {k: v for k, v in header.items() if k != "__metadata__"}
+                end = max((v["data_offsets"][1] for v in entries.values()), default=0)
+                whole = stream.tell() + end <= file.stat().st_size
+        except (ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+            raise _damaged(str(file), type(error).__name__) from error
+        if not whole:
+            raise _damaged(str(file), "it is shorter than its header says")
+        total += sum(math.prod(v["shape"]) for v in entries.values())
+    return total
+
+
+def _damaged(file: str, why: str) -> ModelError:
+    return ModelError(
+        f"{file} is damaged: {why}",
+        "a safetensors file is whole",
+        "copy or download the model again",
+    )
+
+
+def _check_model(what: str, model: ModelConfig, findings: Findings) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that can be used."""
+    folder = local_folder(model)
+    refuse_remote_code(folder)
+    values = model_config_values(model)
+    findings.attempt(_check_architecture, model, values)
+    count = findings.attempt(parameter_count, model)
+    findings.attempt(tokenizer_fingerprint, model)  # reads model.chat_template
+    tokenizer = load_tokenizer(model)
+    embeddings = _value(values, "vocab_size")
+    if isinstance(embeddings, int) and len(tokenizer) > embeddings:
+        raise ModelError(
+            f"{what} {model.path!r}: the tokenizer has {len(tokenizer)} tokens",
+            f"each has a row among the model's {embeddings} embeddings (vocab_size)",
+            "use the tokenizer that the model was trained with",
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{what} {model.path!r}: the tokenizer has no end-of-sequence token",
+            "a completion ends with EOS, in training as in sampling",
+            "set `eos_token` in its tokenizer_config.json",
+        )
+    parameters = f"{count:,} parameters" if count is not None else "parameters unknown"
+    template = "with" if tokenizer.chat_template else "without"
+    findings.facts.append(
+        f"{what}: {model.path}, {values.get('model_type')}, {parameters}, "
+        f"{len(tokenizer):,} tokens, {template} a chat template"
+    )
+    return tokenizer
+
+
+def _check_architecture(model: ModelConfig, values: dict[str, Any]) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = values.get("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"model {model.path!r} has model_type {kind!r} in its config.json",
+            "it is a causal language model whose architecture is part of transformers",
+            "use another model, or a newer transformers",
+        )
+
+
+def _check_context(config: Config, what: str, tokens: int) -> None:
+    check_context(what, tokens, model_config_values(config.model))
+
+
+def _check_sampling(config: Config, findings: Findings) -> None:
+    """Lengths of sampling, and vLLM on CPU."""
+    from raydpo.sampling.engine import max_sequence_tokens
+
+    for section in (config.prompts, config.evaluation and config.evaluation.prompts):
+        if section is not None:
+            findings.attempt(
+                max_sequence_tokens, config.model, config.sampling, section.max_prompt_tokens
+            )
+    findings.attempt(_check_min_tokens, config)
+    from raydpo.check_resources import is_remote, uses_cuda_here
+
+    if not is_remote(config):
+        findings.attempt(_check_vllm_is_here)
+        if not uses_cuda_here(config.sampling.engines.device):
+            findings.attempt(_check_heads, config)
+
+
+def _check_min_tokens(config: Config) -> None:
+    sampling = config.sampling
+    if sampling.min_completion_tokens >= sampling.max_completion_tokens:
+        raise ConfigError(
+            f"sampling.min_completion_tokens {sampling.min_completion_tokens}",
+            f"it is less than sampling.max_completion_tokens {sampling.max_completion_tokens}: "
+            "no completion could end by itself otherwise",
+            "lower the first, or raise the second",
+        )
+
+
+def _check_vllm_is_here() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "vllm is not installed",
+            "sampling runs on vLLM",
+            "install raydpo[cpu] or raydpo[cuda]; `make demo` does it",
+        )
+
+
+def _check_heads(config: Config) -> None:
+    values = model_config_values(config.model)
+    heads, hidden = _value(values, "num_attention_heads"), _value(values, "hidden_size")
+    dimension = _value(values, "head_dim")
+    if not isinstance(dimension, int) and isinstance(heads, int) and isinstance(hidden, int):
+        dimension = hidden // heads
+    if isinstance(dimension, int) and dimension not in _CPU_HEAD_DIMS:
+        raise ModelError(
+            f"model {config.model.path!r} has attention heads of dimension {dimension}",
+            f"on CPU, vLLM takes heads of {', '.join(map(str, _CPU_HEAD_DIMS))}",
+            "sample on a GPU, or use a model with heads of 32 or 64",
+        )
+
+
+def _check_candidates(config: Config) -> None:
+    sampling = config.sampling
+    if sampling.candidates < 2:
+        raise ConfigError(
+            f"sampling.candidates {sampling.candidates}: there would be zero pairs",
+            "a pair needs two candidates of the same prompt",
+            "set sampling.candidates to 2 or more; 4 is usual",
+        )
+    if sampling.temperature == 0:
+        raise ConfigError(
+            "sampling.temperature 0: all candidates of a prompt would be equal, with zero pairs",
+            "pairs need candidates that differ",
+            "set sampling.temperature to 1.0",
+        )
+
+
+def _check_reward(what: str, reward: RewardConfig, findings: Findings) -> None:
+    if reward.function is not None:
+        from raydpo.labeling.rewards import resolve_function
+
+        resolve_function(reward.function)
+        findings.facts.append(f"{what}: function {reward.function}")
+        return
+    from raydpo.labeling.classifier import label_index
+
+    source = ModelConfig(path=str(reward.classifier))
+    refuse_remote_code(local_folder(source))
+    values = model_config_values(source)
+    label = findings.attempt(label_index, reward)
+    findings.attempt(parameter_count, source)
+    load_tokenizer(source)
+    if label is not None:
+        findings.facts.append(
+            f"{what}: {reward.output} of class {label} of {reward.classifier} "
+            f"({values.get('model_type')})"
+        )
+
+
+def _check_trackers(config: Config) -> None:
+    asked = {t for section in (config.training, config.sft) if section for t in section.trackers}
+    missing = sorted(name for name in asked if importlib.util.find_spec(name) is None)
+    if missing:
+        raise ConfigError(
+            f"trackers {', '.join(missing)}: not installed here",
+            "a tracker is an installed package",
+            "install raydpo[trackers], or remove it from `trackers`",
+        )
+
+
+def _say_what_is_missing(config: Config, findings: Findings) -> None:
+    if config.prompts is not None and config.labeling is None:
+        findings.facts.append("no `labeling` section: the job ends with sampled candidates")
+    elif config.training is None and config.sft is None:
+        findings.facts.append("no `training` section: the job ends before the policy")
+    if config.labeling is None or config.evaluation is None:
+        return
+    scorers = {(reward.function, reward.classifier) for reward in config.labeling.reward}
+    if any((judge.function, judge.classifier) in scorers for judge in config.evaluation.judge):
+        findings.facts.append(
+            "note: the judge of the report also made the labels; another one would tell more"
+        )
+
+
+def _value(values: dict[str, Any], name: str) -> Any:
+    inner = values.get("text_config") or {}
+    return values.get(name, inner.get(name))

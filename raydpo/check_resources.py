@@ -1,0 +1,163 @@
+"""Checks of CPUs, GPUs and memory, where the job runs on this machine; see `check.py`.
+
+What comes in: the configuration. What goes out: facts and problems in `Findings`. A
+cluster that has an address is not looked at: it may grow when it is asked to.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from raydpo.check import Findings
+from raydpo.check_models import parameter_count
+from raydpo.config import Config, TrainerConfig
+from raydpo.errors import ConfigError, RaydpoError
+from raydpo.models import model_config_values
+
+#: Bytes of a parameter in training: float32 weight, gradient, and AdamW's two moments.
+_BYTES_PER_PARAMETER: Final = 16
+_GIB: Final = 1 << 30
+
+
+def is_remote(config: Config) -> bool:
+    """Whether the job runs on a cluster that has an address."""
+    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+
+
+def uses_cuda_here(device: str) -> bool:
+    """Whether a `device` setting means CUDA on this machine."""
+    return device == "cuda" or (device == "auto" and gpu_count() > 0)
+
+
+def gpu_count() -> int:
+    """CUDA devices of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def check_resources(config: Config, findings: Findings) -> None:
+    """Hold what each stage asks for against this machine, and say how much memory training takes."""
+    if is_remote(config):
+        findings.facts.append("resources: those of the cluster, which is not looked at")
+    else:
+        cpus, gpus = os.cpu_count() or 1, gpu_count()
+        findings.facts.append(
+            f"this machine: {cpus} CPUs, {gpus} GPUs, {memory_bytes() / _GIB:.1f} GiB of memory"
+        )
+        for name, device, workers, per_worker, gpus_each in _stages(config):
+            cuda = uses_cuda_here(device)
+            needs = (workers * per_worker, workers * gpus_each if cuda else 0)
+            findings.attempt(_check_stage, name, device, needs, (cpus, gpus))
+        findings.attempt(_check_tensor_parallel, config)
+    for name, section in (("training", config.training), ("sft", config.sft)):
+        if section is not None:
+            _check_memory(config, name, section, findings)
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, or of the container where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def training_bytes(section: TrainerConfig, parameters: int) -> tuple[int, int]:
+    """Bytes of weights, gradients and AdamW's moments: of one worker, and of all together."""
+    one = parameters * _BYTES_PER_PARAMETER
+    if section.strategy == "fsdp":
+        return one // section.num_workers, one
+    return one, one * section.num_workers
+
+
+def _stages(config: Config) -> list[tuple[str, str, int, float, int]]:
+    """Name, device, workers, CPUs of a worker, and GPUs of a worker that uses CUDA."""
+    engines = config.sampling.engines
+    stages: list[tuple[str, str, int, float, int]] = []
+    if config.prompts is not None or config.evaluation is not None:
+        stages.append(
+            (
+                "sampling.engines",
+                engines.device,
+                engines.count,
+                engines.cpus,
+                engines.tensor_parallel,
+            )
+        )
+    if config.labeling is not None:
+        workers = max(reward.workers for reward in config.labeling.reward)
+        stages.append(("labeling.reward", "cpu", workers, 1.0, 0))
+    if config.training is not None:
+        reference = config.reference
+        stages.append(("reference", "auto", reference.workers, reference.cpus_per_worker, 1))
+    for name, section in (("training", config.training), ("sft", config.sft)):
+        if section is not None:
+            stages.append((name, section.device, section.num_workers, section.cpus_per_worker, 1))
+    return stages
+
+
+def _check_stage(name: str, device: str, needs: tuple[float, float], has: tuple[int, int]) -> None:
+    if device == "cuda" and not has[1]:
+        raise ConfigError(
+            f"{name}: device 'cuda'",
+            "this machine has a CUDA device, or the job runs on a cluster that does",
+            "set the device to 'auto' or 'cpu', or give `ray_address`",
+        )
+    for kind, need, there in zip(("CPUs", "GPUs"), needs, has, strict=True):
+        if need > there:
+            raise ConfigError(
+                f"{name} asks for {need:g} {kind}",
+                f"this machine has {there}: the stage would wait for ever",
+                "lower the number of workers or what each of them holds, or give `ray_address`",
+            )
+
+
+def _check_tensor_parallel(config: Config) -> None:
+    engines = config.sampling.engines
+    if engines.tensor_parallel > 1 and not uses_cuda_here(engines.device):
+        raise ConfigError(
+            f"sampling.engines.tensor_parallel {engines.tensor_parallel}",
+            "an engine is split over GPUs, and here it would run on the CPU",
+            "set it to 1, or run on a machine with GPUs",
+        )
+    heads = model_config_values(config.model).get("num_attention_heads")
+    if isinstance(heads, int) and heads % engines.tensor_parallel:
+        raise ConfigError(
+            f"sampling.engines.tensor_parallel {engines.tensor_parallel}",
+            f"it divides the model's {heads} attention heads",
+            "choose a divisor",
+        )
+
+
+def _check_memory(config: Config, name: str, section: TrainerConfig, findings: Findings) -> None:
+    try:
+        parameters = parameter_count(config.model)
+    except RaydpoError as error:  # it stands among the model's problems already
+        findings.note(error)
+        return
+    worker, together = training_bytes(section, parameters)
+    findings.facts.append(
+        f"{name}: {section.strategy}, {section.num_workers} worker(s), each with at least "
+        f"{worker / _GIB:.2f} GiB of weights, gradients and optimizer states, and activations"
+    )
+    if not is_remote(config):
+        findings.attempt(_check_fits, name, section, worker, together)
+
+
+def _check_fits(name: str, section: TrainerConfig, worker: int, together: int) -> None:
+    if uses_cuda_here(section.device) and gpu_count():
+        import torch
+
+        needed, there = worker, int(torch.cuda.get_device_properties(0).total_memory)
+        where = "a GPU of this machine"
+    else:
+        needed, there, where = together, memory_bytes(), "this machine"
+    if needed > there:
+        raise ConfigError(
+            f"{name} takes at least {needed / _GIB:.1f} GiB for weights, gradients and optimizer",
+            f"{where} has {there / _GIB:.1f} GiB",
+            "use strategy 'fsdp' with more workers on more machines, or a smaller model",
+        )
