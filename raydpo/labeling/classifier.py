@@ -1,0 +1,197 @@
+"""Rewards by a Hugging Face sequence-classification model.
+
+What comes in: prompts and completions as text. What goes out: for each completion one
+number from the model's logits, in float32 arithmetic of the model, or a refusal. Texts
+longer than the model takes are cut, and counted: of a completion alone the end is cut, of
+a prompt with its completion the start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raydpo.config import ModelConfig, RewardConfig
+from raydpo.errors import ConfigError, ModelError
+from raydpo.labeling.rewards import Judged, Refusal, reward_or_refusal
+from raydpo.models import (
+    load_tokenizer,
+    local_folder,
+    model_config_values,
+    refuse_remote_code,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: transformers says "no limit" with a very large model_max_length.
+_NO_LIMIT = 10**9
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded model with what is read from it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reward: RewardConfig
+    label: int
+    max_tokens: int | None
+
+
+def load_classifier(reward: RewardConfig) -> Classifier:
+    """Load the model and its tokenizer, on CUDA where this process has it.
+
+    Raises:
+        ConfigError: `label` is missing, or not one of the model's labels.
+        ModelError: transformers cannot load it, or it has no padding token.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    source = ModelConfig(path=str(reward.classifier))
+    folder = local_folder(source)
+    refuse_remote_code(folder)
+    tokenizer = load_tokenizer(source)
+    tokenizer.truncation_side = "right" if reward.input == "completion" else "left"
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"classifier {reward.classifier!r} cannot be loaded: {error}",
+            "the folder holds a sequence-classification model that transformers loads",
+            "try `AutoModelForSequenceClassification.from_pretrained(folder)` on it alone",
+        ) from error
+    if model.config.pad_token_id is None:  # decoders find a text's last token by it
+        model.config.pad_token_id = tokenizer.pad_token_id
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    label = label_index(reward)
+    longest = _max_tokens(model, tokenizer)
+    return Classifier(model.eval().to(device), tokenizer, reward, label, longest)
+
+
+def label_index(reward: RewardConfig) -> int:
+    """Index of the class whose score is the reward.
+
+    Raises:
+        ConfigError: `label` is missing, or not one of the model's labels; it lists them.
+    """
+    names = _label_names(ModelConfig(path=str(reward.classifier)))
+    if reward.label is None and len(names) == 1:
+        return 0
+    for index, name in names.items():
+        if reward.label == index or reward.label == name:
+            return index
+    raise ConfigError(
+        f"label {reward.label!r} of classifier {reward.classifier!r}",
+        "`label` is the name or the index of one of the model's labels: "
+        + ", ".join(f"{index} ({name})" for index, name in sorted(names.items())),
+        "set labeling.reward.label (or evaluation.judge.label) to one of them",
+    )
+
+
+def judge_with_classifier(
+    classifier: Classifier, prompts: list[str], completions: list[str]
+) -> Judged:
+    """Rewards of the completions, in their order; inside, texts of like length go together."""
+    texts = completions
+    if classifier.reward.input == "prompt_and_completion":
+        texts = [p + c for p, c in zip(prompts, completions, strict=True)]
+    token_ids, truncated = encode(classifier, texts)
+    values: list[float | Refusal] = [Refusal("the text has no tokens")] * len(texts)
+    order = sorted((i for i, ids in enumerate(token_ids) if ids), key=lambda i: len(token_ids[i]))
+    for start in range(0, len(order), classifier.reward.batch_size):
+        chosen = order[start : start + classifier.reward.batch_size]
+        rewards = _forward(classifier, [token_ids[i] for i in chosen])
+        for index, reward in zip(chosen, rewards, strict=True):
+            values[index] = reward_or_refusal(reward)
+    return Judged(values, truncated)
+
+
+def encode(classifier: Classifier, texts: list[str]) -> tuple[list[list[int]], int]:
+    """Token ids of the texts with the model's special tokens, and how many were cut."""
+    tokenizer, longest = classifier.tokenizer, classifier.max_tokens
+    if not texts:
+        return [], 0
+    token_ids: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
+    cut = [i for i, ids in enumerate(token_ids) if longest is not None and len(ids) > longest]
+    for i in cut:
+        token_ids[i] = tokenizer(texts[i], truncation=True, max_length=longest)["input_ids"]
+    return [_one_bos(ids, tokenizer) for ids in token_ids], len(cut)
+
+
+def rewards_from_logits(
+    logits: torch.Tensor, label: int, output: str, independent: bool
+) -> torch.Tensor:
+    """One reward for each text, as the configuration asks.
+
+    Args:
+        logits: [B, C], the model's own.
+        label: the class that counts.
+        output: `probability`, `log_odds` or `logit`.
+        independent: whether each class has a sigmoid of its own (a model with one output,
+            or a multi-label one), and not all of them one softmax.
+
+    Returns:
+        [B], float64. log p/(1-p) is z - logsumexp(the other z): exact where p rounds to 1.
+    """
+    import torch
+
+    logits = logits.double()
+    own = logits[:, label]
+    if output == "logit":
+        return own
+    others = torch.cat([logits[:, :label], logits[:, label + 1 :]], dim=1)
+    log_odds = own if independent else own - others.logsumexp(dim=1)
+    return log_odds if output == "log_odds" else torch.sigmoid(log_odds)
+
+
+def _forward(classifier: Classifier, token_ids: list[list[int]]) -> list[float]:
+    """Rewards of one batch, padded right: [B, L] -> [B]."""
+    import torch
+
+    model: Any = classifier.model
+    longest = max(len(ids) for ids in token_ids)
+    pad = classifier.tokenizer.pad_token_id
+    ids_BL = [ids + [pad] * (longest - len(ids)) for ids in token_ids]
+    mask_BL = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in token_ids]
+    with torch.inference_mode():
+        logits = model(
+            input_ids=torch.tensor(ids_BL, device=model.device),
+            attention_mask=torch.tensor(mask_BL, device=model.device),
+        ).logits
+    independent = logits.shape[1] == 1 or model.config.problem_type == "multi_label_classification"
+    rewards = rewards_from_logits(logits, classifier.label, classifier.reward.output, independent)
+    return rewards.tolist()
+
+
+def _one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A rendered prompt that starts with BOS already gets no second one."""
+    bos = tokenizer.bos_token_id
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+
+def _label_names(source: ModelConfig) -> dict[int, str]:
+    from transformers import AutoConfig
+
+    folder = local_folder(source)
+    refuse_remote_code(folder)
+    model_config_values(source)  # raises where there is no config.json
+    try:
+        config: Any = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"classifier {source.path!r}: {error}",
+            "its config.json names an architecture of transformers",
+            "try `AutoConfig.from_pretrained(folder)` on it alone",
+        ) from error
+    return {int(index): str(name) for index, name in config.id2label.items()}
+
+
+def _max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The longest text that the model takes, in tokens, or None where nothing says so."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [tokenizer.model_max_length, positions]
+    known = [limit for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
+    return min(known, default=None)

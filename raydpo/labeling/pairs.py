@@ -1,0 +1,127 @@
+"""From the rewards of a prompt's candidates to pairs: pure functions.
+
+What comes in: K rewards, the candidates' numbers, and how pairs are built. What goes out:
+chosen and rejected candidates, with counts of what was dropped. Draws are hashes of who
+and what is drawn for, so they come out the same in any order and on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from raydpo.config import PairsConfig
+from raydpo.storage import canonical_json
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate that can stand in a pair.
+
+    Args:
+        candidate: its number among the prompt's candidates.
+        completion_ids: its token ids; equal ones never form a pair.
+        reward: the weighted sum of its scores.
+    """
+
+    candidate: int
+    completion_ids: tuple[int, ...]
+    reward: float
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Uniform draws for one prompt in one round of a run."""
+
+    seed: int
+    round_index: int
+    prompt_id: str
+
+    def uniform(self, *what: str | int) -> float:
+        """A number in [0, 1) that depends on `what` is drawn, and on nothing else."""
+        key = canonical_json([self.seed, self.round_index, self.prompt_id, *what])
+        return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """(chosen, rejected) candidate numbers of one prompt, and what was dropped.
+
+    Args:
+        pairs: one tuple a pair.
+        counts: `ties`: equal rewards; `below_margin`: different, but too little;
+            `identical`: the same completion twice; `flipped`: labels turned round.
+    """
+
+    pairs: list[tuple[int, int]]
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+
+
+def build_pairs(scored: Sequence[Scored], config: PairsConfig, draws: Draws) -> Pairs:
+    """The pairs of one prompt, by the configured builder and labels.
+
+    Args:
+        scored: the prompt's candidates, in any order.
+        config: builder, margin, labels and noise.
+        draws: the prompt's random numbers.
+    """
+    counts = {"ties": 0, "below_margin": 0, "identical": 0, "flipped": 0}
+    pairs: list[tuple[int, int]] = []
+    ordered = sorted(scored, key=lambda s: s.candidate)
+    for one, other in _matched(ordered, config.builder, draws):
+        dropped = _why_dropped(one, other, config.min_margin)
+        if dropped is not None:
+            counts[dropped] += 1
+            continue
+        winner, loser = _labelled(one, other, config, draws)
+        if draws.uniform("flip", one.candidate, other.candidate) < config.flip_rate:
+            winner, loser = loser, winner
+            counts["flipped"] += 1
+        pairs.append((winner.candidate, loser.candidate))
+    return Pairs(pairs, counts)
+
+
+def preference_probability(first: float, second: float, temperature: float = 1.0) -> float:
+    """P(first is preferred) = sigmoid((first - second) / temperature), Bradley and Terry 1952."""
+    z = (first - second) / temperature
+    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
+def _matched(scored: list[Scored], builder: str, draws: Draws) -> list[tuple[Scored, Scored]]:
+    """The builder's matches, in each the lower candidate number first."""
+    if len(scored) < 2:
+        return []
+    if builder == "all_pairs":
+        return list(itertools.combinations(scored, 2))
+    if builder == "first_two":
+        return [(scored[0], scored[1])]
+    best = max(scored, key=lambda s: s.reward)
+    rest = [s for s in scored if s is not best]
+    if builder == "best_worst":
+        other = min(rest, key=lambda s: s.reward)
+    else:
+        rest = [s for s in rest if s.completion_ids != best.completion_ids] or rest
+        other = min(rest, key=lambda s: draws.uniform("best_random", s.candidate))
+    return [(best, other) if best.candidate < other.candidate else (other, best)]
+
+
+def _why_dropped(one: Scored, other: Scored, min_margin: float) -> str | None:
+    if one.completion_ids == other.completion_ids:
+        return "identical"
+    if one.reward == other.reward:
+        return "ties"
+    return "below_margin" if abs(one.reward - other.reward) <= min_margin else None
+
+
+def _labelled(
+    one: Scored, other: Scored, config: PairsConfig, draws: Draws
+) -> tuple[Scored, Scored]:
+    """(chosen, rejected): the higher reward, or a Bradley-Terry draw."""
+    if config.labels == "argmax":
+        return (one, other) if one.reward > other.reward else (other, one)
+    probability = preference_probability(one.reward, other.reward, config.temperature)
+    draw = draws.uniform("label", one.candidate, other.candidate)
+    return (one, other) if draw < probability else (other, one)

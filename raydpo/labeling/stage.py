@@ -1,0 +1,180 @@
+"""The scoring stage: candidates in, scores out, one row a candidate and scorer.
+
+What comes in: the table of candidates and one or more scorers. What goes out: the table
+of scores, part i for part i. A candidate that a scorer refuses has no score at all: it
+stands in the quarantine once, with the reasons.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from raydpo.cluster import uses_cuda
+from raydpo.config import ModelConfig, RewardConfig
+from raydpo.errors import ConfigError
+from raydpo.labeling.classifier import judge_with_classifier, label_index, load_classifier
+from raydpo.labeling.groups import candidate_id
+from raydpo.labeling.rewards import (
+    Judged,
+    Refusal,
+    judge_with_function,
+    resolve_function,
+    source_fingerprint,
+)
+from raydpo.models import tokenizer_fingerprint, weights_fingerprint
+from raydpo.parts import Table, Transform, Workers, run_parts
+from raydpo.run import PartResult, Stage
+from raydpo.storage import Folder
+from raydpo.tables import Row
+
+STAGE_NAME: Final = "scores"
+
+#: (prompts, completions) -> rewards or refusals.
+Judge = Callable[[list[str], list[str]], Judged]
+
+
+def score_candidates(
+    *,
+    folder: Folder,
+    candidates: Table,
+    rewards: tuple[RewardConfig, ...],
+    what: str,
+    max_quarantined_fraction: float,
+) -> Table:
+    """Score every candidate with every scorer.
+
+    Args:
+        folder: where the scores table goes.
+        candidates: the completions.
+        rewards: the scorers; their weights are not applied here.
+        what: the stage and round, for the log.
+        max_quarantined_fraction: share of the candidates that may be refused.
+
+    Raises:
+        ConfigError: a function, a label or a scorer's name cannot be used.
+        ModelError: a classifier cannot be loaded.
+        DataError: a function fails for every completion, or returns the wrong number.
+        QuarantineBudgetError: too many candidates were refused.
+    """
+    check_rewards(rewards)
+    rewards = tuple(_with_absolute_path(reward) for reward in rewards)
+    stage = Stage(
+        folder=folder,
+        name=STAGE_NAME,
+        table="scores",
+        inputs={"candidates": candidates.fingerprint, **_scorer_inputs(rewards)},
+        settings={"scorers": [_scorer_settings(reward) for reward in rewards]},
+    )
+    cuda = any(reward.classifier for reward in rewards) and uses_cuda("auto")
+    workers = Workers(max(reward.workers for reward in rewards), gpus=1.0 if cuda else 0.0)
+    make = functools.partial(_make_transform, rewards, tuple(sys.path))
+    return run_parts(stage, [candidates], make, workers, what, max_quarantined_fraction)
+
+
+def check_rewards(rewards: tuple[RewardConfig, ...]) -> None:
+    """Hold the scorers against what they name, without a cluster.
+
+    Raises:
+        ConfigError: a function or a label is not there, or two scorers share a name.
+        ModelError: a classifier is not there.
+    """
+    names = [reward.scorer for reward in rewards]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{names.count(name)} scorers are called {name!r}",
+                "each scorer has a name of its own in the scores table",
+                "give them different `name`s",
+            )
+    for reward in rewards:
+        if reward.function is not None:
+            resolve_function(reward.function)
+        else:
+            label_index(reward)
+
+
+def make_judge(reward: RewardConfig, search: tuple[str, ...] = ()) -> Judge:
+    """Load a scorer.
+
+    Args:
+        reward: the scorer.
+        search: folders where modules of reward functions are looked for.
+    """
+    if reward.function is not None:
+        function = resolve_function(reward.function, search)
+        return functools.partial(judge_with_function, function, reward.function)
+    return functools.partial(judge_with_classifier, load_classifier(reward))
+
+
+def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
+    """The scores of one part; `judges` by scorer."""
+    prompts = [row["prompt"] for row in candidates]
+    completions = [row["completion"] for row in candidates]
+    judged = {scorer: judge(prompts, completions) for scorer, judge in judges.items()}
+    rows: list[Row] = []
+    refused: list[Row] = []
+    for index, candidate in enumerate(candidates):
+        values = {scorer: given.values[index] for scorer, given in judged.items()}
+        reasons = [f"{s}: {v.reason}" for s, v in values.items() if isinstance(v, Refusal)]
+        if reasons:
+            refused.append(_quarantined(candidate, "; ".join(reasons)))
+        else:
+            rows += [_score(candidate, scorer, value) for scorer, value in values.items()]
+    counts = {f"truncated_for_{scorer}": given.truncated for scorer, given in judged.items()}
+    return PartResult(rows, refused, {"scored": len(candidates) - len(refused), **counts})
+
+
+def _make_transform(rewards: tuple[RewardConfig, ...], search: tuple[str, ...]) -> Transform:
+    judges = {reward.scorer: make_judge(reward, search) for reward in rewards}
+    return functools.partial(score_part, judges)
+
+
+def _with_absolute_path(reward: RewardConfig) -> RewardConfig:
+    """A local model by its absolute path: workers have working directories of their own."""
+    path = Path(reward.classifier or "").expanduser()
+    if reward.classifier is None or not path.is_dir():
+        return reward
+    return reward.model_copy(update={"classifier": str(path.absolute()), "name": reward.scorer})
+
+
+def _scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
+    inputs: dict[str, str] = {}
+    for reward in rewards:
+        if reward.function is not None:
+            inputs[f"source of {reward.scorer}"] = source_fingerprint(reward.function)
+        else:
+            model = ModelConfig(path=str(reward.classifier))
+            inputs[f"weights of {reward.scorer}"] = weights_fingerprint(model)
+            inputs[f"tokenizer of {reward.scorer}"] = tokenizer_fingerprint(model)
+    return inputs
+
+
+def _scorer_settings(reward: RewardConfig) -> dict[str, Any]:
+    """What the scores depend on; a function's is all in its source."""
+    if reward.function is not None:
+        return {"name": reward.scorer, "function": reward.function}
+    return {"name": reward.scorer, **reward.model_dump(include={"label", "output", "input"})}
+
+
+def _score(candidate: Row, scorer: str, value: float | Refusal) -> Row:
+    return {
+        "prompt_id": candidate["prompt_id"],
+        "candidate": candidate["candidate"],
+        "scorer": scorer,
+        "value": value,
+        "rationale": None,
+    }
+
+
+def _quarantined(candidate: Row, reason: str) -> Row:
+    return {
+        "stage": STAGE_NAME,
+        "id": candidate_id(candidate),
+        "reason": reason,
+        "row": json.dumps(candidate, ensure_ascii=False),
+    }
