@@ -6,7 +6,7 @@ out: one JSON value without NaN, keys in reading order, no text of any prompt or
 
 from __future__ import annotations
 
-import json
+import math
 from typing import Any
 
 from raydpo.config import Config, EvaluationConfig, RewardConfig, SamplingConfig
@@ -29,7 +29,7 @@ def measure(
 
     Raises:
         DataError: no prompt has scored samples of both models, or no sample has log-probs.
-        NumericsError: a number is not finite.
+        NumericsError: a log-ratio is not finite.
     """
     if not logps.prompts or not {s.prompt_id for s in reference} & {s.prompt_id for s in policy}:
         raise DataError(
@@ -38,8 +38,9 @@ def measure(
             "at least one held-out prompt has scored samples of both models",
             "read the reasons in the quarantine folders of the evaluation, or give more prompts",
         )
+    _refuse_non_finite(logps, pairs)
     beta = config.training.objective.beta if config.training else None
-    values = {
+    return {
         "judge": _judge(evaluation.judge),
         "reference": _model_values(reference, evaluation.judge),
         "policy": _model_values(policy, evaluation.judge),
@@ -48,8 +49,6 @@ def measure(
         "kl": _kl(logps, evaluation, config.sampling, beta),
         "heldout": _heldout(pairs, beta) if pairs is not None and pairs.prompts else None,
     }
-    _refuse_non_finite(values)
-    return values
 
 
 def sampling_caveats(evaluation: EvaluationConfig, sampling: SamplingConfig) -> list[str]:
@@ -59,7 +58,7 @@ def sampling_caveats(evaluation: EvaluationConfig, sampling: SamplingConfig) -> 
         f"top_p {sampling.top_p:g}": sampling.top_p < 1,
         f"top_k {sampling.top_k}": sampling.top_k > 0,
         f"min_completion_tokens {sampling.min_completion_tokens}": sampling.min_completion_tokens
-        > 1,
+        > 0,
     }
     return [name for name, differs in settings.items() if differs]
 
@@ -69,9 +68,8 @@ def score_unit(judges: tuple[RewardConfig, ...]) -> str:
     judge, *others = judges
     if others:
         return "weighted sum of judges"
-    if judge.classifier is None:
-        return "reward"
-    kind = {"probability": "probability", "log_odds": "log-odds", "logit": "logit"}[judge.output]
+    names = {"probability": "probability", "log_odds": "log-odds", "logit": "logit"}
+    kind = names[judge.output] if judge.classifier is not None else "reward"
     named = f"{kind} of “{judge.label}”" if judge.label is not None else kind
     return named if judge.weight == 1 else f"{judge.weight:g} × {named}"
 
@@ -158,12 +156,16 @@ def _lengths(samples: list[Sample]) -> list[float]:
     return [float(len(sample.completion_ids)) for sample in samples]
 
 
-def _refuse_non_finite(values: Json) -> None:
-    try:
-        json.dumps(values, allow_nan=False)
-    except ValueError as error:
+def _refuse_non_finite(logps: ScoredCompletions, pairs: HeldoutPairs | None) -> None:
+    logratios = metrics.sequence_logratios(logps.policy, logps.reference)
+    named = [*zip(logps.prompts, logratios, strict=True)]
+    if pairs is not None:
+        named += zip(pairs.prompts, pairs.margins, strict=True)
+    broken = [(prompt, value) for prompt, value in named if not math.isfinite(value)]
+    if broken:
         raise NumericsError(
-            f"a metric of the evaluation is not finite: {error}",
-            "every number of metrics.json is finite; what is unknown is null",
-            "look for infinite log-probs in the kl_policy and kl_reference tables",
-        ) from error
+            f"{len(broken)} of {len(named)} log-ratios are not finite, the first is "
+            f"{broken[0][1]} for prompt {broken[0][0]!r}",
+            "policy and reference give every sampled token a finite log-probability",
+            "look at the training's metrics for a loss that exploded; lower the learning rate",
+        )

@@ -1,0 +1,206 @@
+"""The evaluation for real: Ray Data, vLLM, the judge and the log-prob stage, on models made here."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from raydpo.config import Config, ModelConfig
+from raydpo.evaluation.stage import evaluate
+from raydpo.evaluation.summary import summary_table
+from raydpo.models import load_tokenizer
+from raydpo.parts import Table
+from raydpo.prompts.stage import run_prompts_stage
+from raydpo.run import PartResult, Stage, commit, open_stage, read_manifest, read_rows, write_part
+from raydpo.storage import Folder
+from raydpo.tables import Row
+from tests.conftest import make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+SUBSTAGES = {
+    "reference_samples",
+    "policy_samples",
+    "reference_scores",
+    "policy_scores",
+    "policy_groups",
+    "kl_policy",
+    "kl_reference",
+    "heldout_policy",
+    "heldout_reference",
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("evaluation")
+
+
+@pytest.fixture(scope="module")
+def config(work: Path, tiny_model: Path) -> Config:
+    starts = ["the film was", "I loved", "a bad", "it was very", "the plot", "<b>good</b> acting"]
+    (work / "heldout.jsonl").write_text("".join(json.dumps({"prompt": s}) + "\n" for s in starts))
+    return Config.model_validate(
+        {
+            "name": "test",
+            "rows_per_part": 4,
+            "model": str(tiny_model),
+            "prompts": str(work / "heldout.jsonl"),
+            "sampling": {"max_completion_tokens": 10, "engines": {"cpus": 0.5}},
+            "training": {"objective": {"beta": 0.5}},
+            "evaluation": {
+                "prompts": {"path": str(work / "heldout.jsonl"), "max_prompt_tokens": 32},
+                "judge": {"function": "tests.integration.rewards:count_e"},
+                "samples_per_prompt": 3,
+                "report_samples": 4,
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(work: Path, config: Config, ray_cluster: None) -> Table:
+    assert config.evaluation is not None
+    folder = Folder(str(work / "prompts"))
+    return run_prompts_stage(config, config.evaluation.prompts, folder, "test, prompts")
+
+
+@pytest.fixture(scope="module")
+def heldout(work: Path, config: Config) -> Table:
+    """Two preference groups of two completions each."""
+    tokenizer = load_tokenizer(config.model)
+    stage = Stage(Folder(str(work / "heldout")), "heldout", "preferences", {}, {})
+    open_stage(stage)
+    rows = [_group(tokenizer, name, "the film was") for name in ("g", "h")]
+    write_part(stage, 0, PartResult(rows, counts={"input": 2}))
+    return Table(stage.folder, commit(stage, {}))
+
+
+def _group(tokenizer: Any, name: str, prompt: str) -> Row:
+    texts = [f" good {name}", " bad and boring"]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return {
+        "group_id": name,
+        "prompt_id": name,
+        "prompt": prompt,
+        "prompt_ids": tokenizer(prompt)["input_ids"],
+        "completion_texts": texts,
+        "completions": ids,
+        "rewards": None,
+        "pairs": [{"chosen": 0, "rejected": 1, "weight": 1.0}],
+        "ranking": None,
+    }
+
+
+def run(config: Config, folder: Path, prompts: Table, **arguments: Any) -> dict[str, Any]:
+    values = {"policy": config.model, "heldout": None, **arguments}
+    return evaluate(
+        config=config,
+        folder=Folder(str(folder)),
+        prompts=prompts,
+        reference_model=config.model,
+        what="test, evaluate",
+        inputs={"reference": "fingerprint"},
+        **values,
+    )
+
+
+@pytest.fixture(scope="module")
+def same(work: Path, config: Config, prompts: Table, heldout: Table) -> dict[str, Any]:
+    """The reference evaluated as if it were the policy."""
+    log = [{"step": step, "loss": math.log(2)} for step in range(3)]
+    return run(config, work / "same", prompts, heldout=heldout, training_log=log)
+
+
+def committed(folder: Path) -> dict[str, str]:
+    """When each sub-stage was committed, to the bit."""
+    return {
+        path.parent.name: f"{path.stat().st_mtime_ns}" for path in folder.glob("*/manifest.json")
+    }
+
+
+def test_policy_that_is_the_reference_differs_in_nothing(same: dict[str, Any], work: Path):
+    assert same["kl"]["nats_per_completion"]["mean"] == 0.0
+    assert same["win_rate"]["mean"] == 0.5
+    assert same["difference"]["score"]["mean"] == 0.0
+    assert same["heldout"]["logratio_margin_nats"]["mean"] == 0.0
+    assert same["heldout"]["accuracy"]["mean"] == 0.5
+    assert same["policy"]["score"]["observations"] == 18
+    assert committed(work / "same").keys() == SUBSTAGES
+
+
+def test_every_file_is_written_and_named_by_the_manifest(same: dict[str, Any], work: Path):
+    folder = work / "same"
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert same["report"] == f"{folder}/report.html"
+    assert "&lt;b&gt;good&lt;/b&gt; acting" in page
+    json.loads((folder / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert {path.stem for path in (folder / "plots").glob("*.png")} == {
+        "training",
+        "scores",
+        "score_against_kl",
+        "scores_by_prompt",
+        "lengths",
+    }
+    manifest = read_manifest(Folder(str(folder)))
+    assert manifest is not None
+    named = {file["name"] for file in manifest["files"]}
+    assert {"metrics.json", "report.html", "plots/scores.png"} <= named
+    assert "pi_dpo" in summary_table(same)
+
+
+def test_done_again_nothing_is_done(
+    same: dict[str, Any], work: Path, config: Config, prompts: Table, heldout: Table
+):
+    folder = work / "same"
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    log = [{"step": step, "loss": math.log(2)} for step in range(3)]
+    again = run(config, folder, prompts, heldout=heldout, training_log=log)
+    assert again == same
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_another_page_is_made_from_the_same_samples(
+    same: dict[str, Any], work: Path, config: Config, prompts: Table, heldout: Table
+):
+    assert config.evaluation is not None
+    folder = work / "same"
+    before = committed(folder)
+    shorter = config.evaluation.model_copy(update={"report_samples": 1})
+    again = run(config.model_copy(update={"evaluation": shorter}), folder, prompts, heldout=heldout)
+    assert (folder / "report.html").read_text(encoding="utf-8").count("<article") == 1
+    assert committed(folder) == before
+    assert again["policy"] == same["policy"]
+    assert not (folder / "plots" / "training.png").exists()
+
+
+def test_another_policy_has_the_kl_that_its_sampler_saw(work: Path, config: Config, prompts: Table):
+    """vLLM's own log-probs of the samples against the log-prob stage's."""
+    folder = work / "other"
+    policy = ModelConfig(path=str(make_tiny_model(work / "policy", seed=1)))
+    metrics = run(config, folder, prompts, policy=policy)
+    samples = _rows(folder / "policy_samples")
+    reference = {
+        row["group_id"]: row["reference_token_logps"] for row in _rows(folder / "kl_reference")
+    }
+    logratios = [
+        sum(row["sampler_token_logps"]) - sum(reference[row["prompt_id"]][row["candidate"]])
+        for row in samples
+    ]
+    kl = metrics["kl"]["nats_per_completion"]["mean"]
+    assert kl > 0.1
+    assert kl == pytest.approx(fmean(logratios), abs=5e-3)
+    assert metrics["heldout"] is None
+    assert metrics["win_rate"]["mean"] != 0.5
+
+
+def _rows(folder: Path) -> list[Row]:
+    place = Folder(str(folder))
+    manifest = read_manifest(place)
+    assert manifest is not None
+    return list(read_rows(place, manifest))

@@ -1,0 +1,129 @@
+"""The content of metrics.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+from evaluation_samples import make_config, make_logps, make_metrics, make_samples
+
+from raydpo.config import SamplingConfig
+from raydpo.errors import DataError, NumericsError
+from raydpo.evaluation.measure import measure, sampling_caveats, score_unit
+from raydpo.evaluation.samples import HeldoutPairs, ScoredCompletions
+
+
+def test_metrics_are_those_of_the_samples():
+    values = make_metrics()
+    reference, policy = make_samples(0.4, seed=0), make_samples(0.7, seed=1)
+    lengths = [len(s.completion_ids) for s in policy]
+    assert values["reference"]["score"]["mean"] == pytest.approx(fmean(s.score for s in reference))
+    assert values["policy"]["score"]["mean"] == pytest.approx(fmean(s.score for s in policy))
+    assert values["policy"]["completion_tokens"]["mean"] == pytest.approx(fmean(lengths))
+    assert values["policy"]["finished_share"]["mean"] == 0.5
+    assert values["kl"]["nats_per_token"]["mean"] == pytest.approx(0.125)
+    assert values["kl"]["nats_per_completion"]["mean"] == pytest.approx(0.125 * fmean(lengths))
+    assert values["difference"]["score"]["z"] > 5
+
+
+def test_beta_scales_margins_and_the_price_of_the_kl():
+    values = make_metrics()
+    heldout, kl = values["heldout"], values["kl"]
+    assert heldout["accuracy"]["mean"] == pytest.approx(2 / 3)
+    assert heldout["logratio_margin_nats"]["mean"] == pytest.approx(4 / 3)
+    assert heldout["reward_margin"]["mean"] == pytest.approx(0.25 * 4 / 3)
+    assert kl["beta_times_kl"] == pytest.approx(0.25 * kl["nats_per_completion"]["mean"])
+
+
+def test_without_held_out_pairs_there_is_no_accuracy():
+    config = make_config()
+    assert config.evaluation is not None
+    samples = make_samples(0.5, seed=0)
+    values = measure(
+        config,
+        config.evaluation,
+        samples,
+        samples,
+        make_logps(samples, 0.0),
+        HeldoutPairs([], [], []),
+    )
+    assert values["heldout"] is None
+
+
+def test_policy_that_is_the_reference_differs_in_nothing():
+    config = make_config()
+    assert config.evaluation is not None
+    samples = make_samples(0.5, seed=0)
+    values = measure(
+        config, config.evaluation, samples, samples, make_logps(samples, 0.0), pairs=None
+    )
+    assert values["kl"]["nats_per_completion"]["mean"] == 0.0
+    assert values["win_rate"]["mean"] == 0.5
+    assert values["difference"]["score"]["mean"] == 0.0
+    assert values["difference"]["score"]["z"] is None
+
+
+def test_metrics_hold_neither_nan_nor_text():
+    written = json.dumps(make_metrics(), allow_nan=False)
+    assert "The film was" not in written
+    assert " fine" not in written
+
+
+def test_one_prompt_is_enough_and_its_errors_are_null():
+    config = make_config()
+    assert config.evaluation is not None
+    samples = make_samples(0.5, seed=0)[:2]
+    values = measure(
+        config, config.evaluation, samples, samples, make_logps(samples, 0.1), pairs=None
+    )
+    assert values["policy"]["score"]["standard_error"] is None
+    json.dumps(values, allow_nan=False)
+
+
+def test_infinite_log_probs_are_an_error():
+    config = make_config()
+    assert config.evaluation is not None
+    samples = make_samples(0.5, seed=0)
+    logps = make_logps(samples, float("inf"))
+    with pytest.raises(NumericsError, match=r"16 of 16 log-ratios are not finite.*'p0'"):
+        measure(config, config.evaluation, samples, samples, logps, pairs=None)
+
+
+def test_nothing_left_to_compare_is_an_error():
+    config = make_config()
+    assert config.evaluation is not None
+    samples = make_samples(0.5, seed=0)
+    others = [replace(sample, prompt_id=f"other {sample.prompt_id}") for sample in samples]
+    with pytest.raises(DataError, match="left to compare"):
+        measure(config, config.evaluation, others, samples, make_logps(samples, 0.0), None)
+    with pytest.raises(DataError, match="left to compare"):
+        measure(
+            config, config.evaluation, samples, samples, ScoredCompletions([], [], []), pairs=None
+        )
+
+
+def test_restricted_sampling_is_named():
+    evaluation = make_config(temperature=0.7).evaluation
+    assert evaluation is not None
+    caveats = sampling_caveats(
+        evaluation, SamplingConfig(top_p=0.9, top_k=5, min_completion_tokens=1)
+    )
+    assert caveats == ["temperature 0.7", "top_p 0.9", "top_k 5", "min_completion_tokens 1"]
+    plain = make_config().evaluation
+    assert plain is not None
+    assert sampling_caveats(plain, SamplingConfig()) == []
+
+
+def test_unit_of_the_score_is_the_judges():
+    def unit(judge: object) -> str:
+        evaluation = make_config(judge=judge).evaluation
+        assert evaluation is not None
+        return score_unit(evaluation.judge)
+
+    assert unit({"classifier": "c", "label": "positive", "output": "probability"}) == (
+        "probability of “positive”"
+    )
+    assert unit({"function": "a.b:c", "weight": 2.0}) == "2 × reward"
+    assert unit([{"function": "a:b"}, {"classifier": "c"}]) == "weighted sum of judges"

@@ -1,0 +1,156 @@
+"""report.html: what it says, and that nothing in it comes alive or from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from evaluation_samples import make_config, make_metrics, make_samples
+
+from raydpo.config_file import config_to_yaml
+from raydpo.evaluation.publish import draw_figures
+from raydpo.evaluation.report import (
+    ReportInputs,
+    SamplePair,
+    choose_samples,
+    headline,
+    number,
+    render,
+)
+
+HOSTILE = "<script>alert('x')</script><img src=https://example.com/x.png onerror=alert(1)>\"'&"
+
+
+class Page(HTMLParser):
+    """The tags and the addresses of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [str(v) for k, v in attrs if k in ("src", "href", "srcset", "action")]
+        assert not [k for k, _ in attrs if k.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def make_inputs(text: str = " fine") -> ReportInputs:
+    config = make_config()
+    metrics = make_metrics()
+    reference, policy = make_samples(0.4, seed=0, text=text), make_samples(0.7, seed=1, text=text)
+    log = [{"step": s, "loss": 0.7, "rewards/margins": 0.1 * s} for s in range(5)]
+    return ReportInputs(
+        title=config.name,
+        metrics=metrics,
+        figures=draw_figures(config, metrics, reference, policy, log),
+        samples=choose_samples(reference, policy, 3),
+        counts={
+            "prompts": {"input": 9, "output": 8, "quarantined": 1},
+            "preferences": {"ties": 77},
+        },
+        refusals=[("policy_scores", text, 4)],
+        facts=[("policy model", text)],
+        config_yaml=config_to_yaml(config),
+    )
+
+
+def parsed(page: str) -> Page:
+    parser = Page()
+    parser.feed(page)
+    return parser
+
+
+def test_text_of_models_and_people_is_escaped_everywhere():
+    inputs = make_inputs(HOSTILE)
+    pair = inputs.samples[0]
+    inputs = replace(
+        inputs,
+        title=HOSTILE,
+        samples=[SamplePair(HOSTILE, pair.reference, pair.policy)],
+        config_yaml=HOSTILE,
+    )
+    page = parsed(render(inputs))
+    assert "script" not in page.tags
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    # title, h1, prompt, two completions, reason, fact, configuration: shown as they were written.
+    assert sum(HOSTILE in text for text in page.text) == 8
+
+
+def test_page_needs_nothing_but_itself():
+    page = render(make_inputs())
+    assert parsed(page).tags.count("img") == 5
+    assert not re.search(r"(?:url\(|@import|<link|https?://)", page)
+
+
+def test_page_says_the_numbers_the_counts_and_the_refusals():
+    text = " ".join(" ".join(parsed(render(make_inputs(" odd reason"))).text).split())
+    metrics = make_metrics()
+    assert headline(metrics) in text
+    assert number(metrics["policy"]["score"]["mean"]) in text
+    assert "ties" in text
+    assert "77" in text
+    assert "policy_scores odd reason 4" in text
+    assert "accuracy on 3 held-out pairs" in text
+
+
+def test_headline_says_rose_only_where_chance_is_unlikely():
+    metrics = make_metrics()
+    difference = metrics["difference"]["score"]
+    assert "rose from" in headline(metrics)
+    difference |= {"mean": -0.3, "z": -6.0}
+    assert "fell from" in headline(metrics)
+    assert "(−0.300, 6.0 standard errors)" in headline(metrics)
+    difference |= {"mean": 0.01, "z": 1.2}
+    assert "did not change measurably" in headline(metrics)
+    difference |= {"mean": 0.0, "z": None}
+    assert "stayed the same" in headline(metrics)
+
+
+def test_page_warns_where_the_policy_repeats_itself():
+    inputs = make_inputs()
+    quiet = render(inputs)
+    inputs.metrics["policy"]["repetition_share"]["mean"] = 0.6
+    assert "repeats itself" in render(inputs)
+    assert "repeats itself" not in quiet
+
+
+def test_page_warns_where_the_kl_is_not_the_policys_own():
+    inputs = replace(make_inputs(), metrics=make_metrics(temperature=0.5))
+    assert "sampled with temperature 0.5" in render(inputs)
+
+
+def test_unknown_errors_leave_no_none_on_the_page():
+    metrics = make_metrics()
+    for model in ("reference", "policy"):
+        metrics[model]["score"] |= {"standard_error": None, "ci95": None}
+        metrics[model]["repetition_share"] = metrics[model]["distinct_2"] = None
+    metrics["difference"]["score"]["z"] = None
+    metrics["heldout"] = None
+    text = " ".join(parsed(render(replace(make_inputs(), metrics=metrics, config_yaml=""))).text)
+    assert "None" not in text
+
+
+def test_samples_are_drawn_by_hash_not_by_order_or_score():
+    reference, policy = make_samples(0.4, seed=0), make_samples(0.7, seed=1)
+    chosen = choose_samples(reference, policy, 3)
+    again = choose_samples(reference[::-1], policy[::-1], 3)
+    assert [p.policy.prompt_id for p in chosen] == [p.policy.prompt_id for p in again]
+    assert [p.policy.prompt_id for p in chosen] != ["p0", "p1", "p2"]
+    assert all(p.reference.prompt_id == p.policy.prompt_id for p in chosen)
+    assert all(p.reference.candidate == 0 == p.policy.candidate for p in chosen)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.42475, "0.425"), (5.786, "5.79"), (37.8, "37.8"), (120.4, "120"), (-0.00001, "0.000"),
+     (-1.5, "−1.50"), (None, "–")],
+)  # fmt: skip
+def test_numbers_have_three_digits_that_mean_something(value: float | None, text: str):
+    assert number(value) == text
