@@ -8,6 +8,7 @@ at-least-once and writes the same bytes each time.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -184,6 +185,7 @@ def own_error(error: BaseException) -> RaydpoError | None:
             return current
         seen.add(id(current))
         pending += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        pending += getattr(current, "worker_failures", {}).values()  # of Ray Train
     return None
 
 
@@ -195,7 +197,10 @@ class _PartWorker:
     ) -> None:
         self.stage = stage
         self.inputs = inputs
-        self.transform = make_transform()
+        try:
+            self.transform = make_transform()
+        except RaydpoError as error:  # from a constructor, only its text would reach the driver
+            self.transform = functools.partial(_raise, error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         rows = [self._one(int(index)) for index in batch["part"]]
@@ -207,6 +212,10 @@ class _PartWorker:
         counts = {"input": len(tables[0]), **result.counts}
         write_part(self.stage, index, PartResult(result.rows, result.quarantined, counts))
         return len(tables[0])
+
+
+def _raise(error: RaydpoError, *_: list[Row]) -> PartResult:
+    raise error
 
 
 def _map_missing(

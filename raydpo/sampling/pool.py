@@ -129,10 +129,12 @@ def call_engine(engines: EnginesConfig, *calls: Any) -> list[Any]:
         return ray.get(list(calls))
     except RayActorError as error:
         raise EngineError(
-            f"an engine died, and was started again {engines.max_restarts} time(s) before",
-            "an engine lives as long as its pool (sampling.engines.max_restarts)",
-            "its log says why: mostly there is too little memory; lower "
-            "sampling.engines.cpu_kv_cache_gib, gpu_memory_fraction or max_sequence_tokens",
+            f"an engine died, and may be started again {engines.max_restarts} time(s) "
+            f"(sampling.engines.max_restarts): {error}",
+            "engines live as long as their stage",
+            "the engine's own log says why: run with --verbose, or read it in Ray's log folder; "
+            "often memory is short: lower sampling.engines.cpu_kv_cache_gib, "
+            "gpu_memory_fraction or max_sequence_tokens",
         ) from error
     except Exception as error:
         own: RaydpoError | None = own_error(error)

@@ -1,0 +1,263 @@
+"""Real vLLM engines on this machine's CPUs; every test with a random and a real small model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sampling_tables import key_of, make_prompts, rows_of
+
+from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.errors import ConfigError, EngineError, QuarantineBudgetError
+from raydpo.models import load_causal_lm, load_tokenizer, weights_fingerprint
+from raydpo.parts import Table
+from raydpo.run import read_quarantine
+from raydpo.sampling.engine import Completion, Request
+from raydpo.sampling.pool import EnginePool, engine_pool, generate
+from raydpo.sampling.seeds import prompt_seed
+from raydpo.sampling.stage import sample_candidates
+from raydpo.storage import folder_of
+
+pytestmark = pytest.mark.slow
+
+MAX_PROMPT_TOKENS = 16
+PLAIN = SamplingConfig(candidates=3, max_completion_tokens=24)
+#: For tests of the stage, to which all models are alike.
+ONE_MODEL = pytest.mark.parametrize("policy", ["random"], indirect=True)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model, two engines of it, and prompts as token ids."""
+
+    model: ModelConfig
+    pool: EnginePool
+    prompts: list[list[int]]
+
+
+@pytest.fixture(scope="module", params=["random", "stories260K"])
+def policy(request: pytest.FixtureRequest, ray_cluster: None) -> Iterator[Policy]:
+    """Two engines that together hold every CPU, so that workers must do without one."""
+    import ray
+
+    if request.param == "random":
+        model = ModelConfig(path=str(request.getfixturevalue("tiny_model")))
+        texts = ["the film was", " great acting but", "I", " very slow and boring plot"]
+    else:
+        path = str(request.getfixturevalue("stories260k"))
+        model = ModelConfig(path=path, pad_token="<unk>")
+        texts = ["Once upon a time", "The dog", "Lily", "One day, a big bear saw"]
+    engines = EnginesConfig(count=2, cpus=ray.cluster_resources()["CPU"] / 2)
+    sampling = PLAIN.model_copy(update={"engines": engines})
+    tokenizer = load_tokenizer(model)
+    with engine_pool(model, sampling, MAX_PROMPT_TOKENS, "test") as pool:
+        yield Policy(model, pool, [tokenizer(t)["input_ids"] for t in texts * 4])
+
+
+def sample(policy: Policy, folder: Path, prompts: Table, **arguments: Any) -> Table:
+    given: dict[str, Any] = {
+        "sampling": PLAIN,
+        "seed": 0,
+        "round_index": 0,
+        "pool": policy.pool,
+        "max_quarantined_fraction": 0.0,
+        **arguments,
+    }
+    return sample_candidates(
+        folder=folder_of(str(folder)),
+        prompts=prompts,
+        model=policy.model,
+        max_prompt_tokens=MAX_PROMPT_TOKENS,
+        what="test",
+        **given,
+    )
+
+
+def complete(policy: Policy, **settings: Any) -> list[list[Completion]]:
+    """Completions of the policy's first four prompts, straight from an engine."""
+    sampling = PLAIN.model_copy(update=settings)
+    requests = [
+        Request(str(i), ids, prompt_seed(0, 0, str(i))) for i, ids in enumerate(policy.prompts[:4])
+    ]
+    answers = generate(policy.pool.take(), requests, sampling).answers
+    assert all(isinstance(answer, list) for answer in answers)
+    return answers  # type: ignore[return-value]
+
+
+def logps_of(model: ModelConfig, prompt: list[int], completion: list[int]) -> list[float]:
+    """What transformers says of a completion's tokens, on one unpadded sequence."""
+    import torch
+
+    ids = torch.tensor([prompt + completion])
+    with torch.inference_mode():
+        logits = load_causal_lm(model)(ids).logits.float()
+    logps = torch.log_softmax(logits[0, len(prompt) - 1 : -1], dim=-1)
+    return logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
+
+
+def test_tokens_do_not_depend_on_engines_order_or_part_size(policy: Policy, tmp_path: Path) -> None:
+    rows = list(enumerate(policy.prompts))
+    two = sample(policy, tmp_path / "two", make_prompts(tmp_path / "p", rows, rows_per_part=3))
+    one = sample(
+        policy,
+        tmp_path / "one",
+        make_prompts(tmp_path / "q", rows[::-1], rows_per_part=7),
+        pool=replace(policy.pool, engines=policy.pool.engines[:1]),
+    )
+    first = {key_of(row): row for row in rows_of(two)}
+    assert len(first) == len(policy.prompts) * PLAIN.candidates
+    assert first == {key_of(row): row for row in rows_of(one)}
+
+
+@ONE_MODEL
+def test_candidates_are_neighbours_with_everything_a_later_stage_needs(
+    policy: Policy, tmp_path: Path
+) -> None:
+    prompts = make_prompts(tmp_path / "p", list(enumerate(policy.prompts)), rows_per_part=5)
+    table = sample(policy, tmp_path / "c", prompts)
+    rows = rows_of(table)
+    assert [key_of(row) for row in rows] == [
+        (row["prompt_id"], k) for row in rows_of(prompts) for k in range(PLAIN.candidates)
+    ]
+    assert [row["prompt_ids"] for row in rows[::3]] == policy.prompts
+    assert {row["policy"] for row in rows} == {weights_fingerprint(policy.model)}
+    assert [row["seed"] for row in rows[:3]] == [prompt_seed(0, 0, "0") + k for k in range(3)]
+    assert all(len(row["sampler_token_logps"]) == len(row["completion_ids"]) for row in rows)
+    counts = table.manifest["counts"]
+    assert (counts["input"], counts["output"], counts["quarantined"]) == (16, 48, 0)
+    assert counts["completion_tokens"] == sum(len(row["completion_ids"]) for row in rows)
+
+
+@ONE_MODEL
+def test_the_same_text_under_two_ids_is_sampled_twice(policy: Policy, tmp_path: Path) -> None:
+    rows = [("a", policy.prompts[0]), ("b", policy.prompts[0])]
+    found = rows_of(sample(policy, tmp_path / "c", make_prompts(tmp_path / "p", rows, 1)))
+    ids = [row["completion_ids"] for row in found]
+    assert len({tuple(i) for i in ids}) == 2 * PLAIN.candidates
+
+
+@ONE_MODEL
+def test_another_seed_is_a_stale_stage_and_gives_other_tokens(
+    policy: Policy, tmp_path: Path
+) -> None:
+    prompts = make_prompts(tmp_path / "p", list(enumerate(policy.prompts)), 16)
+    tables = [
+        sample(policy, tmp_path / "c", prompts, seed=seed, round_index=round_index)
+        for seed, round_index in [(0, 0), (1, 0), (0, 1)]
+    ]
+    assert len({table.fingerprint for table in tables}) == 3
+
+
+def test_greedy_tokens_are_those_of_transformers(policy: Policy) -> None:
+    import torch
+
+    model = load_causal_lm(policy.model)
+    expected = []
+    for prompt in policy.prompts[:4]:
+        ids = model.generate(
+            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0
+        )
+        expected.append(ids[0, len(prompt) :].tolist())
+    for settings in ({"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}):
+        found = complete(policy, **settings)
+        assert [[c.token_ids for c in group] for group in found] == [[e] * 3 for e in expected]
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.5, "top_p": 0.8}])
+def test_sampled_logps_are_the_models_own(policy: Policy, settings: dict[str, Any]) -> None:
+    groups = complete(policy, **settings)
+    for prompt, group in zip(policy.prompts[:4], groups, strict=True):
+        for completion in group:
+            expected = logps_of(policy.model, prompt, completion.token_ids)
+            assert completion.token_logps == pytest.approx(expected, abs=1e-3)
+
+
+def test_eos_stays_in_the_ids_and_ends_them(policy: Policy) -> None:
+    eos = load_tokenizer(policy.model).eos_token_id
+    completions = [c for group in complete(policy, candidates=64) for c in group]
+    stopped = [c for c in completions if c.finish_reason == "stop"]
+    for completion in stopped:
+        assert completion.token_ids.index(eos) == len(completion.token_ids) - 1
+        assert "</s>" not in completion.text
+    for completion in completions:
+        if completion.finish_reason == "length":
+            assert len(completion.token_ids) == 24
+            assert eos not in completion.token_ids
+    if "stories" not in policy.model.path:  # whose stories are longer than 24 tokens
+        assert stopped
+
+
+def test_eos_waits_for_min_completion_tokens(policy: Policy) -> None:
+    groups = complete(policy, candidates=64, min_completion_tokens=20)
+    assert all(len(c.token_ids) >= 20 for group in groups for c in group)
+
+
+def test_a_stop_string_ends_text_and_ids(policy: Policy) -> None:
+    stop = "e"
+    free = [c for group in complete(policy) for c in group]
+    held = [c for group in complete(policy, stop=(stop,)) for c in group]
+    assert any(stop in c.text for c in free)
+    for before, after in zip(free, held, strict=True):
+        if stop not in before.text:
+            assert after == before
+            continue
+        assert after.finish_reason == "stop"
+        assert after.text == before.text[: before.text.index(stop)]
+        assert after.token_ids == before.token_ids[: len(after.token_ids)]
+        assert stop in load_tokenizer(policy.model).decode(after.token_ids)
+
+
+@ONE_MODEL
+def test_settings_that_vllm_refuses_are_an_error_and_the_engine_lives_on(policy: Policy) -> None:
+    with pytest.raises(ConfigError, match="min_tokens"):
+        complete(policy, min_completion_tokens=25)
+    assert complete(policy)
+
+
+@ONE_MODEL
+def test_prompts_that_the_engine_cannot_take_are_quarantined(
+    policy: Policy, tmp_path: Path
+) -> None:
+    longest = MAX_PROMPT_TOKENS
+    good, fits = policy.prompts[0], [5] * longest
+    rows = [("0", good), ("long", [5] * (longest + 1)), ("word", [5, 10**6]), ("fits", fits)]
+    prompts = make_prompts(tmp_path / "p", rows, rows_per_part=2)
+    table = sample(policy, tmp_path / "c", prompts, max_quarantined_fraction=0.5)
+    assert [row["prompt_id"] for row in rows_of(table)] == ["0"] * 3 + ["fits"] * 3
+    refused = {r["id"]: r for r in read_quarantine(table.folder, table.manifest)}
+    assert refused.keys() == {"long", "word"}
+    assert "17 tokens" in refused["long"]["reason"]
+    assert "1000000" in refused["word"]["reason"]
+    assert '"prompt_id": "long"' in refused["long"]["row"]
+    with pytest.raises(QuarantineBudgetError, match="2 of 4"):
+        sample(policy, tmp_path / "d", prompts, max_quarantined_fraction=0.1)
+
+
+@ONE_MODEL
+@pytest.mark.timeout(60)
+def test_a_finished_stage_starts_no_engine(policy: Policy, tmp_path: Path) -> None:
+    prompts = make_prompts(tmp_path / "p", list(enumerate(policy.prompts)), rows_per_part=8)
+    before = sample(policy, tmp_path / "c", prompts)
+    # These engines would never find a place; and how many there are is not part of the key.
+    engines = EnginesConfig(count=3, cpus=10_000)
+    again = PLAIN.model_copy(update={"engines": engines})
+    after = sample(policy, tmp_path / "c", prompts, sampling=again, pool=None)
+    assert after.manifest == before.manifest
+
+
+@ONE_MODEL
+def test_engines_of_other_weights_are_refused(policy: Policy, tmp_path: Path) -> None:
+    prompts = make_prompts(tmp_path / "p", [("a", policy.prompts[0])], rows_per_part=1)
+    other = tmp_path / "model"
+    other.mkdir()
+    for file in Path(policy.model.path).iterdir():
+        content = file.read_bytes()
+        if file.suffix == ".safetensors":
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        (other / file.name).write_bytes(content)
+    swapped = replace(policy, model=policy.model.model_copy(update={"path": str(other)}))
+    with pytest.raises(EngineError, match="holds the weights"):
+        sample(swapped, tmp_path / "c", prompts)
