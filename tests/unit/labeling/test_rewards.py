@@ -93,7 +93,9 @@ def test_what_is_no_number_is_refused_and_never_scored():
 
 
 def test_refused_rewards_leave_the_others_alone():
-    judged = judge_with_function(lambda _p, _c: [1.0, None, float("nan")], "x", PROMPTS, COMPLETIONS)
+    judged = judge_with_function(
+        lambda _p, _c: [1.0, None, float("nan")], "x", PROMPTS, COMPLETIONS
+    )
     assert judged.values[0] == 1.0
     assert [v.reason for v in judged.values[1:] if isinstance(v, Refusal)] == [
         "the reward is None, not a number",

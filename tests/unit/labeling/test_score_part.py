@@ -1,0 +1,91 @@
+"""Every candidate has all its scores or stands in the quarantine, once, with the reasons."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from raydpo.config import RewardConfig
+from raydpo.errors import ConfigError
+from raydpo.labeling.rewards import Judged, judge_with_function
+from raydpo.labeling.stage import check_rewards, make_judge, score_part
+
+
+def by_function(function):
+    return lambda prompts, completions: judge_with_function(function, "x", prompts, completions)
+
+
+@pytest.fixture
+def candidates(make_candidate):
+    return [make_candidate(f"p{i}", k) for i in range(3) for k in range(2)]
+
+
+def test_one_row_a_candidate_and_scorer_in_the_order_of_the_candidates(candidates):
+    judges = {
+        "length": by_function(lambda _p, c: [len(text) for text in c]),
+        "last": by_function(lambda _p, c: [int(text[-1]) for text in c]),
+    }
+    result = score_part(judges, candidates)
+    assert [(r["prompt_id"], r["candidate"], r["scorer"], r["value"]) for r in result.rows] == [
+        (row["prompt_id"], row["candidate"], scorer, value)
+        for row in candidates
+        for scorer, value in (("length", 13.0), ("last", float(row["candidate"])))
+    ]
+    assert result.counts["scored"] == 6
+
+
+def test_a_candidate_that_two_scorers_refuse_is_quarantined_once(candidates):
+    def picky(bad: int):
+        return by_function(lambda _p, c: [None if i in (1, bad) else 1.0 for i in range(len(c))])
+
+    result = score_part({"first": picky(1), "second": picky(4)}, candidates)
+    assert [(row["id"], row["reason"]) for row in result.quarantined] == [
+        (
+            "p0/1",
+            "first: the reward is None, not a number; second: the reward is None, not a number",
+        ),
+        ("p2/0", "second: the reward is None, not a number"),
+    ]
+    assert json.loads(result.quarantined[0]["row"]) == candidates[1]
+    scored = {(row["prompt_id"], row["candidate"]) for row in result.rows}
+    assert len(scored) == result.counts["scored"] == 4
+    assert len(result.rows) == 8
+    assert len(candidates) == result.counts["scored"] + len(result.quarantined)
+
+
+def test_cut_texts_are_counted_for_each_scorer(candidates):
+    judges = {
+        "long": lambda _p, c: Judged([0.0] * len(c), truncated=2),
+        "short": lambda _p, c: Judged([0.0] * len(c)),
+    }
+    counts = score_part(judges, candidates).counts
+    assert (counts["truncated_for_long"], counts["truncated_for_short"]) == (2, 0)
+
+
+def test_an_empty_part_has_no_scores():
+    result = score_part({"length": by_function(lambda _p, c: [len(x) for x in c])}, [])
+    assert (result.rows, result.quarantined) == ([], [])
+
+
+def test_scorers_of_one_name_are_refused():
+    reward = RewardConfig(function="math:fsum")
+    with pytest.raises(ConfigError, match="2 scorers are called 'math:fsum'"):
+        check_rewards((reward, reward))
+    check_rewards((reward, RewardConfig(function="math:fsum", name="other")))
+
+
+def test_a_wrong_function_or_label_is_found_before_anything_runs(make_classifier):
+    with pytest.raises(ConfigError, match="has no 'nothing'"):
+        check_rewards((RewardConfig(function="math:nothing"),))
+    with pytest.raises(ConfigError, match="labels: 0 "):
+        check_rewards((RewardConfig(classifier=str(make_classifier()), label="nothing"),))
+
+
+def test_a_judge_is_made_from_its_configuration(make_classifier):
+    judge = make_judge(
+        RewardConfig(classifier=str(make_classifier()), label="pos", output="probability")
+    )
+    (value,) = judge(["the film "], ["was good"]).values
+    assert isinstance(value, float)
+    assert 0 < value < 1
