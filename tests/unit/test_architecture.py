@@ -191,11 +191,11 @@ def test_help_loads_nothing_heavy() -> None:
 def test_functions_are_short() -> None:
     sizes = [lines for _, lines in functions()]
     assert statistics.median(sizes) <= 12
-    assert statistics.quantiles(sizes, n=10)[-1] <= 45
+    assert statistics.quantiles(sizes, n=10)[-1] <= 30
 
 
 def test_no_function_is_long() -> None:
-    assert [(name, lines) for name, lines in functions() if lines > 60] == []
+    assert [(name, lines) for name, lines in functions() if lines > 45] == []
 
 
 @pytest.mark.parametrize("folder", ["raydpo", "jobs", "tests"])
