@@ -1,0 +1,196 @@
+"""Candidates become scores and preferences on Ray: aligned, accounted for, resumable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from raydpo.config import LabelingConfig, PairsConfig, RewardConfig
+from raydpo.errors import DataError, QuarantineBudgetError
+from raydpo.labeling.preferences import build_preferences
+from raydpo.labeling.stage import score_candidates
+from raydpo.parts import Table
+from raydpo.run import PartResult, Stage, commit, open_stage, read_quarantine, read_rows, write_part
+from raydpo.storage import Folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+REWARD_MODEL = Path(__file__).parents[2] / "assets" / "sentiment-reward"
+CLASSIFIER = RewardConfig(
+    classifier=str(REWARD_MODEL), label="positive", input="completion", batch_size=4
+)
+TEXTS = (" was superb and moving.", " was awful, a waste of time.", " was fine", " was dull")
+PROMPTS, PROMPTS_PER_PART = 6, 2
+
+
+@pytest.fixture
+def candidates(tmp_path) -> Table:
+    """Six prompts of four candidates, two prompts a part."""
+    stage = Stage(Folder(str(tmp_path / "candidates")), "candidates", "candidates", {}, {})
+    open_stage(stage)
+    for part in range(PROMPTS // PROMPTS_PER_PART):
+        names = [f"p{part * PROMPTS_PER_PART + i}" for i in range(PROMPTS_PER_PART)]
+        rows = [candidate_row(name, k) for name in names for k in range(len(TEXTS))]
+        write_part(stage, part, PartResult(rows, counts={"input": len(rows)}))
+    return Table(stage.folder, commit(stage, {}))
+
+
+def candidate_row(prompt_id: str, candidate: int):
+    return {
+        "prompt_id": prompt_id,
+        "candidate": candidate,
+        "prompt": "The acting",
+        "prompt_ids": [1, 2],
+        "completion": TEXTS[candidate] + f" {prompt_id}",
+        "completion_ids": [10 + candidate, int(prompt_id[1:]), 3],
+        "sampler_token_logps": [-0.5, -0.25, -0.5],
+        "finish_reason": "stop",
+        "seed": 7,
+        "policy": "p",
+    }
+
+
+@pytest.fixture
+def rewards_module(tmp_path, monkeypatch):
+    """A module of rewards in the folder that the command runs in, on no worker's path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "scratch_rewards.py").write_text(
+        "def length(prompts, completions):\n"
+        "    return [float(len(c)) for c in completions]\n"
+        "def constant(prompts, completions):\n"
+        "    return [1.0] * len(completions)\n"
+        "def picky(prompts, completions):\n"
+        "    return [None if c.endswith('p4') else 0.0 for c in completions]\n"
+    )
+    yield
+    sys.modules.pop("scratch_rewards", None)
+
+
+def score(folder: Path, candidates: Table, *rewards: RewardConfig, budget: float = 0.0) -> Table:
+    return score_candidates(
+        folder=Folder(str(folder)),
+        candidates=candidates,
+        rewards=rewards,
+        what="test, score",
+        max_quarantined_fraction=budget,
+    )
+
+
+def label(folder: Path, candidates: Table, scores: Table, labeling: LabelingConfig) -> Table:
+    return build_preferences(
+        folder=Folder(str(folder)),
+        candidates=candidates,
+        scores=scores,
+        labeling=labeling,
+        seed=0,
+        round_index=0,
+        what="test, label",
+        max_quarantined_fraction=0.0,
+    )
+
+
+def rows_of(table: Table):
+    return list(read_rows(table.folder, table.manifest))
+
+
+def expected_log_odds(texts: list[str]) -> list[float]:
+    model = AutoModelForSequenceClassification.from_pretrained(REWARD_MODEL, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(REWARD_MODEL)
+    with torch.inference_mode():
+        logits = [model.eval()(**tokenizer(t, return_tensors="pt")).logits[0] for t in texts]
+    return [(row[1] - row[0]).item() for row in logits]
+
+
+@pytest.mark.usefixtures("rewards_module")
+def test_candidates_are_scored_part_by_part_and_labelled(candidates, tmp_path):
+    length = RewardConfig(function="scratch_rewards:length", weight=0.001, name="length")
+    scores = score(tmp_path / "scores", candidates, CLASSIFIER, length)
+    for part in range(3):
+        rows, scored = candidates.part(part), scores.part(part)
+        assert [(r["prompt_id"], r["candidate"]) for r in scored[::2]] == [
+            (r["prompt_id"], r["candidate"]) for r in rows
+        ]
+        texts = [row["completion"] for row in rows]
+        values = [row["value"] for row in scored if row["scorer"] == "sentiment-reward"]
+        assert values == pytest.approx(expected_log_odds(texts), abs=1e-5)
+        assert [r["value"] for r in scored if r["scorer"] == "length"] == [len(t) for t in texts]
+    counts = scores.manifest["counts"]
+    assert (counts["input"], counts["scored"], counts["output"], counts["quarantined"]) == (
+        24, 24, 48, 0,
+    )  # fmt: skip
+
+    labeling = LabelingConfig(
+        reward=(CLASSIFIER, length), pairs=PairsConfig(builder="all_pairs", min_margin=0.01)
+    )
+    preferences = label(tmp_path / "preferences", candidates, scores, labeling)
+    groups = rows_of(preferences)
+    assert [group["group_id"] for group in groups] == [f"p{i}" for i in range(PROMPTS)]
+    by_candidate = {
+        (r["prompt_id"], r["candidate"], r["scorer"]): r["value"] for r in rows_of(scores)
+    }
+    for group in groups:
+        name = group["group_id"]
+        assert group["rewards"] == [
+            by_candidate[name, k, "sentiment-reward"] + 0.001 * by_candidate[name, k, "length"]
+            for k in range(4)
+        ]
+        assert len(group["pairs"]) == 6
+        best = max(range(4), key=group["rewards"].__getitem__)
+        assert best == 0  # the praise
+        assert sum(pair["chosen"] == best for pair in group["pairs"]) == 3
+
+
+@pytest.mark.usefixtures("rewards_module")
+def test_a_finished_stage_is_not_done_again_and_a_changed_function_makes_it_stale(
+    candidates, tmp_path
+):
+    length = RewardConfig(function="scratch_rewards:length")
+    first = score(tmp_path / "scores", candidates, length)
+    assert score(tmp_path / "scores", candidates, length).manifest == first.manifest
+    module = tmp_path / "scratch_rewards.py"
+    module.write_text(module.read_text() + "# another version\n")
+    again = score(tmp_path / "scores", candidates, length)
+    assert again.manifest["key"] != first.manifest["key"]
+    assert again.fingerprint == first.fingerprint
+
+
+@pytest.mark.usefixtures("rewards_module")
+def test_refused_candidates_are_quarantined_and_their_groups_go_on(candidates, tmp_path):
+    picky = RewardConfig(function="scratch_rewards:picky", weight=0.0)
+    with pytest.raises(QuarantineBudgetError, match="4 of 24"):
+        score(tmp_path / "scores", candidates, picky, budget=0.1)
+    scores = score(tmp_path / "scores", candidates, picky, CLASSIFIER, budget=0.2)
+    refused = list(read_quarantine(scores.folder, scores.manifest))
+    assert [row["id"] for row in refused] == [f"p4/{k}" for k in range(4)]
+    scored = {(row["prompt_id"], row["candidate"]) for row in rows_of(scores)}
+    assert len(scored) + len(refused) == 24
+    preferences = label(
+        tmp_path / "preferences", candidates, scores, LabelingConfig(reward=(picky, CLASSIFIER))
+    )
+    assert [row["group_id"] for row in rows_of(preferences)] == ["p0", "p1", "p2", "p3", "p5"]
+    counts = preferences.manifest["counts"]
+    assert (counts["pairs"], counts["groups_without_pairs"]) == (5, 1)
+    assert counts["candidates_without_score"] == 4
+
+
+@pytest.mark.usefixtures("rewards_module")
+def test_equal_rewards_make_no_preferences_and_say_so_each_time(candidates, tmp_path):
+    constant = RewardConfig(function="scratch_rewards:constant")
+    scores = score(tmp_path / "scores", candidates, constant)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"(?s)no pair at all .*ties 6.*all rewards are equal"):
+            label(tmp_path / "preferences", candidates, scores, LabelingConfig(reward=(constant,)))
+        assert not (tmp_path / "preferences" / "manifest.json").exists()
+
+
+@pytest.mark.usefixtures("rewards_module")
+def test_a_function_that_fails_in_a_worker_is_the_users_error_here(candidates, tmp_path):
+    (tmp_path / "scratch_rewards.py").write_text("def broken(p, c):\n    raise OSError('no key')\n")
+    sys.modules.pop("scratch_rewards", None)
+    with pytest.raises(DataError, match=r"'scratch_rewards:broken' raised OSError: no key"):
+        score(tmp_path / "scores", candidates, RewardConfig(function="scratch_rewards:broken"))
