@@ -41,7 +41,7 @@ def measure(
     _refuse_non_finite(logps, pairs)
     beta = config.training.objective.beta if config.training else None
     return {
-        "judge": _judge(evaluation.judge),
+        "judge": _judge(config, evaluation.judge),
         "reference": _model_values(reference, evaluation.judge),
         "policy": _model_values(policy, evaluation.judge),
         "difference": _differences(reference, policy),
@@ -74,8 +74,14 @@ def score_unit(judges: tuple[RewardConfig, ...]) -> str:
     return named if judge.weight == 1 else f"{judge.weight:g} × {named}"
 
 
-def _judge(judges: tuple[RewardConfig, ...]) -> Json:
-    return {"scorers": [judge.scorer for judge in judges], "unit": score_unit(judges)}
+def _judge(config: Config, judges: tuple[RewardConfig, ...]) -> Json:
+    rewards = config.labeling.reward if config.labeling else ()
+    labelled_by = {(reward.function, reward.classifier) for reward in rewards}
+    return {
+        "scorers": [judge.scorer for judge in judges],
+        "unit": score_unit(judges),
+        "made_the_labels": any((j.function, j.classifier) in labelled_by for j in judges),
+    }
 
 
 def _model_values(samples: list[Sample], judges: tuple[RewardConfig, ...]) -> Json:

@@ -140,7 +140,7 @@ def render(inputs: ReportInputs) -> str:
         warnings=warnings(inputs.metrics),
         price=price(inputs.metrics["kl"]),
         glossary=_GLOSSARY,
-        count_names=_count_names(inputs.counts),
+        counts=_count_lines(inputs.counts),
         number=number,
         version=__version__,
     )
@@ -159,7 +159,15 @@ def warnings(metrics: Json) -> list[str]:
         f"Completions were sampled with {', '.join(caveats)}. The KL is therefore the mean "
         "log-ratio on those samples, not the exact KL of the policy's own distribution."
     )
-    return [*([sampled] if caveats else []), *_degeneration(metrics)]
+    circular = (
+        "The judge is also the reward that made the labels. The score says how well training "
+        "followed it, not whether the completions are better: take an independent judge for that."
+    )
+    return [
+        *([circular] if metrics["judge"]["made_the_labels"] else []),
+        *([sampled] if caveats else []),
+        *_degeneration(metrics),
+    ]
 
 
 def price(kl: Json) -> str:
@@ -304,8 +312,18 @@ def _in_errors(difference: Json) -> str:
     return f" ({sign}{number(difference['mean'])}, {abs(difference['z']):.1f} standard errors)"
 
 
-def _count_names(counts: dict[str, dict[str, int]]) -> list[str]:
-    """The names of all counts, those of every stage first."""
-    first = ["input", "output", "quarantined"]
-    others = {name for stage in counts.values() for name in stage}
-    return first + sorted(others - set(first))
+def _count_lines(counts: dict[str, dict[str, int]]) -> list[tuple[str, list[str], str]]:
+    """Of each stage its name, the counts that all stages have, and its others in words."""
+    main = ("input", "output", "quarantined")
+    return [
+        (
+            stage.replace("_", " "),
+            [str(values.get(name, "")) for name in main],
+            ", ".join(
+                f"{name.replace('_', ' ')} {count}"
+                for name, count in values.items()
+                if name not in main
+            ),
+        )
+        for stage, values in counts.items()
+    ]

@@ -124,6 +124,10 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
         "max_prompt_tokens": evaluation.prompts.max_prompt_tokens,
         "sampling": config.sampling.model_dump(mode="json", exclude={"engines", "candidates"}),
         "sampling_dtype": config.sampling.engines.dtype,
+        "labels_by": [
+            [reward.function, reward.classifier]
+            for reward in (config.labeling.reward if config.labeling else ())
+        ],
         "beta": config.training.objective.beta if config.training else None,
         "seed": config.seed,
         **{name: [model.precision, model.attention] for name, model in models.items()},

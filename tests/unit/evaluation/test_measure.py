@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 from evaluation_samples import make_config, make_logps, make_metrics, make_samples
 
-from raydpo.config import SamplingConfig
+from raydpo.config import LabelingConfig, RewardConfig, SamplingConfig
 from raydpo.errors import DataError, NumericsError
 from raydpo.evaluation.measure import measure, sampling_caveats, score_unit
 from raydpo.evaluation.samples import HeldoutPairs, ScoredCompletions
@@ -127,3 +127,15 @@ def test_unit_of_the_score_is_the_judges():
     )
     assert unit({"function": "a.b:c", "weight": 2.0}) == "2 × reward"
     assert unit([{"function": "a:b"}, {"classifier": "c"}]) == "weighted sum of judges"
+
+
+@pytest.mark.parametrize(("reward", "same"), [("judge", True), ("another", False)])
+def test_a_judge_that_made_the_labels_is_known(reward: str, same: bool):
+    config = make_config().model_copy(
+        update={"labeling": LabelingConfig(reward=(RewardConfig(classifier=reward),))}
+    )
+    assert config.evaluation is not None
+    samples = make_samples(0.5, seed=0)
+    logps = make_logps(samples, 0.0)
+    values = measure(config, config.evaluation, samples, samples, logps, pairs=None)
+    assert values["judge"]["made_the_labels"] is same

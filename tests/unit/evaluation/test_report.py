@@ -94,8 +94,8 @@ def test_page_says_the_numbers_the_counts_and_the_refusals():
     metrics = make_metrics()
     assert headline(metrics) in text
     assert number(metrics["policy"]["score"]["mean"]) in text
-    assert "ties" in text
-    assert "77" in text
+    assert "prompts 9 8 1" in text
+    assert "ties 77" in text
     assert "policy_scores odd reason 4" in text
     assert "accuracy on 3 held-out pairs" in text
 
@@ -124,6 +124,13 @@ def test_page_warns_where_the_policy_repeats_itself():
 def test_page_warns_where_the_kl_is_not_the_policys_own():
     inputs = replace(make_inputs(), metrics=make_metrics(temperature=0.5))
     assert "sampled with temperature 0.5" in render(inputs)
+
+
+def test_page_warns_where_the_judge_made_the_labels():
+    inputs = make_inputs()
+    assert "independent judge" not in render(inputs)
+    inputs.metrics["judge"]["made_the_labels"] = True
+    assert "independent judge" in render(inputs)
 
 
 def test_unknown_errors_leave_no_none_on_the_page():
