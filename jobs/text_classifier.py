@@ -148,8 +148,10 @@ def fit(model: DistilBertForSequenceClassification, data: Encoded, epochs: int, 
         betas=(0.9, 0.98),
     )
     batches = len(data.ids) // BATCH
+    steps = epochs * batches
+    warmup = min(100, 1 + steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 100) * (1 - step / (epochs * batches))
+        optimizer, lambda step: min(1.0, (step + 1) / warmup) * (1 - step / steps)
     )
     started = time.monotonic()
     model.train()
