@@ -272,6 +272,8 @@ def engine_environment(sampling: SamplingConfig, cuda: bool) -> dict[str, str]:
     environment = {
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
+        # The scheduler runs in the actor's own process: it dies with it, and holds no GPU after.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_HOST_IP": "127.0.0.1",  # an engine's processes share a node: nothing else may listen in
         "GLOO_SOCKET_IFNAME": "lo",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
@@ -282,7 +284,6 @@ def engine_environment(sampling: SamplingConfig, cuda: bool) -> dict[str, str]:
         return {**environment, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     return {
         **environment,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": str(engines.cpu_kv_cache_gib),
         "OMP_NUM_THREADS": str(max(1, int(engines.cpus))),

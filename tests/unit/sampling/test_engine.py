@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import ConfigError, ModelError
@@ -94,9 +95,17 @@ def test_cpu_engines_take_threads_and_memory_from_the_configuration() -> None:
     assert engine_environment(sampling(cpus=0.5), cuda=False)["OMP_NUM_THREADS"] == "1"
 
 
-def test_engines_listen_on_loopback_only() -> None:
-    for cuda in (True, False):
-        assert engine_environment(sampling(), cuda)["VLLM_HOST_IP"] == "127.0.0.1"
+@pytest.mark.parametrize("cuda", [True, False])
+def test_engines_listen_on_loopback_only_and_die_with_their_actor(cuda: bool) -> None:
+    environment = engine_environment(sampling(), cuda)
+    assert environment["VLLM_HOST_IP"] == "127.0.0.1"
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
+def test_a_temperature_that_vllm_would_raise_in_silence_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"0 \(greedy\) or at least 0.01"):
+        SamplingConfig(temperature=0.005)
+    assert SamplingConfig(temperature=0).temperature == 0
 
 
 def test_a_model_with_code_of_its_own_is_refused_before_vllm_sees_it(tmp_path: Path) -> None:
