@@ -97,14 +97,14 @@ install_cpu_torch() {
 
 # Bytecode is compiled when a module is first imported: most of the 4 GB never is.
 install() {
-  say "installing locked versions for $DEVICE (requirements/$DEVICE.txt), about 2 minutes"
+  say "installing locked versions for $DEVICE (requirements/$DEVICE.txt), a few minutes"
   if [ "$DEVICE" = cpu ]; then install_cpu_torch; fi
   pip install --no-deps --no-compile --requirement "requirements/$DEVICE.txt"
   pip install --no-deps --no-build-isolation --editable .
   say "trying the imports"
   "$VENV/bin/python" -W ignore -c 'import torch, transformers, datasets, ray, vllm, raydpo' >"$VENV/imports.log" 2>&1 ||
     stop "$(tail -n 1 "$VENV/imports.log")" "torch, transformers, datasets, ray and vllm can be imported" \
-      "see $VENV/imports.log; 'rm -r $VENV' starts from nothing"
+      "see $VENV/imports.log (libnuma.so.1 is Debian's libnuma1); 'rm -r $VENV' starts from nothing"
 }
 
 choose_device
