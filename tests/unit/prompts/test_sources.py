@@ -1,0 +1,240 @@
+"""Every format gives the same rows; what is no row comes out with its problem."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raydpo.errors import DataError
+from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
+
+ROWS = [{"id": str(i), "text": f"line {i}, with a comma — and a dash"} for i in range(7)]
+
+
+def _jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    lines = ["id,text", *(f'{row["id"]},"{row["text"]}"' for row in rows)]
+    return "\r\n".join(lines).encode()
+
+
+def _write(folder: Path, kind: str) -> Path:
+    file = folder / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), file)
+        return file
+    content = {
+        "jsonl": _jsonl(ROWS),
+        "jsonl.gz": gzip.compress(_jsonl(ROWS)),
+        "json": json.dumps(ROWS, indent=2).encode(),
+        "json.gz": gzip.compress(json.dumps(ROWS).encode()),
+        "csv": _csv(ROWS),
+        "csv.gz": gzip.compress(_csv(ROWS)),
+    }[kind]
+    file.write_bytes(content)
+    return file
+
+
+def _good(rows: list[SourceRow]) -> list[dict[str, Any] | None]:
+    assert [row.problem for row in rows] == [None] * len(rows)
+    return [row.row for row in rows]
+
+
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "csv.gz", "parquet"]
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    rows = list(source_rows(str(_write(tmp_path, kind))))
+    assert _good(rows) == ROWS
+    assert [row.index for row in rows] == list(range(7))
+
+
+def test_a_text_file_is_a_prompt_a_line_without_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("eins\r\n\n zwei \nöl".encode())
+    rows = list(source_rows(str(tmp_path / "p.txt")))
+    assert _good(rows) == [{"text": "eins"}, {"text": " zwei "}, {"text": "öl"}]
+
+
+def test_a_saved_dataset_is_read_with_its_split(tmp_path: Path) -> None:
+    pieces = {"train": ROWS[:3], "test": ROWS[3:]}
+    made = {name: datasets.Dataset.from_list(rows) for name, rows in pieces.items()}
+    datasets.DatasetDict(made).save_to_disk(str(tmp_path / "saved"))
+    for name, rows in pieces.items():
+        assert _good(list(source_rows(str(tmp_path / "saved"), split=name))) == rows
+    with pytest.raises(DataError, match="split 'nothing'"):
+        list(source_rows(str(tmp_path / "saved"), split="nothing"))
+    one = source_fingerprint(str(tmp_path / "saved"), split="train")
+    assert one != source_fingerprint(str(tmp_path / "saved"), split="test")
+
+
+def test_globs_and_folders_are_read_in_sorted_order(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "deep/c.jsonl", ".hidden.jsonl", "_log.jsonl"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(_jsonl([{"from": name}]))
+    (tmp_path / "README.md").write_text("no rows")
+
+    def names(path: str) -> list[str]:
+        return [row.row["from"] for row in source_rows(path) if row.row]
+
+    assert names(f"{tmp_path}") == ["a.jsonl", "b.jsonl", "deep/c.jsonl"]
+    assert names(f"{tmp_path}/*.jsonl") == ["a.jsonl", "b.jsonl"]
+    assert names(f"{tmp_path}/**/*.jsonl") == ["a.jsonl", "b.jsonl", "deep/c.jsonl"]
+    assert names(f"{tmp_path}/[!a].jsonl") == ["b.jsonl"]
+    assert names(f"{tmp_path}/?eep/c*") == ["deep/c.jsonl"]
+    assert names(f"file://{tmp_path}/*.jsonl") == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_file_whose_name_has_wildcards_is_taken_literally(tmp_path: Path) -> None:
+    (tmp_path / "a[1].jsonl").write_bytes(_jsonl(ROWS[:1]))
+    assert _good(list(source_rows(f"{tmp_path}/a[1].jsonl"))) == ROWS[:1]
+
+
+def test_a_uri_of_an_fsspec_file_system_is_read() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/raydpo-sources/a.jsonl", _jsonl(ROWS))
+    assert _good(list(source_rows("memory://raydpo-sources/a.jsonl"))) == ROWS
+    assert _good(list(source_rows("memory://raydpo-sources/*.jsonl"))) == ROWS
+
+
+def test_poison_lines_come_out_with_their_problem_and_the_rest_goes_on(tmp_path: Path) -> None:
+    lines = [
+        b'\xef\xbb\xbf{"text": "first"}',
+        b'{"text": "\xff\xfe"}',
+        b"{broken",
+        b"[1, 2]",
+        b'{"text": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"n": ' + b"9" * 5000 + b"}",
+        b'{"text": "\\ud83d\\ude00"}',
+    ]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    rows = list(source_rows(str(tmp_path / "x.jsonl")))
+    assert [row.problem for row in rows] == [
+        None,
+        "not UTF-8",
+        "not JSON",
+        "not an object",
+        "not Unicode: a lone surrogate",
+        "not JSON",
+        "not JSON",
+        None,
+    ]
+    assert rows[0].row == {"text": "first"}
+    assert rows[7].row == {"text": "😀"}
+    assert rows[1].text == '{"text": "\\xff\\xfe"}'
+    assert all(row.text.encode("utf-8") for row in rows)
+
+
+def test_poison_rows_of_csv_json_text_and_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"p,q\n1,2\n1\n1,2,3\n\xff,2\n")
+    (tmp_path / "b.json").write_bytes(b'[{"a": 1}, 2, {"a": "\\udfff"}, {"a": 3}]')
+    (tmp_path / "c.txt").write_bytes(b"good\n\xff\nmore")
+    bad = pa.array([b"ok", b"\xff"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": bad}), tmp_path / "d.parquet")
+    problems = {
+        name: [row.problem for row in source_rows(str(tmp_path / name))]
+        for name in ("a.csv", "b.json", "c.txt", "d.parquet")
+    }
+    assert problems["a.csv"] == [
+        None,
+        "fewer fields than the CSV header names",
+        "more fields than the CSV header names",
+        "not UTF-8",
+    ]
+    assert problems["b.json"] == [None, "not an object", "not Unicode: a lone surrogate", None]
+    assert problems["c.txt"] == [None, "not UTF-8", None]
+    assert problems["d.parquet"] == [None, "not UTF-8"]
+
+
+def test_json_lists_are_read_across_chunks(tmp_path: Path) -> None:
+    rows = [{"i": i, "text": "x" * (i * 7919 % 60_000)} for i in range(60)]
+    (tmp_path / "long.json").write_text(json.dumps(rows))
+    assert _good(list(source_rows(str(tmp_path / "long.json")))) == rows
+
+
+def test_a_json_file_of_lines_is_read_as_lines(tmp_path: Path) -> None:
+    (tmp_path / "lines.json").write_bytes(b"  " + _jsonl(ROWS))
+    assert _good(list(source_rows(str(tmp_path / "lines.json")))) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", gzip.compress(_jsonl(ROWS) * 99)[:-30], "cannot be read"),
+        ("a.json", b'[{"a": 1}, {"a"', "not a whole JSON list"),
+        ("a.json", b'{"a": 1}]' + b"", None),
+        ("b.json", b"3", "begins with '3'"),
+        ("c.json", b'[{"a": "\xff"}]', "not UTF-8"),
+        ("a.parquet", b"PAR1 and no more", "not a whole Parquet file"),
+        ("a.csv", b"", "is empty"),
+        ("a.xlsx", b"x", "no known ending"),
+    ],
+)
+def test_a_file_that_is_damaged_as_a_whole_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str | None
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    if message is None:
+        assert [row.problem for row in source_rows(str(tmp_path / name))] == ["not JSON"]
+        return
+    with pytest.raises(DataError, match=message) as caught:
+        list(source_rows(str(tmp_path / name)))
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "missing/*.jsonl", "missing/folder/x"])
+def test_nothing_under_a_path_is_a_clear_error(tmp_path: Path, path: str) -> None:
+    with pytest.raises(DataError, match="no such file, folder or match"):
+        list(source_rows(str(tmp_path / path)))
+    with pytest.raises(DataError, match="no such file, folder or match"):
+        source_fingerprint(str(tmp_path / path))
+
+
+def test_a_limit_stops_reading_and_counts_poison_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"{\n" + _jsonl(ROWS))
+    rows = list(source_rows(str(tmp_path / "a.jsonl"), limit=3))
+    assert [row.problem for row in rows] == ["not JSON", None, None]
+
+
+def test_an_explicit_format_wins_over_the_ending(tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("one\ntwo")
+    assert _good(list(source_rows(str(tmp_path / "prompts"), format="text"))) == [
+        {"text": "one"},
+        {"text": "two"},
+    ]
+
+
+def test_the_fingerprint_follows_the_bytes_and_not_the_name(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(_jsonl(ROWS))
+    (tmp_path / "b.jsonl").write_bytes(_jsonl(ROWS))
+    (tmp_path / "c.jsonl").write_bytes(_jsonl(ROWS[1:]))
+    of = {name: source_fingerprint(f"{tmp_path}/{name}.jsonl") for name in "abc"}
+    assert of["a"] == of["b"] != of["c"]
+    assert source_fingerprint(f"{tmp_path}/[ab].jsonl") != of["a"]
+
+
+def test_reading_takes_little_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    row = {"text": "x" * 10_000}
+    (tmp_path / "big.jsonl").write_bytes(_jsonl([row]) * 3000)  # 30 MB
+    with open(tmp_path / "big.json", "wb") as file:
+        file.write(b"[" + b",".join([json.dumps(row).encode()] * 3000) + b"]")
+    for name in ("big.jsonl", "big.json"):
+        tracemalloc.start()
+        assert sum(1 for _ in source_rows(str(tmp_path / name))) == 3000
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4_000_000, name
