@@ -141,9 +141,9 @@ class Step:
                 (loss * (self.world.size / normalizer if counts else 0.0)).backward()
             if step == 0:
                 largest = max(largest, _largest_logratio(logps, batch))
-            if counts:
-                for name, value in {"loss": loss, **metrics}.items():
-                    sums[name] = sums.get(name, 0.0) + value.item()
+            # A rank without a micro-batch of its own still has every name: all ranks sum them.
+            for name, value in {"loss": loss, **metrics}.items():
+                sums[name] = sums.get(name, 0.0) + (value.item() if counts else 0.0)
         if step == 0:
             self.hooks.first_step(self.world.max(largest))
         return sums
