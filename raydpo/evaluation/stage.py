@@ -40,11 +40,11 @@ def evaluate(
     training_log: list[Json] | None = None,
     stage_counts: dict[str, dict[str, int]] | None = None,
 ) -> Json:
-    """Compare the policy with the reference and write the report.
+    """Compare the policy with the reference and write the report into `folder`.
 
     Args:
         config: the job; its `evaluation` section is required.
-        folder: where everything goes.
+        folder: of the stage.
         prompts: held-out prompts (PROMPTS).
         policy: the trained model.
         reference_model: pi_ref.
@@ -54,8 +54,7 @@ def evaluate(
         training_log: rows of the training's metrics, for the curves.
         stage_counts: counts of the stages before this one, for the report.
 
-    Returns:
-        The content of metrics.json, and `report`, the path of report.html.
+    Returns the content of metrics.json, and `report`, the path of report.html.
 
     Raises:
         ConfigError: the configuration has no `evaluation` section.
@@ -64,13 +63,10 @@ def evaluate(
     evaluation = _section(config)
     models = {"policy": policy, "reference": reference_model}
     log = training_log or []
-    own_inputs = {
-        **_own_inputs(prompts, models, heldout),
-        **_judge_inputs(evaluation.judge),
-        "training_log": fingerprint(log),
-    }
+    inputs = {**inputs, "training_log": fingerprint(log), **_own_inputs(prompts, models, heldout)}
+    inputs |= _judge_inputs(evaluation.judge)
     settings = _settings(config, evaluation, models)
-    stage = Stage(folder, "evaluation", None, {**inputs, **own_inputs}, settings)
+    stage = Stage(folder, "evaluation", None, inputs, settings)
     if open_stage(stage, keep_folders=True) is None:
         steps = _Steps(config, evaluation, folder, what)
         tables = _make_tables(steps, prompts, policy, reference_model, heldout)
