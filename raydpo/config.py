@@ -8,62 +8,41 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
+from pydantic import BeforeValidator, Field, model_validator
+
+from raydpo.config_base import (
+    Fraction,
+    Model,
+    ModelConfig,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    SourceFormat,
+    Temperature,
+    path_shorthand,
 )
+from raydpo.config_training import DpoObjective, SftConfig, TrainerConfig, TrainingConfig
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Probability = Annotated[float, Field(ge=0, le=0.5)]
-
-
-def _not_almost_greedy(value: float) -> float:
-    if 0 < value < 0.01:
-        raise ValueError("must be 0 (greedy) or at least 0.01: vLLM samples no colder than that")
-    return value
-
-
-Temperature = Annotated[NonNegativeFloat, AfterValidator(_not_almost_greedy)]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, strict about unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-def _path_shorthand(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
-class ModelConfig(Section):
-    """A causal language model with its tokenizer. A plain string stands for `path`."""
-
-    path: str
-    """A local folder, a URI (`s3://...`) or a hub name such as `org/name`."""
-    revision: str | None = None
-    """The hub revision (branch, tag or commit)."""
-    pad_token: str | None = None
-    """The padding token, where the tokenizer has none of its own."""
-    chat_template: str | None = None
-    """A file with a Jinja chat template, used instead of the tokenizer's own."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype of training and of the reference; parameters stay float32 in training."""
-    attention: str = "sdpa"
-    """`attn_implementation` of transformers, the same for policy and reference."""
-
-
-Model = Annotated[ModelConfig, BeforeValidator(_path_shorthand)]
-
-SourceFormat = Literal["auto", "jsonl", "json", "parquet", "csv", "text", "dataset"]
+__all__ = [
+    "Config",
+    "DpoObjective",
+    "EnginesConfig",
+    "EvaluationConfig",
+    "LabelingConfig",
+    "ModelConfig",
+    "PairsConfig",
+    "PreferencesConfig",
+    "PromptsConfig",
+    "ReferenceConfig",
+    "RewardConfig",
+    "SamplingConfig",
+    "SftConfig",
+    "SourceFormat",
+    "TrainerConfig",
+    "TrainingConfig",
+]
 
 
 class PromptsConfig(Section):
@@ -93,7 +72,7 @@ class PromptsConfig(Section):
     """Read only so many rows of the source."""
 
 
-Prompts = Annotated[PromptsConfig, BeforeValidator(_path_shorthand)]
+Prompts = Annotated[PromptsConfig, BeforeValidator(path_shorthand)]
 
 
 class PreferencesConfig(Section):
@@ -125,7 +104,7 @@ class PreferencesConfig(Section):
     """Read only so many rows of the source."""
 
 
-Preferences = Annotated[PreferencesConfig, BeforeValidator(_path_shorthand)]
+Preferences = Annotated[PreferencesConfig, BeforeValidator(path_shorthand)]
 
 
 class EnginesConfig(Section):
@@ -187,7 +166,7 @@ class RewardConfig(Section):
     """What of the class is the reward: p, log p/(1-p), or the raw logit."""
     input: Literal["completion", "prompt_and_completion"] = "prompt_and_completion"
     """The text that the classifier reads."""
-    weight: float = 1.0
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """Factor in the weighted sum of several rewards."""
     name: str | None = None
     """Name in the scores table; without it the function's or the folder's name."""
@@ -258,101 +237,11 @@ class ReferenceConfig(Section):
     """Largest difference of a per-token log-prob in that check, in nats."""
 
 
-class DpoObjective(Section):
-    """Direct preference optimization (arXiv:2305.18290, eq. 7); cDPO with label smoothing."""
-
-    name: Literal["dpo"] = "dpo"
-    """The objective."""
-    beta: PositiveFloat = 0.1
-    """Strength of the KL constraint."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of wrong labels (conservative DPO)."""
-
-
-class TrainerConfig(Section):
-    """What training on preferences and supervised fine-tuning have in common."""
-
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """DDP replicates the parameters, FSDP2 shards them."""
-    num_workers: PositiveInt = 1
-    """Ray Train workers."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: CUDA with NCCL where the Ray cluster has GPUs, else CPU with gloo."""
-    cpus_per_worker: PositiveFloat = 1.0
-    """Ray CPUs that a worker holds."""
-    max_tokens_per_micro_batch: PositiveInt = 4096
-    """Padded tokens of one forward and backward pass; bounds memory, changes no result."""
-    epochs: PositiveInt = 1
-    """Passes over the data."""
-    max_steps: PositiveInt | None = None
-    """Stop after so many optimizer steps."""
-    learning_rate: PositiveFloat = 5e-7
-    """Peak learning rate of AdamW."""
-    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """AdamW's moment decays."""
-    adam_epsilon: PositiveFloat = 1e-8
-    """AdamW's epsilon."""
-    weight_decay: NonNegativeFloat = 0.0
-    """AdamW's decoupled weight decay."""
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    """Learning rate after warm-up; cosine and linear end at 0."""
-    warmup_fraction: Fraction = 0.1
-    """Share of the steps in which the learning rate rises from 0."""
-    max_grad_norm: PositiveFloat | None = 1.0
-    """Clip the global gradient norm to this; null clips nothing."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass, to save memory."""
-    checkpoint_every_steps: PositiveInt = 100
-    """Steps between checkpoints; one is always written at the end."""
-    keep_checkpoints: PositiveInt = 2
-    """Checkpoints that are kept."""
-    max_failures: NonNegativeInt = 2
-    """How often Ray Train starts the workers again after one died."""
-    log_every_steps: PositiveInt = 1
-    """Steps between lines of metrics."""
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
-    """Where metrics go, beside the console and metrics.jsonl."""
-
-
-class TrainingConfig(TrainerConfig):
-    """The policy's training on preference groups."""
-
-    objective: DpoObjective = DpoObjective()
-    """The loss."""
-    global_batch_groups: PositiveInt = 64
-    """Preference groups of one optimizer step, over all workers."""
-    step_zero_tolerance: PositiveFloat = 1e-3
-    """Largest logratio of a token that step 0 may show, in nats; more stops the run."""
-
-
-class SftConfig(TrainerConfig):
-    """Supervised fine-tuning: the stage that makes pi_ref."""
-
-    data: str
-    """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
-    format: SourceFormat = "auto"
-    """How to read it; `auto` goes by the file name's ending."""
-    split: str = "train"
-    """The split, where the source is a `datasets` dataset."""
-    loss_on: Literal["all", "completion"] = "completion"
-    """Next-token loss on the full text (column `text`), or on the completion only."""
-    max_sequence_tokens: PositiveInt = 1024
-    """Longest example, in tokens; full text is cut into pieces of this length."""
-    too_long: Literal["quarantine", "keep_start", "error"] = "quarantine"
-    """What happens to a longer prompt-completion example."""
-    global_batch_sequences: PositiveInt = 32
-    """Examples of one optimizer step, over all workers."""
-    limit: PositiveInt | None = None
-    """Read only so many rows of the source."""
-    learning_rate: PositiveFloat = 2e-5
-    """Peak learning rate of AdamW."""
-
-
 class EvaluationConfig(Section):
     """Policy against reference on held-out prompts and pairs."""
 
     prompts: Prompts
-    """Held-out prompts, read like the run's own."""
+    """Held-out prompts; a plain path is read with the keys of the run's own `prompts`."""
     judge: Rewards
     """The scorer of the report; better another than the one that made the labels."""
     samples_per_prompt: PositiveInt = 4
@@ -398,6 +287,18 @@ class Config(Section):
     """Policy against reference, and the report."""
     sft: SftConfig | None = None
     """Supervised fine-tuning, for `raydpo sft`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _heldout_prompts_are_read_like_the_others(cls, values: Any) -> Any:
+        evaluation, prompts = values.get("evaluation"), values.get("prompts")
+        if not isinstance(evaluation, dict) or not isinstance(prompts, dict):
+            return values
+        path = evaluation.get("prompts")
+        if not isinstance(path, str):
+            return values
+        like = {key: value for key, value in prompts.items() if key not in ("path", "limit")}
+        return {**values, "evaluation": {**evaluation, "prompts": {**like, "path": path}}}
 
     @model_validator(mode="after")
     def _one_origin(self) -> Config:

@@ -29,6 +29,7 @@ from raydpo.run import (
     commit,
     locked,
     open_stage,
+    read_manifest,
     round_folder,
     run_folder,
     write_part,
@@ -140,7 +141,8 @@ class _Round:
 
     def _label(self, candidates: Table) -> Table:
         config = self.config
-        assert config.labeling is not None
+        if config.labeling is None:
+            return self._preferences_of_people(candidates)
         scores = score_candidates(
             folder=self.folder.child("scores"),
             candidates=candidates,
@@ -158,6 +160,19 @@ class _Round:
             what=self._what("label"),
             max_quarantined_fraction=config.max_quarantined_fraction,
         )
+
+    def _preferences_of_people(self, candidates: Table) -> Table:
+        """What `raydpo annotate import` built from votes on these very candidates."""
+        folder = self.folder.child("preferences")
+        manifest = read_manifest(folder)
+        if manifest is None or manifest["inputs"].get("candidates") != candidates.fingerprint:
+            raise ConfigError(
+                f"there is no `labeling` section, and no preferences of people in {folder.uri}",
+                "something tells a better completion from a worse one: a reward, or people",
+                "add `labeling:`, or `raydpo annotate export RUN`, let people choose, and "
+                "`raydpo annotate import RUN FILE`",
+            )
+        return Table(folder, manifest)
 
     def _reference(self, preferences: Table) -> Table:
         return score_reference(
@@ -258,8 +273,6 @@ def _check_sections(config: Config, until: str) -> None:
             "`raydpo sample` needs `prompts`",
             "give `prompts` and `labeling` instead, or start with `raydpo reference`",
         )
-    if config.preferences is None and config.labeling is None and last >= STAGES.index("label"):
-        raise _missing("labeling", "what tells a better completion from a worse one")
     if config.training is None and last >= STAGES.index("train"):
         raise _missing("training", "an objective and its hyperparameters")
     if config.evaluation is None and until == "evaluate":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -113,8 +113,15 @@ def write_groups(rows: Iterable[Row], key: str) -> Path:
     return path
 
 
-def joined_rows(preferences: Iterable[Row], reference: Iterable[Row]) -> Iterator[Row]:
+def joined_rows(
+    preferences: Iterable[Row], reference: Iterable[Row], keep: Callable[[str], bool]
+) -> Iterator[Row]:
     """Preference rows with their reference log-probs, which stand in the same order.
+
+    Args:
+        preferences: rows of the preferences table.
+        reference: rows of the reference table.
+        keep: given a prompt's id, whether its groups are trained on.
 
     Raises:
         DataError: a row has no reference, or one of another length; it is named.
@@ -135,7 +142,8 @@ def joined_rows(preferences: Iterable[Row], reference: Iterable[Row]) -> Iterato
                 "there is one for each completion token",
                 "delete the round's `reference` folder and run the same command again",
             )
-        yield _group_row(row, logps["reference_token_logps"])
+        if keep(row["prompt_id"]):
+            yield _group_row(row, logps["reference_token_logps"])
 
 
 def example_rows(examples: Iterable[Row]) -> Iterator[Row]:

@@ -122,11 +122,11 @@ def _dataset(job: TrainJob) -> GroupDataset:
     if job.reference is None:
         return GroupDataset(write_groups(example_rows(rows), fingerprint(key)))
     reference = read_rows(job.reference.folder, job.reference.manifest)
-    kept = (
-        row
-        for row in joined_rows(rows, reference)
-        if not is_heldout(row["prompt_id"], job.heldout_fraction, job.seed)
-    )
+
+    def trained_on(prompt_id: str) -> bool:
+        return not is_heldout(prompt_id, job.heldout_fraction, job.seed)
+
+    kept = joined_rows(rows, reference, trained_on)
     key.append(job.reference.fingerprint)
     return GroupDataset(write_groups(kept, fingerprint(key)))
 

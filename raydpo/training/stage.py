@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -18,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raydpo.cluster import MALLOC_ENVIRONMENT, uses_cuda
 from raydpo.config import Config, ModelConfig, TrainerConfig
 from raydpo.errors import NumericsError
-from raydpo.models import tokenizer_fingerprint, weights_fingerprint
+from raydpo.models import tokenizer_fingerprint, weights_fingerprint, with_absolute_path
 from raydpo.parts import Table, own_error
 from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
@@ -120,7 +121,8 @@ def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
     job.folder.delete(ERROR_FILE)
     logger.info("[%s] starting %d workers", job.what, job.settings.num_workers)
     with _shown_progress(job.folder):
-        _fit(job)
+        # Ray Train's workers each work in a folder of their own.
+        _fit(replace(job, model=with_absolute_path(job.model)))
     _raise_recorded_error(job.folder)
     rows = read_metrics(job.folder)
     commit_files(

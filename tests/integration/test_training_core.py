@@ -85,7 +85,7 @@ def make_data(count: int = 10, poison: int | None = None) -> Path:
         if number == poison:
             values[0][0] = math.inf
         scored.append({"group_id": row["group_id"], "reference_token_logps": values})
-    return write_groups(joined_rows(rows, scored), uuid.uuid4().hex)
+    return write_groups(joined_rows(rows, scored, lambda _: True), uuid.uuid4().hex)
 
 
 def _arrow_columns(row: dict[str, Any]) -> dict[str, Any]:

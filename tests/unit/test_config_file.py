@@ -55,6 +55,12 @@ def test_overrides_reach_nested_keys_and_sections_by_their_command(path) -> None
     assert config.sampling.stop == ("a", "b")
 
 
+def test_heldout_prompts_given_as_a_path_are_read_like_the_others(path) -> None:
+    assert load_config(path).evaluation.prompts.max_prompt_tokens == 64
+    explicit = load_config(path, ["evaluation.prompts.path=other.jsonl"])
+    assert explicit.evaluation.prompts.max_prompt_tokens == 512
+
+
 def test_configuration_is_frozen(path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_config(path).seed = 3

@@ -27,9 +27,20 @@ def reference(number: int) -> dict:
     }
 
 
+def everyone(prompt_id: str) -> bool:
+    return True
+
+
+def test_groups_of_heldout_prompts_are_left_out() -> None:
+    rows = joined_rows(
+        map(preference, range(4)), map(reference, range(4)), lambda prompt_id: prompt_id != "p2"
+    )
+    assert [row["group_id"] for row in rows] == ["g0", "g1", "g3"]
+
+
 def test_dataset_larger_than_a_record_batch_gives_each_group_by_number() -> None:
     count = 1300
-    rows = joined_rows(map(preference, range(count)), map(reference, range(count)))
+    rows = joined_rows(map(preference, range(count)), map(reference, range(count)), everyone)
     data = GroupDataset(write_groups(rows, uuid.uuid4().hex))
     assert len(data) == count
     for number in (0, 511, 512, 1023, 1299):
@@ -47,13 +58,13 @@ def test_dataset_larger_than_a_record_batch_gives_each_group_by_number() -> None
 def test_missing_reference_row_is_named() -> None:
     scored = [reference(n) for n in range(5) if n != 3]
     with pytest.raises(DataError, match="'g3'"):
-        list(joined_rows(map(preference, range(5)), scored))
+        list(joined_rows(map(preference, range(5)), scored, everyone))
 
 
 def test_reference_of_another_length_is_named() -> None:
     row = {"group_id": "g0", "reference_token_logps": [[-1.0], [-3.0, -4.0, 0.0]]}
     with pytest.raises(DataError, match="of other lengths"):
-        list(joined_rows([preference(0)], [row]))
+        list(joined_rows([preference(0)], [row], everyone))
 
 
 def test_supervised_example_has_no_loss_on_its_prompt() -> None:

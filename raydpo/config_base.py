@@ -1,0 +1,58 @@
+"""What all sections of the configuration share: their base, number types, the model.
+
+What comes in: values of one section. What goes out: frozen pydantic models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _not_almost_greedy(value: float) -> float:
+    if 0 < value < 0.01:
+        raise ValueError("must be 0 (greedy) or at least 0.01: vLLM samples no colder than that")
+    return value
+
+
+Temperature = Annotated[NonNegativeFloat, AfterValidator(_not_almost_greedy)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def path_shorthand(value: Any) -> Any:
+    """A plain string stands for `{path: ...}`."""
+    return {"path": value} if isinstance(value, str) else value
+
+
+class ModelConfig(Section):
+    """A causal language model with its tokenizer. A plain string stands for `path`."""
+
+    path: str
+    """A local folder, a URI (`s3://...`) or a hub name such as `org/name`."""
+    revision: str | None = None
+    """The hub revision (branch, tag or commit)."""
+    pad_token: str | None = None
+    """The padding token, where the tokenizer has none of its own."""
+    chat_template: str | None = None
+    """A file with a Jinja chat template, used instead of the tokenizer's own."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype of training and of the reference; parameters stay float32 in training."""
+    attention: str = "sdpa"
+    """`attn_implementation` of transformers, the same for policy and reference."""
+
+
+Model = Annotated[ModelConfig, BeforeValidator(path_shorthand)]
+
+SourceFormat = Literal["auto", "jsonl", "json", "parquet", "csv", "text", "dataset"]

@@ -1,0 +1,110 @@
+"""The configuration's sections on training: what preferences and SFT share, and each alone.
+
+What comes in: values of the sections `training` and `sft`. What goes out: frozen models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from raydpo.config_base import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    SourceFormat,
+)
+
+
+class DpoObjective(Section):
+    """Direct preference optimization (arXiv:2305.18290, eq. 7); cDPO with label smoothing."""
+
+    name: Literal["dpo"] = "dpo"
+    """The objective."""
+    beta: PositiveFloat = 0.1
+    """Strength of the KL constraint."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of wrong labels (conservative DPO)."""
+
+
+class TrainerConfig(Section):
+    """What training on preferences and supervised fine-tuning have in common."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """DDP replicates the parameters, FSDP2 shards them."""
+    num_workers: PositiveInt = 1
+    """Ray Train workers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA with NCCL where the Ray cluster has GPUs, else CPU with gloo."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Ray CPUs that a worker holds."""
+    max_tokens_per_micro_batch: PositiveInt = 4096
+    """Padded tokens of one forward and backward pass; bounds memory, changes no result."""
+    epochs: PositiveInt = 1
+    """Passes over the data."""
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimizer steps."""
+    learning_rate: PositiveFloat = 5e-7
+    """Peak learning rate of AdamW."""
+    adam_betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    adam_epsilon: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay."""
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """Learning rate after warm-up; cosine and linear end at 0."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Clip the global gradient norm to this; null clips nothing."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+    checkpoint_every_steps: PositiveInt = 100
+    """Steps between checkpoints; one is always written at the end."""
+    keep_checkpoints: PositiveInt = 2
+    """Checkpoints that are kept."""
+    max_failures: NonNegativeInt = 2
+    """How often Ray Train starts the workers again after one died."""
+    log_every_steps: PositiveInt = 1
+    """Steps between lines of metrics."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where metrics go, beside the console and metrics.jsonl."""
+
+
+class TrainingConfig(TrainerConfig):
+    """The policy's training on preference groups."""
+
+    objective: DpoObjective = DpoObjective()
+    """The loss."""
+    global_batch_groups: PositiveInt = 64
+    """Preference groups of one optimizer step, over all workers."""
+    step_zero_tolerance: PositiveFloat = 1e-3
+    """Largest logratio of a token that step 0 may show, in nats; more stops the run."""
+
+
+class SftConfig(TrainerConfig):
+    """Supervised fine-tuning: the stage that makes pi_ref."""
+
+    data: str
+    """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
+    format: SourceFormat = "auto"
+    """How to read it; `auto` goes by the file name's ending."""
+    split: str = "train"
+    """The split, where the source is a `datasets` dataset."""
+    loss_on: Literal["all", "completion"] = "completion"
+    """Next-token loss on the full text (column `text`), or on the completion only."""
+    max_sequence_tokens: PositiveInt = 1024
+    """Longest example, in tokens; full text is cut into pieces of this length."""
+    too_long: Literal["quarantine", "keep_start", "error"] = "quarantine"
+    """What happens to a longer prompt-completion example."""
+    global_batch_sequences: PositiveInt = 32
+    """Examples of one optimizer step, over all workers."""
+    limit: PositiveInt | None = None
+    """Read only so many rows of the source."""
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate of AdamW."""
