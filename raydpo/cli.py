@@ -11,12 +11,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from raydpo import __version__
-from raydpo.errors import RaydpoError
+from raydpo.errors import QuarantineBudgetError, RaydpoError
 
-_STAGES = {
+if TYPE_CHECKING:
+    from raydpo.config import Config
+
+#: Rows of each source that `run` and the stage commands look at before they start.
+_ROWS_LOOKED_AT: Final = 1000
+_STAGES: Final = {
     "sample": "read prompts and sample K candidates for each",
     "label": "... and score them and build preferences",
     "reference": "... and compute the reference's log-probabilities",
@@ -102,6 +107,8 @@ def _run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     start_logging(options.verbose)
+    if _refused(config):
+        return 1
     from raydpo.pipeline import run_round
 
     result = run_round(config, options.until)
@@ -120,10 +127,30 @@ def _sft(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     start_logging(options.verbose)
+    if _refused(config):
+        return 1
     from raydpo.pipeline import run_sft
 
     print(f"model: {run_sft(config).path}")
     return 0
+
+
+def _refused(config: Config) -> bool:
+    """Say what is wrong before a cluster is asked for anything; True where something is.
+
+    Only the first rows are read here; the stages count their refused rows exactly.
+    """
+    from raydpo.check import run_check
+
+    _, problems = run_check(config, _ROWS_LOOKED_AT)
+    problems = [p for p in problems if not isinstance(p, QuarantineBudgetError)]
+    _print_problems(problems)
+    return bool(problems)
+
+
+def _print_problems(problems: Sequence[RaydpoError]) -> None:
+    for problem in problems:
+        print(f"\n{type(problem).__name__}: {problem}", file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -133,8 +160,7 @@ def _check(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
     lines, problems = run_check(config, options.rows)
     print("\n".join(lines))
-    for problem in problems:
-        print(f"\n{type(problem).__name__}: {problem}", file=sys.stderr)
+    _print_problems(problems)
     return 1 if problems else 0
 
 
