@@ -90,12 +90,15 @@ def load_causal_lm(model: ModelConfig) -> PreTrainedModel:
     refuse_remote_code(folder)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=model.attention
+            folder,
+            dtype=torch.float32,
+            attn_implementation=model.attention,
+            use_safetensors=True,  # the older format is a pickle, which can run code
         )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model {model.path!r} cannot be loaded: {error}",
-            "the folder holds a causal language model that transformers loads",
+            "the folder holds a causal language model in safetensors that transformers loads",
             "try `AutoModelForCausalLM.from_pretrained(folder)` on it alone",
         ) from error
     return loaded.eval()

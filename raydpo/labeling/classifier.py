@@ -56,11 +56,13 @@ def load_classifier(reward: RewardConfig) -> Classifier:
     tokenizer = load_tokenizer(source)
     tokenizer.truncation_side = "right" if reward.input == "completion" else "left"
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"classifier {reward.classifier!r} cannot be loaded: {error}",
-            "the folder holds a sequence-classification model that transformers loads",
+            "the folder holds a sequence-classification model in safetensors that transformers loads",
             "try `AutoModelForSequenceClassification.from_pretrained(folder)` on it alone",
         ) from error
     if model.config.pad_token_id is None:  # decoders find a text's last token by it

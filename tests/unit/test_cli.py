@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.conftest import make_tiny_model, make_tokenizer
 
 from raydpo.cli import main
 from raydpo.run import locked, run_folder
+from tests.conftest import make_tiny_model, make_tokenizer
 
 
 @pytest.fixture(scope="module")

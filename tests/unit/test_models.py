@@ -1,0 +1,64 @@
+"""Models are loaded from safetensors only, and without running code that they bring."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from raydpo.config import ModelConfig
+from raydpo.errors import ModelError
+from raydpo.models import (
+    load_causal_lm,
+    load_tokenizer,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+    with_absolute_path,
+)
+from tests.conftest import make_tiny_model
+
+
+def test_model_saved_as_a_pickle_is_refused(tmp_path) -> None:
+    folder = make_tiny_model(tmp_path / "model", seed=0)
+    state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_causal_lm(ModelConfig(path=str(folder)))
+
+
+def test_model_that_asks_to_run_its_own_code_is_refused(tmp_path) -> None:
+    folder = make_tiny_model(tmp_path / "model", seed=0)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x.Y"}}))
+    for load in (load_causal_lm, load_tokenizer):
+        with pytest.raises(ModelError, match="auto_map"):
+            load(ModelConfig(path=str(folder)))
+
+
+def test_fingerprint_follows_the_weights_and_not_the_name(tmp_path) -> None:
+    one = ModelConfig(path=str(make_tiny_model(tmp_path / "one", seed=0)))
+    same = ModelConfig(path=str(make_tiny_model(tmp_path / "same", seed=0)))
+    other = ModelConfig(path=str(make_tiny_model(tmp_path / "other", seed=1)))
+    assert weights_fingerprint(one) == weights_fingerprint(same) != weights_fingerprint(other)
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(other)
+    padded = one.model_copy(update={"pad_token": "</s>"})
+    assert tokenizer_fingerprint(padded) != tokenizer_fingerprint(one)
+
+
+def test_padding_token_comes_from_the_configuration_where_the_tokenizer_has_none(
+    stories260k,
+) -> None:
+    with pytest.raises(ModelError, match="no padding token"):
+        load_tokenizer(ModelConfig(path=str(stories260k)))
+    config = ModelConfig(path=str(stories260k), pad_token="<unk>")
+    assert load_tokenizer(config).pad_token == "<unk>"
+    with pytest.raises(ModelError, match=r"model\.pad_token 'nothing'"):
+        load_tokenizer(config.model_copy(update={"pad_token": "nothing"}))
+
+
+def test_relative_folders_become_absolute_and_hub_names_stay(tmp_path, monkeypatch) -> None:
+    make_tiny_model(tmp_path / "model", seed=0)
+    monkeypatch.chdir(tmp_path)
+    assert with_absolute_path(ModelConfig(path="model")).path == str(tmp_path / "model")
+    assert with_absolute_path(ModelConfig(path="org/name")).path == "org/name"
