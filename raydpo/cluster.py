@@ -54,6 +54,8 @@ def start(address: str | None = None) -> None:
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # else only its text reaches the driver
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It warns, once, that the progress bars are off: raydpo has lines of its own.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     resources = ray.cluster_resources()
     logger.info(
         "Ray %s: %g CPUs, %g GPUs",

@@ -71,7 +71,7 @@ def drive(point: str, run: Path, *arguments: str) -> subprocess.CompletedProcess
         [sys.executable, "-m", "tests.integration.drive", point, str(run), *arguments],
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1000,
         cwd=HERE.parent.parent,
     )
 
@@ -159,6 +159,7 @@ def test_second_run_has_nothing_to_do(undisturbed, work) -> None:
     assert {path: path.read_bytes() for path in run.rglob("manifest.json")} == before
 
 
+@pytest.mark.timeout(1200)
 def test_run_killed_in_sampling_and_in_training_ends_as_if_undisturbed(undisturbed, work) -> None:
     run = work / "killed"
     command = ("run", str(work / "job.yaml"), "--set", "name=killed")
