@@ -162,7 +162,7 @@ def test_second_run_has_nothing_to_do(undisturbed, work) -> None:
 @pytest.mark.timeout(1200)
 def test_run_killed_in_sampling_and_in_training_ends_as_if_undisturbed(undisturbed, work) -> None:
     run = work / "killed"
-    command = ("run", str(work / "job.yaml"), "--set", "name=killed")
+    command = ("train", str(work / "job.yaml"), "--set", "name=killed")
     assert drive("sampling", run, *command).returncode == -9
     assert not (run / "round-000/candidates/manifest.json").exists()
     assert drive("training", run, *command).returncode == -9
