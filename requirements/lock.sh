@@ -20,7 +20,7 @@ fi
 compile() {
   lock=$1 extra=$2
   shift 2
-  "$uv" pip compile pyproject.toml --extra "$extra" --extra jobs --extra dev \
+  "$uv" pip compile pyproject.toml --extra "$extra" --extra jobs --extra lora --extra peers --extra dev \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
     --constraint requirements/constraints.txt --custom-compile-command "make lock" --quiet --output-file "requirements/$lock" \
     ${UPGRADE:+--upgrade} "$@" >/dev/null

@@ -45,7 +45,14 @@ def a_python(folder: Path, body: str) -> Path:
 def test_the_lock_satisfies_the_project(device: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras[device], *extras["jobs"], *extras["dev"]]
+    wanted = [
+        *project["dependencies"],
+        *extras[device],
+        *extras["jobs"],
+        *extras["lora"],
+        *extras["peers"],
+        *extras["dev"],
+    ]
     versions = lock(device)
     for text in wanted:
         requirement = Requirement(text)
