@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from raydpo.check import Findings
-from raydpo.config import Config, PreferencesConfig, PromptsConfig, SourceFormat
+from raydpo.config import Config
 from raydpo.errors import QuarantineBudgetError
 from raydpo.models import load_tokenizer
 from raydpo.prompts.examples import example_parts
 from raydpo.prompts.preferences import preference_parts
 from raydpo.prompts.rows import add_counts, check_not_empty
-from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
+from raydpo.prompts.sources import (
+    SourceRow,
+    SourceSection,
+    location,
+    source_fingerprint,
+    source_rows,
+)
 from raydpo.prompts.stage import prompt_parts
 from raydpo.run import PartResult
 from raydpo.tables import Row
@@ -53,8 +59,8 @@ def check_data(config: Config, rows: int | None, findings: Findings) -> None:
     """Read every source of the job to its end, or to `rows` rows."""
     tokenizer = findings.attempt(load_tokenizer, config.model)
     if tokenizer is None:
-        for path, format, split in _paths(config):
-            findings.attempt(source_fingerprint, path, format, split)
+        for section in _sections(config):
+            findings.attempt(source_fingerprint, *location(section))
         findings.facts.append("data: not tokenized, for there is no tokenizer")
         return
     for source in _sources(config, rows, tokenizer):
@@ -93,13 +99,10 @@ def _ends(begin: int, end: int) -> list[int]:
     return [*range(begin, begin + _SHOWN), *range(end - _SHOWN, end)]
 
 
-def _paths(config: Config) -> Iterator[tuple[str, SourceFormat, str]]:
+def _sections(config: Config) -> list[SourceSection]:
     evaluation = config.evaluation and config.evaluation.prompts
-    for section in (config.preferences, config.prompts, evaluation):
-        if section is not None:
-            yield section.path, section.format, section.split
-    if config.sft is not None:
-        yield config.sft.data, config.sft.format, config.sft.split
+    sections = (config.preferences, config.prompts, evaluation, config.sft)
+    return [section for section in sections if section is not None]
 
 
 def _sources(
@@ -112,9 +115,8 @@ def _sources(
         parts = preference_parts(config.preferences, given, tokenizer, size)
         yield _Source("preferences", parts, _preference_example)
     if config.sft is not None:
-        sft = config.sft
-        given = source_rows(sft.data, sft.format, sft.split, _limit(sft.limit, rows))
-        yield _Source("sft", example_parts(sft, given, tokenizer, size), _sft_example(tokenizer))
+        parts = example_parts(config.sft, _rows(config.sft, rows), tokenizer, size)
+        yield _Source("sft", parts, _sft_example(tokenizer))
     evaluation = config.evaluation and config.evaluation.prompts
     for name, section in (("prompts", config.prompts), ("evaluation.prompts", evaluation)):
         if section is not None:
@@ -122,13 +124,9 @@ def _sources(
             yield _Source(name, parts, _prompt_example)
 
 
-def _rows(section: PromptsConfig | PreferencesConfig, rows: int | None) -> Iterator[SourceRow]:
-    limit = _limit(section.limit, rows)
-    return source_rows(section.path, section.format, section.split, limit)
-
-
-def _limit(configured: int | None, rows: int | None) -> int | None:
-    return min((limit for limit in (configured, rows) if limit is not None), default=None)
+def _rows(section: SourceSection, rows: int | None) -> Iterator[SourceRow]:
+    limits = [limit for limit in (section.limit, rows) if limit is not None]
+    return source_rows(*location(section), min(limits, default=None))
 
 
 def _read(source: _Source, config: Config, findings: Findings) -> Row | None:

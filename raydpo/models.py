@@ -61,16 +61,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    folder = local_folder(model)
-    refuse_remote_code(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"model {model.path!r}: no tokenizer: {error}",
-            "the folder holds a tokenizer that transformers loads",
-            "save one there with `tokenizer.save_pretrained(folder)`",
-        ) from error
+    tokenizer: PreTrainedTokenizerBase = load_with(AutoTokenizer, model)
     _set_pad_token(tokenizer, model)
     if model.chat_template is not None:
         tokenizer.chat_template = _template_file(model.chat_template)
@@ -86,22 +77,39 @@ def load_causal_lm(model: ModelConfig) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
+    loaded: PreTrainedModel = load_with(
+        AutoModelForCausalLM,
+        model,
+        dtype=torch.float32,
+        attn_implementation=model.attention,
+        use_safetensors=True,  # the older format is a pickle, which can run code
+    )
+    return loaded.eval()
+
+
+def load_with(auto_class: Any, model: ModelConfig, **arguments: Any) -> Any:
+    """What an `Auto` class of transformers makes of the model's local folder.
+
+    Args:
+        auto_class: such as `transformers.AutoModelForCausalLM`.
+        model: where it is.
+        arguments: of the class's `from_pretrained`.
+
+    Raises:
+        ModelError: the folder asks to run code of its own, or transformers cannot load it.
+    """
     folder = local_folder(model)
     refuse_remote_code(folder)
+    name = str(auto_class.__name__)
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation=model.attention,
-            use_safetensors=True,  # the older format is a pickle, which can run code
-        )
+        return auto_class.from_pretrained(folder, **arguments)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model {model.path!r} cannot be loaded: {error}",
-            "the folder holds a causal language model in safetensors that transformers loads",
-            "try `AutoModelForCausalLM.from_pretrained(folder)` on it alone",
+            f"its folder holds what transformers' {name} loads; weights are safetensors",
+            f"try `{name}.from_pretrained(folder)` alone; `save_pretrained(folder)` of a model and "
+            "of its tokenizer writes all that is needed",
         ) from error
-    return loaded.eval()
 
 
 def model_config_values(model: ModelConfig) -> dict[str, Any]:

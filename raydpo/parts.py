@@ -9,8 +9,8 @@ at-least-once and writes the same bytes each time.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,7 +173,23 @@ def describe_counts(manifest: dict[str, Any]) -> str:
     return ", ".join(f"{name} {count}" for name, count in manifest["counts"].items())
 
 
-def own_error(error: BaseException) -> RaydpoError | None:
+@contextmanager
+def own_errors() -> Generator[None]:
+    """Inside the block, a raydpo error that Ray wrapped is raised as it was in the worker.
+
+    Raises:
+        RaydpoError: raised in a worker, it arrives here as it was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        own = _own_error(error)
+        if own is None:
+            raise
+        raise own from error
+
+
+def _own_error(error: BaseException) -> RaydpoError | None:
     """The raydpo error inside an exception that Ray wrapped, if there is one."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
@@ -237,11 +253,6 @@ def _map_missing(
         fn_constructor_args=(stage, inputs, job.make_transform),
         **job.workers.map_arguments(),
     )
-    try:
+    with own_errors():
         for row in dataset.iter_rows():
             progress.add(int(row["rows"]))
-    except Exception as error:
-        own = own_error(error)
-        if own is not None:
-            raise own from error
-        raise

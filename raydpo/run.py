@@ -102,7 +102,7 @@ def open_stage(stage: Stage, keep_folders: bool = False) -> dict[str, Any] | Non
     manifest = read_manifest(stage.folder)
     if manifest is not None:
         if manifest["key"] == stage.key:
-            _check_files(stage.folder, manifest)
+            _check_sizes(stage.folder, stage.folder.files(recursive=True), manifest["files"])
             return manifest
         _discard(stage, _difference(manifest, stage), keep_folders)
     elif stage.folder.exists(_PLAN):
@@ -158,8 +158,15 @@ def write_part(stage: Stage, index: int, result: PartResult) -> dict[str, Any]:
 def finished_parts(stage: Stage) -> dict[int, dict[str, Any]]:
     """The records of the parts that an interrupted run left whole, by part number.
 
-    A part whose file no longer matches its record is left out, so it is done again.
+    A part whose file no longer matches its record's hash is left out, so it is done again.
     """
+    return _records(stage, lambda files: _check_hashes(stage.folder, files))
+
+
+def _records(
+    stage: Stage, check: Callable[[list[dict[str, Any]]], object]
+) -> dict[int, dict[str, Any]]:
+    """The parts' records whose files pass `check`, by part number."""
     records: dict[int, dict[str, Any]] = {}
     folder = stage.folder.child(_RECORDS)
     for name in folder.files():
@@ -167,7 +174,7 @@ def finished_parts(stage: Stage) -> dict[int, dict[str, Any]]:
             continue
         try:
             record = _read_checked(folder, name)
-            _check_hashes(stage.folder, record["files"])
+            check(record["files"])
         except (DataError, ManifestError) as error:
             logger.warning("%s: done again, because %s", stage.name, str(error).splitlines()[0])
             continue
@@ -188,10 +195,15 @@ def commit(
     `counts` stand beside those that the parts' records add up to; `extra` are further facts;
     `parts` is how many there must be; `check` sees the counts and may still refuse them.
 
+    Its parts were written in this run, or `finished_parts` held them against their hashes:
+    only sizes are looked at here. Whoever reads a part holds it against its hash again.
+
     Raises:
-        DataError: a part is missing or was damaged since it was written.
+        DataError: a part is missing or was cut since it was written.
     """
-    records = [record for _, record in sorted(finished_parts(stage).items())]
+    sizes = stage.folder.files(recursive=True)
+    whole = _records(stage, lambda files: _check_sizes(stage.folder, sizes, files))
+    records = [record for _, record in sorted(whole.items())]
     found = [record["part"] for record in records]
     wanted = list(range(parts if parts is not None else len(records)))
     if found != wanted:
@@ -331,14 +343,13 @@ def _read_checked(folder: Folder, name: str) -> dict[str, Any]:
     return value
 
 
-def _check_files(folder: Folder, manifest: dict[str, Any]) -> None:
-    """Cheap look at a finished stage: every file is there with its size."""
-    sizes = folder.files(recursive=True)
-    for file in manifest["files"]:
+def _check_sizes(folder: Folder, sizes: dict[str, int], files: list[dict[str, Any]]) -> None:
+    """Cheap look at what is there: every file, with the size that its record says."""
+    for file in files:
         if sizes.get(file["name"]) != file["bytes"]:
             raise DataError(
                 f"{folder.uri}/{file['name']} has {sizes.get(file['name'], 'no')} bytes",
-                f"its manifest says {file['bytes']}",
+                f"its record says {file['bytes']}",
                 f"restore the file, or delete {folder.uri}: then the stage is done again",
             )
 

@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config import ModelConfig, RewardConfig
-from raydpo.errors import ConfigError, ModelError
+from raydpo.errors import ConfigError
 from raydpo.labeling.rewards import Judged, Refusal, reward_or_refusal
-from raydpo.models import (
-    load_tokenizer,
-    local_folder,
-    model_config_values,
-    refuse_remote_code,
-)
+from raydpo.models import load_tokenizer, load_with, model_config_values
 
 if TYPE_CHECKING:
     import torch
@@ -51,20 +46,11 @@ def load_classifier(reward: RewardConfig) -> Classifier:
     from transformers import AutoModelForSequenceClassification
 
     source = ModelConfig(path=str(reward.classifier))
-    folder = local_folder(source)
-    refuse_remote_code(folder)
     tokenizer = load_tokenizer(source)
     tokenizer.truncation_side = "right" if reward.input == "completion" else "left"
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"classifier {reward.classifier!r} cannot be loaded: {error}",
-            "the folder holds a sequence-classification model in safetensors that transformers loads",
-            "try `AutoModelForSequenceClassification.from_pretrained(folder)` on it alone",
-        ) from error
+    model = load_with(
+        AutoModelForSequenceClassification, source, dtype=torch.float32, use_safetensors=True
+    )
     if model.config.pad_token_id is None:  # decoders find a text's last token by it
         model.config.pad_token_id = tokenizer.pad_token_id
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -177,17 +163,8 @@ def _one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _label_names(source: ModelConfig) -> dict[int, str]:
     from transformers import AutoConfig
 
-    folder = local_folder(source)
-    refuse_remote_code(folder)
     model_config_values(source)  # raises where there is no config.json
-    try:
-        config: Any = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"classifier {source.path!r}: {error}",
-            "its config.json names an architecture of transformers",
-            "try `AutoConfig.from_pretrained(folder)` on it alone",
-        ) from error
+    config = load_with(AutoConfig, source)
     return {int(index): str(name) for index, name in config.id2label.items()}
 
 

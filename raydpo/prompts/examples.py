@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config import Config, SftConfig
 from raydpo.errors import DataError
-from raydpo.models import load_tokenizer, model_config_values, tokenizer_fingerprint
+from raydpo.models import model_config_values
 from raydpo.prompts.chat import messages_of
 from raydpo.prompts.dialogue import Dialogue, Rendered, completion_of, prompt_of, render
 from raydpo.prompts.encode import (
@@ -30,11 +31,11 @@ from raydpo.prompts.rows import (
     chunks,
     quarantine_row,
     row_name,
+    run_source_stage,
     usable_row,
-    write_parts,
 )
-from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
-from raydpo.run import PartResult, Stage
+from raydpo.prompts.sources import SourceRow
+from raydpo.run import PartResult
 from raydpo.storage import Folder
 from raydpo.tables import Row
 
@@ -69,23 +70,16 @@ def run_examples_stage(config: Config, folder: Folder) -> Table:
     check_context(
         "sft.max_sequence_tokens", sft.max_sequence_tokens, model_config_values(config.model)
     )
-    stage = Stage(
-        folder=folder,
-        name=_STAGE,
-        table="examples",
-        inputs={
-            "data": source_fingerprint(sft.data, sft.format, sft.split),
-            "tokenizer": tokenizer_fingerprint(config.model),
-        },
-        settings={
-            **sft.model_dump(include={"split", "loss_on", "max_sequence_tokens", "too_long"}),
-            "limit": sft.limit,
-            "rows_per_part": config.rows_per_part,
-        },
+    content = {"split", "limit", "loss_on", "max_sequence_tokens", "too_long"}
+    return run_source_stage(
+        config,
+        sft,
+        folder,
+        table=_STAGE,
+        settings=sft.model_dump(mode="json", include=content),
+        make_parts=partial(example_parts, sft, rows_per_part=config.rows_per_part * 16),
+        what="sft, examples",
     )
-    rows = source_rows(sft.data, sft.format, sft.split, sft.limit)
-    results = _loaded_lazily(config, sft, rows)
-    return write_parts(stage, results, "sft, examples", config.max_quarantined_fraction)
 
 
 def example_parts(
@@ -119,14 +113,6 @@ def examples(
     """The rows of the table of examples alone; refused rows are left out."""
     for part in example_parts(sft, rows, tokenizer, rows_per_part=1024):
         yield from part.rows
-
-
-def _loaded_lazily(
-    config: Config, sft: SftConfig, rows: Iterable[SourceRow]
-) -> Iterator[PartResult]:
-    """A finished stage never gets here, and so loads no tokenizer."""
-    tokenizer = load_tokenizer(config.model)
-    yield from example_parts(sft, rows, tokenizer, config.rows_per_part * 16)
 
 
 def _check_columns(sft: SftConfig, chunk: list[SourceRow]) -> bool:

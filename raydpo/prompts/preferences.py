@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import Config, PreferencesConfig
 from raydpo.errors import DataError
-from raydpo.models import load_tokenizer, model_config_values, tokenizer_fingerprint
+from raydpo.models import model_config_values
 from raydpo.progress import logger
 from raydpo.prompts import layouts
 from raydpo.prompts.dialogue import Rendered, render
@@ -33,11 +34,11 @@ from raydpo.prompts.rows import (
     content_hash,
     quarantine_row,
     row_name,
+    run_source_stage,
     usable_row,
-    write_parts,
 )
-from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
-from raydpo.run import PartResult, Stage
+from raydpo.prompts.sources import SourceRow
+from raydpo.run import PartResult
 from raydpo.storage import Folder
 from raydpo.tables import Row
 
@@ -84,21 +85,15 @@ def run_preferences_stage(config: Config, folder: Folder, what: str) -> Table:
         preferences.max_prompt_tokens + preferences.max_completion_tokens,
         model_config_values(config.model),
     )
-    stage = Stage(
-        folder=folder,
-        name=_STAGE,
-        table="preferences",
-        inputs={
-            "data": source_fingerprint(preferences.path, preferences.format, preferences.split),
-            "tokenizer": tokenizer_fingerprint(config.model),
-        },
-        settings={
-            **preferences.model_dump(mode="json", exclude={"path", "format"}),
-            "rows_per_part": config.rows_per_part,
-        },
+    return run_source_stage(
+        config,
+        preferences,
+        folder,
+        table=_STAGE,
+        settings=preferences.model_dump(mode="json", exclude={"path", "format"}),
+        make_parts=partial(preference_parts, preferences, rows_per_part=config.rows_per_part),
+        what=what,
     )
-    results = _loaded_lazily(config, preferences)
-    return write_parts(stage, results, what, config.max_quarantined_fraction)
 
 
 def preference_parts(
@@ -125,13 +120,6 @@ def preference_parts(
             state.layout = _layout(preferences, chunk)
         drafts = [_draft(preferences, source, tokenizer, state) for source in chunk]
         yield _encode_part(preferences, drafts, encoder)
-
-
-def _loaded_lazily(config: Config, preferences: PreferencesConfig) -> Iterator[PartResult]:
-    """A finished stage never gets here, and so loads no tokenizer."""
-    rows = source_rows(preferences.path, preferences.format, preferences.split, preferences.limit)
-    tokenizer = load_tokenizer(config.model)
-    yield from preference_parts(preferences, rows, tokenizer, config.rows_per_part)
 
 
 def _layout(preferences: PreferencesConfig, chunk: list[SourceRow]) -> str | None:

@@ -9,19 +9,32 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raydpo.config import Config
 from raydpo.errors import DataError
+from raydpo.models import load_tokenizer, tokenizer_fingerprint
 from raydpo.progress import logger
-from raydpo.prompts.sources import SourceRow
+from raydpo.prompts.sources import (
+    SourceRow,
+    SourceSection,
+    location,
+    source_fingerprint,
+    source_rows,
+)
 from raydpo.run import PartResult, Stage, commit, finished_parts, open_stage, write_part
-from raydpo.storage import canonical_json
+from raydpo.storage import Folder, canonical_json
 from raydpo.tables import Row
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from raydpo.parts import Table
+
+#: A source's rows, and the model's tokenizer -> the parts of a table.
+MakeParts = Callable[[Iterator[SourceRow], "PreTrainedTokenizerBase"], Iterator[PartResult]]
 
 
 class RefusedRow(Exception):
@@ -95,6 +108,46 @@ def chunks(rows: Iterable[SourceRow], size: int) -> Iterator[list[SourceRow]]:
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
+
+
+def run_source_stage(
+    config: Config,
+    section: SourceSection,
+    folder: Folder,
+    *,
+    table: str,
+    settings: dict[str, Any],
+    make_parts: MakeParts,
+    what: str,
+) -> Table:
+    """Read and tokenize a source into `folder`; a finished table is kept.
+
+    Args:
+        config: the job.
+        section: where the rows come from.
+        folder: where the table goes.
+        table: its name, which is the stage's too.
+        settings: what the content depends on, beside the source and the tokenizer.
+        make_parts: makes the table's parts of the rows; a finished stage does not call it.
+        what: the stage and round, for the log.
+
+    Raises:
+        DataError: the source cannot be read, or not one row is left.
+        ModelError: the tokenizer cannot be used.
+        QuarantineBudgetError: too many rows were refused.
+    """
+    inputs = {
+        "data": source_fingerprint(*location(section)),
+        "tokenizer": tokenizer_fingerprint(config.model),
+    }
+    settings = {**settings, "rows_per_part": config.rows_per_part}
+    stage = Stage(folder=folder, name=table, table=table, inputs=inputs, settings=settings)
+
+    def results() -> Iterator[PartResult]:
+        rows = source_rows(*location(section), section.limit)
+        yield from make_parts(rows, load_tokenizer(config.model))
+
+    return write_parts(stage, results(), what, config.max_quarantined_fraction)
 
 
 def write_parts(

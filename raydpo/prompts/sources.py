@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import pyarrow.fs as pafs
 
-from raydpo.config import SourceFormat
+from raydpo.config import PreferencesConfig, PromptsConfig, SftConfig, SourceFormat
 from raydpo.errors import DataError
 from raydpo.prompts import readers
 from raydpo.storage import fingerprint, folder_of, locate
@@ -54,6 +54,10 @@ class SourceRow:
         return self.raw if self.row is None else row_text(self.row)
 
 
+#: A section of the configuration that names a source.
+SourceSection = PromptsConfig | PreferencesConfig | SftConfig
+
+
 @dataclass(frozen=True)
 class _File:
     filesystem: pafs.FileSystem
@@ -64,6 +68,12 @@ class _File:
 def row_text(row: Row) -> str:
     """A row as JSON; values that JSON lacks become text."""
     return json.dumps(row, ensure_ascii=False, default=str)
+
+
+def location(section: SourceSection) -> tuple[str, SourceFormat, str]:
+    """Path, format and split of a section's source."""
+    path = section.data if isinstance(section, SftConfig) else section.path
+    return path, section.format, section.split
 
 
 def source_rows(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import Config, PromptsConfig
 from raydpo.errors import DataError
-from raydpo.models import load_tokenizer, model_config_values, tokenizer_fingerprint
+from raydpo.models import model_config_values
 from raydpo.prompts.chat import Message
 from raydpo.prompts.dialogue import Dialogue, prompt_of, render
 from raydpo.prompts.encode import Encoder, Text, check_context, fit_prompt, make_encoder
@@ -23,11 +24,11 @@ from raydpo.prompts.rows import (
     chunks,
     quarantine_row,
     row_name,
+    run_source_stage,
     usable_row,
-    write_parts,
 )
-from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
-from raydpo.run import PartResult, Stage
+from raydpo.prompts.sources import SourceRow
+from raydpo.run import PartResult
 from raydpo.storage import Folder
 from raydpo.tables import Row
 
@@ -79,21 +80,15 @@ def run_prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder, wh
         prompts.max_prompt_tokens + config.sampling.max_completion_tokens,
         model_config_values(config.model),
     )
-    stage = Stage(
-        folder=folder,
-        name=_STAGE,
-        table="prompts",
-        inputs={
-            "data": source_fingerprint(prompts.path, prompts.format, prompts.split),
-            "tokenizer": tokenizer_fingerprint(config.model),
-        },
-        settings={
-            **prompts.model_dump(mode="json", exclude={"path", "format"}),
-            "rows_per_part": config.rows_per_part,
-        },
+    return run_source_stage(
+        config,
+        prompts,
+        folder,
+        table=_STAGE,
+        settings=prompts.model_dump(mode="json", exclude={"path", "format"}),
+        make_parts=partial(prompt_parts, prompts, rows_per_part=config.rows_per_part),
+        what=what,
     )
-    results = _loaded_lazily(config, prompts)
-    return write_parts(stage, results, what, config.max_quarantined_fraction)
 
 
 def prompt_parts(
@@ -119,12 +114,6 @@ def prompt_parts(
         _check_columns(prompts, chunk, state)
         drafts = [_draft(prompts, source, tokenizer, state.ids) for source in chunk]
         yield _encode_part(prompts, drafts, encoder, state)
-
-
-def _loaded_lazily(config: Config, prompts: PromptsConfig) -> Iterator[PartResult]:
-    """A finished stage never gets here, and so loads no tokenizer."""
-    rows = source_rows(prompts.path, prompts.format, prompts.split, prompts.limit)
-    yield from prompt_parts(prompts, rows, load_tokenizer(config.model), config.rows_per_part)
 
 
 def _check_columns(prompts: PromptsConfig, chunk: list[SourceRow], state: _State) -> None:

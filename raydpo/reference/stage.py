@@ -15,9 +15,9 @@ import torch
 
 from raydpo.cluster import MALLOC_ENVIRONMENT, uses_cuda
 from raydpo.config import ModelConfig, ReferenceConfig
-from raydpo.errors import NumericsError, RaydpoError
+from raydpo.errors import NumericsError
 from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import Table, Workers, own_error, run_parts
+from raydpo.parts import Table, Workers, own_errors, run_parts
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
@@ -160,13 +160,8 @@ def _score_remotely(model: ModelConfig, settings: ReferenceConfig, rows: list[Ro
     task = ray.remote(_score_rows).options(
         num_cpus=settings.cpus_per_worker, num_gpus=1 if cuda else 0, runtime_env=environment
     )
-    try:
+    with own_errors():
         return ray.get(task.remote(model, settings.max_tokens_per_batch, rows))
-    except Exception as error:
-        own: RaydpoError | None = own_error(error)
-        if own is not None:
-            raise own from error
-        raise
 
 
 def _score_rows(model: ModelConfig, max_tokens_per_batch: int, rows: list[Row]) -> list[Row]:

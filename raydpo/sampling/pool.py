@@ -19,8 +19,8 @@ from ray.exceptions import RayActorError
 
 from raydpo.cluster import uses_cuda
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
-from raydpo.errors import EngineError, RaydpoError
-from raydpo.parts import own_error
+from raydpo.errors import EngineError
+from raydpo.parts import own_errors
 from raydpo.progress import logger
 from raydpo.sampling.engine import (
     Answers,
@@ -126,7 +126,8 @@ def call_engine(engines: EnginesConfig, *calls: Any) -> list[Any]:
         RaydpoError: raised in an engine, it arrives here as it was raised.
     """
     try:
-        return ray.get(list(calls))
+        with own_errors():
+            return ray.get(list(calls))
     except RayActorError as error:
         raise EngineError(
             f"an engine died, and may be started again {engines.max_restarts} time(s) "
@@ -136,11 +137,6 @@ def call_engine(engines: EnginesConfig, *calls: Any) -> list[Any]:
             "often memory is short: lower sampling.engines.cpu_kv_cache_gib, "
             "gpu_memory_fraction or max_sequence_tokens",
         ) from error
-    except Exception as error:
-        own: RaydpoError | None = own_error(error)
-        if own is not None:
-            raise own from error
-        raise
 
 
 def _wait_for_places(handles: tuple[Any, ...], holding: str, what: str) -> None:

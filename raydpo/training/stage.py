@@ -20,7 +20,7 @@ from raydpo.cluster import MALLOC_ENVIRONMENT, uses_cuda
 from raydpo.config import Config, ModelConfig, TrainerConfig
 from raydpo.errors import NumericsError
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint, with_absolute_path
-from raydpo.parts import Table, own_error
+from raydpo.parts import Table, own_errors
 from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder, locate
@@ -149,13 +149,8 @@ def _fit(job: TrainJob) -> None:
             worker_runtime_env={"env_vars": _environment(job.settings, cuda)},
         ),
     )
-    try:
+    with own_errors():
         trainer.fit()
-    except Exception as error:
-        own = own_error(error)
-        if own is not None:
-            raise own from error
-        raise
 
 
 @contextmanager

@@ -86,6 +86,16 @@ def test_commit_refuses_a_stage_with_a_missing_part(folder) -> None:
     assert read_manifest(folder) is None
 
 
+def test_commit_refuses_a_part_that_was_cut_after_it_was_written(folder) -> None:
+    stage = stage_in(folder)
+    open_stage(stage)
+    write_part(stage, 0, result(0))
+    folder.local_path("part-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="all of its 1 parts"):
+        commit(stage, {}, parts=1)
+    assert finished_parts(stage) == {}
+
+
 def test_refused_counts_leave_no_manifest(folder) -> None:
     stage = stage_in(folder)
     open_stage(stage)
