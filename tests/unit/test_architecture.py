@@ -28,6 +28,7 @@ LAYERS = [
     {"config"},
     {"config_file", "progress", "storage", "split", "run", "models", "cluster", "parts"},
     STAGES,
+    {"round"},
     {"pipeline", "online", "show", "annotate"}
     | {"check", "check_data", "check_models", "check_resources"},
     {"cli"},
