@@ -10,6 +10,7 @@ Shapes: R sequences, T tokens of the longest, N completion tokens, P pairs.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +26,22 @@ class MicroBatch:
 
     Attributes:
         input_ids: [R, T] int64, padded with 0.
-        rows, columns: [N] int64, where the hidden state stands that predicts the token.
-        targets: [N] int64, the completion tokens.
+        predictors: [N] int64, which of the R*T hidden states predicts the token.
+        targets: [N] int64, the completion tokens, sequence after sequence.
+        sequences: [N] int64, the sequence (completion) that a token belongs to.
+        sequence_lengths: [R] int64, completion tokens of each sequence.
+        sequence_groups: [R] int64, the group of the micro-batch that a sequence belongs to.
         pairs: [P, 2] int64, sequence numbers of chosen and rejected.
         pair_weights: [P] float32.
         reference_token_logps: [N] float32, or None.
     """
 
     input_ids: Tensor
-    rows: Tensor
-    columns: Tensor
+    predictors: Tensor
     targets: Tensor
+    sequences: Tensor
+    sequence_lengths: Tensor
+    sequence_groups: Tensor
     pairs: Tensor
     pair_weights: Tensor
     reference_token_logps: Tensor | None
@@ -50,8 +56,8 @@ class MicroBatch:
 
     def sequence_sums(self, token_values: Tensor) -> Tensor:
         """Sum values of completion tokens by sequence: [N] -> [R] float32."""
-        sums = torch.zeros(len(self.input_ids), device=token_values.device)
-        return sums.index_add(0, self.rows, token_values.float())
+        sums = torch.zeros(len(self.sequence_lengths), device=token_values.device)
+        return sums.index_add(0, self.sequences, token_values.float())
 
 
 def build_micro_batch(groups: list[Group]) -> MicroBatch:
@@ -59,35 +65,34 @@ def build_micro_batch(groups: list[Group]) -> MicroBatch:
     sequences = [(g.prompt_ids, completion) for g in groups for completion in g.completions]
     longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
     input_ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    rows: list[int] = []
-    columns: list[int] = []
-    targets: list[int] = []
+    predictors: list[int] = []
     for row, (prompt, completion) in enumerate(sequences):
         assert prompt, "a completion needs at least one token before it"
         assert completion, "a completion has at least one token"
         ids = prompt + completion
         input_ids[row, : len(ids)] = torch.tensor(ids)
-        rows += [row] * len(completion)
-        columns += range(len(prompt) - 1, len(ids) - 1)
-        targets += completion
+        first = row * longest + len(prompt) - 1
+        predictors += range(first, first + len(completion))
+    lengths = torch.tensor([len(completion) for _, completion in sequences])
+    counts = torch.tensor([len(group.completions) for group in groups])
     pairs, weights = _pairs(groups)
     return MicroBatch(
-        input_ids,
-        torch.tensor(rows),
-        torch.tensor(columns),
-        torch.tensor(targets),
-        pairs,
-        weights,
-        _reference(groups),
+        input_ids=input_ids,
+        predictors=torch.tensor(predictors),
+        targets=torch.tensor([token for _, completion in sequences for token in completion]),
+        sequences=torch.arange(len(lengths)).repeat_interleave(lengths),
+        sequence_lengths=lengths,
+        sequence_groups=torch.arange(len(counts)).repeat_interleave(counts),
+        pairs=pairs,
+        pair_weights=weights,
+        reference_token_logps=_reference(groups),
     )
 
 
 def split_by_sequence(token_values: list[float], batch: MicroBatch) -> list[list[float]]:
     """Undo the flattening: [N] values -> one list for each of the R sequences."""
-    lists: list[list[float]] = [[] for _ in range(len(batch.input_ids))]
-    for row, value in zip(batch.rows.tolist(), token_values, strict=True):
-        lists[row].append(value)
-    return lists
+    values = iter(token_values)
+    return [list(itertools.islice(values, n)) for n in batch.sequence_lengths.tolist()]
 
 
 def _pairs(groups: list[Group]) -> tuple[Tensor, Tensor]:

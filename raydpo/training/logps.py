@@ -1,9 +1,8 @@
 """Per-token log-probabilities: the one forward pass of policy and reference alike.
 
 What comes in: a transformers causal language model and a micro-batch. What goes out:
-log pi(token | prefix) in nats, float32, for the completion tokens only. The output layer
-runs on the positions that predict completion tokens, in chunks that are computed again
-in the backward pass, so that logits of a whole batch never exist.
+log pi(token | prefix) in nats, float32, for the completion tokens only, and what else an
+objective asks of the output layer (see `head.py`).
 
 Shapes: R sequences, T tokens, N completion tokens, H hidden, V vocabulary.
 """
@@ -14,61 +13,86 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from raydpo.errors import ModelError
-from raydpo.training.batch import MicroBatch
+from raydpo.training.batch import MicroBatch, build_micro_batch
+from raydpo.training.groups import Group
+from raydpo.training.head import (
+    HeadRequest,
+    OutputLayer,
+    ReferenceHead,
+    TokenOutputs,
+    head_outputs,
+)
 
-#: Positions whose logits exist at one time.
-CHUNK_POSITIONS = 1024
+__all__ = [
+    "HeadRequest",
+    "TokenLogps",
+    "TokenOutputs",
+    "check_forward",
+    "token_logps",
+    "token_outputs",
+]
 
 
 class TokenLogps(nn.Module):
-    """A causal language model whose forward pass gives completion log-probabilities."""
+    """A causal language model whose forward pass gives completion log-probabilities.
 
-    def __init__(self, model: PreTrainedModel, precision: str = "float32") -> None:
+    A `reference` is a frozen model beside the policy, for `HeadRequest.reference_kl`. It is
+    no submodule: neither optimizer, checkpoints nor gradient synchronization see it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        precision: str = "float32",
+        reference: TokenLogps | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self._reference = (reference,)
 
-    def forward(self, input_ids: Tensor, rows: Tensor, columns: Tensor, targets: Tensor) -> Tensor:
-        """Log-probabilities of `targets`.
+    def forward(
+        self, batch: MicroBatch, request: HeadRequest
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The fields of `TokenOutputs`: a plain tuple, which DDP and FSDP hook into."""
+        reference = self._reference_head(batch) if request.reference_kl else None
+        with _autocast(self.precision, batch.input_ids.device):
+            hidden = self.hidden(batch)
+            return head_outputs(self.output_layer, hidden, batch.targets, request, reference)
 
-        Args:
-            input_ids: [R, T] int64, padded on the right.
-            rows: [N] int64, sequence of each target.
-            columns: [N] int64, position of the hidden state that predicts it.
-            targets: [N] int64.
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Last hidden states that predict the completion tokens: [N, H]."""
+        decoder = self.model.base_model
+        hidden = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[batch.predictors]
 
-        Returns:
-            [N] float32, nats.
-        """
-        with _autocast(self.precision, input_ids.device):
-            decoder = self.model.base_model
-            hidden = decoder(input_ids=input_ids, use_cache=False).last_hidden_state
-            chosen = hidden[rows, columns]
-            logps = [
-                self._chunk(part, wanted)
-                for part, wanted in zip(
-                    chosen.split(CHUNK_POSITIONS), targets.split(CHUNK_POSITIONS), strict=True
-                )
-            ]
-        return torch.cat(logps)
-
-    def _chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    @property
+    def output_layer(self) -> OutputLayer:
+        """From hidden states to logits."""
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has an output layer"
-        if not torch.is_grad_enabled():
-            return _head_logps(head, hidden, targets)
-        result = checkpoint(_head_logps, head, hidden, targets, use_reentrant=False)
-        assert isinstance(result, Tensor)
-        return result
+        return head
+
+    @torch.no_grad()
+    def _reference_head(self, batch: MicroBatch) -> ReferenceHead:
+        (reference,) = self._reference
+        assert reference is not None, "KL to the reference needs a reference model"
+        reference.to(batch.input_ids.device)
+        with _autocast(reference.precision, batch.input_ids.device):
+            return ReferenceHead(reference.hidden(batch), reference.output_layer)
+
+
+def token_outputs(module: nn.Module, batch: MicroBatch, request: HeadRequest) -> TokenOutputs:
+    """Run a `TokenLogps` (or a wrapper of one) on a micro-batch."""
+    return TokenOutputs(*module(batch, request))
 
 
 def token_logps(module: nn.Module, batch: MicroBatch) -> Tensor:
-    """Run a `TokenLogps` (or a wrapper of one) on a micro-batch: [N] float32."""
-    return module(batch.input_ids, batch.rows, batch.columns, batch.targets)
+    """Log-probs of the completion tokens alone: [N] float32."""
+    return token_outputs(module, batch, HeadRequest()).logps
 
 
 def check_forward(model: PreTrainedModel) -> None:
@@ -80,12 +104,12 @@ def check_forward(model: PreTrainedModel) -> None:
     Raises:
         ModelError: the two differ.
     """
-    ids = torch.arange(1, 9, device=model.device).remainder(model.config.vocab_size)[None]
-    columns = torch.arange(ids.shape[1] - 1, device=model.device)
+    ids = torch.arange(1, 9).remainder(model.config.vocab_size).tolist()
+    batch = build_micro_batch([Group("check", ids[:1], [ids[1:]], [], None)]).to(model.device)
     with torch.no_grad():
-        own = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-        expected = own[0, columns, ids[0, 1:]]
-        got = TokenLogps(model)(ids, torch.zeros_like(columns), columns, ids[0, 1:])
+        own = model(input_ids=batch.input_ids, use_cache=False).logits.float().log_softmax(-1)
+        expected = own[0, :-1].gather(-1, batch.targets[:, None]).squeeze(-1)
+        got = token_logps(TokenLogps(model), batch)
     difference = (expected - got).abs().max().item()
     if not difference < 1e-4:
         raise ModelError(
@@ -94,11 +118,6 @@ def check_forward(model: PreTrainedModel) -> None:
             "raydpo runs the output layer on completion positions only, so nothing may follow it",
             "use a model without logit scaling or soft-capping",
         )
-
-
-def _head_logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    logits = head(hidden).float()
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -23,7 +23,7 @@ from raydpo.training.batch import MicroBatch, build_micro_batch
 from raydpo.training.checkpoints import load_checkpoint, save_checkpoint
 from raydpo.training.composition import Plan, padded_micro_batches
 from raydpo.training.groups import GroupDataset
-from raydpo.training.logps import TokenLogps, token_logps
+from raydpo.training.logps import TokenLogps, token_outputs
 from raydpo.training.objectives import Objective
 from raydpo.training.schedule import learning_rate
 from raydpo.training.sharding import World, clip_gradients, gradient_sync, parallelize
@@ -135,12 +135,12 @@ class Step:
         for number, (numbers, counts) in enumerate(batches):
             batch = build_micro_batch([self.data[g] for g in numbers]).to(self.world.device)
             with gradient_sync(self.module, number == len(batches) - 1):
-                logps = token_logps(self.module, batch)
-                loss, metrics = self.objective.sums(logps, batch)
+                outputs = token_outputs(self.module, batch, self.objective.head)
+                loss, metrics = self.objective.sums(outputs, batch)
                 # Gradients are averaged over the workers, so the sum is scaled back up.
                 (loss * (self.world.size / normalizer if counts else 0.0)).backward()
             if step == 0:
-                largest = max(largest, _largest_logratio(logps, batch))
+                largest = max(largest, _largest_logratio(outputs.logps, batch))
             # A rank without a micro-batch of its own still has every name: all ranks sum them.
             for name, value in {"loss": loss, **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + (value.item() if counts else 0.0)

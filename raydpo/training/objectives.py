@@ -1,6 +1,6 @@
-"""What a train step minimises: from token log-probs to a loss sum and metric sums.
+"""What a train step minimises: from token outputs to a loss sum and metric sums.
 
-What comes in: [N] policy log-probs of a micro-batch. What goes out: sums over it, not
+What comes in: `TokenOutputs` of the policy for a micro-batch. What goes out: sums over it, not
 means: the loop divides by the normalizer of the whole global batch, so that neither
 micro-batches nor workers weigh in.
 """
@@ -16,17 +16,23 @@ from torch import Tensor
 from raydpo.config import DpoObjective
 from raydpo.training.batch import MicroBatch
 from raydpo.training.groups import GroupSizes
+from raydpo.training.head import HeadRequest, TokenOutputs
 from raydpo.training.losses.dpo import dpo_loss
 
 
 class Objective(Protocol):
     """A loss over micro-batches."""
 
+    @property
+    def head(self) -> HeadRequest:
+        """What it needs of each completion token beyond the log-prob."""
+        ...
+
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
         """What the loss sum of these groups (the global batch) is divided by."""
         ...
 
-    def sums(self, token_logps: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss summed over the micro-batch, and metrics summed over it (detached)."""
         ...
 
@@ -37,12 +43,18 @@ class PreferenceObjective:
 
     settings: DpoObjective
 
+    @property
+    def head(self) -> HeadRequest:
+        """Log-probs are enough."""
+        return HeadRequest()
+
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
         """Sum of the weights of the groups' pairs."""
         return float(sizes.pair_weight[groups].sum())
 
-    def sums(self, token_logps: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted loss sum, and TRL's metrics of it."""
+        token_logps = outputs.logps
         assert batch.reference_token_logps is not None
         logratios = batch.sequence_sums(token_logps - batch.reference_token_logps)
         chosen, rejected = batch.pairs.unbind(1)
@@ -77,10 +89,15 @@ class PreferenceObjective:
 class SftObjective:
     """Next-token cross-entropy: the mean over all target tokens of the global batch."""
 
+    @property
+    def head(self) -> HeadRequest:
+        """Log-probs are enough."""
+        return HeadRequest()
+
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
         """Number of target tokens."""
         return float(sizes.targets[groups].sum())
 
-    def sums(self, token_logps: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood; there are no further metrics."""
-        return -token_logps.sum(), {}
+        return -outputs.logps.sum(), {}

@@ -72,7 +72,7 @@ def test_supervised_example_has_no_loss_on_its_prompt() -> None:
     data = GroupDataset(write_groups(example_rows(rows), uuid.uuid4().hex))
     batch = build_micro_batch([data[0]])
     assert batch.targets.tolist() == [6, 7]
-    assert batch.columns.tolist() == [1, 2]
+    assert batch.predictors.tolist() == [1, 2]
     assert batch.reference_token_logps is None
 
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from raydpo.errors import ModelError
-from raydpo.training import logps as logps_module
+from raydpo.training import head as head_module
 from raydpo.training.batch import build_micro_batch, split_by_sequence
 from raydpo.training.groups import Group
 from raydpo.training.logps import TokenLogps, check_forward, token_logps
@@ -97,7 +97,7 @@ def test_chunked_output_layer_gives_the_gradients_of_the_whole_one(monkeypatch) 
         return [p.grad.clone() for p in model.parameters()]
 
     whole = gradients()
-    monkeypatch.setattr(logps_module, "CHUNK_POSITIONS", 7)
+    monkeypatch.setattr(head_module, "CHUNK_POSITIONS", 7)
     for a, b in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 

@@ -1,0 +1,137 @@
+"""The output layer on completion tokens: what an objective may ask of it, and the answers.
+
+What comes in: hidden states that predict completion tokens, and those tokens. What goes
+out: their log-probs and, where asked for, top logits or the reference's KL, float32. The
+layer runs in chunks that are computed again in the backward pass, so that the logits of
+a whole batch never exist.
+
+Shapes: N completion tokens, H hidden, V vocabulary, k top logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+#: Positions whose logits exist at one time.
+CHUNK_POSITIONS = 1024
+
+#: From hidden states [n, H] to logits [n, V].
+OutputLayer = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HeadRequest:
+    """What an objective needs of each completion token beyond its log-prob.
+
+    Attributes:
+        top_k: how many of the largest logits among the tokens other than the target
+            (Cringe loss); 0 for none.
+        reference_kl: KL(pi_ref(.|s_t) || pi(.|s_t)) over the whole vocabulary (TDPO); the
+            module needs a frozen reference beside the policy.
+    """
+
+    top_k: int = 0
+    reference_kl: bool = False
+
+
+@dataclass(frozen=True)
+class TokenOutputs:
+    """Of each completion token; differentiable, float32, in nats where they are logs.
+
+    Attributes:
+        logps: [N] log pi(y_t | s_t).
+        target_logits: [N], with `top_k`.
+        top_logits: [N, k], descending, with `top_k`; the target is never among them.
+        reference_kl: [N], with `reference_kl`.
+    """
+
+    logps: Tensor
+    target_logits: Tensor | None = None
+    top_logits: Tensor | None = None
+    reference_kl: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceHead:
+    """The frozen reference's hidden states [N, H'] and its output layer."""
+
+    hidden: Tensor
+    layer: OutputLayer
+
+
+def head_outputs(
+    layer: OutputLayer,
+    hidden: Tensor,
+    targets: Tensor,
+    request: HeadRequest,
+    reference: ReferenceHead | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The fields of `TokenOutputs`, chunk by chunk.
+
+    Args:
+        layer: the policy's output layer.
+        hidden: [N, H], the states that predict the targets.
+        targets: [N] int64.
+        request: what to compute beside log-probs.
+        reference: needed for `request.reference_kl`.
+    """
+    chunks: list[Any] = [
+        _run_chunk(
+            layer,
+            hidden[start : start + CHUNK_POSITIONS],
+            targets[start : start + CHUNK_POSITIONS],
+            request,
+            _reference_chunk(reference, start) if request.reference_kl else None,
+        )
+        for start in range(0, len(targets), CHUNK_POSITIONS)
+    ]
+    logps, target_logits, top_logits, kl = (
+        None if column[0] is None else torch.cat(column) for column in zip(*chunks, strict=True)
+    )
+    assert logps is not None
+    return logps, target_logits, top_logits, kl
+
+
+def _run_chunk(*arguments: Any) -> tuple[Tensor | None, ...]:
+    if not torch.is_grad_enabled():
+        return _chunk(*arguments)
+    outputs: Any = checkpoint(_chunk, *arguments, use_reentrant=False)
+    return outputs
+
+
+def _reference_chunk(reference: ReferenceHead | None, start: int) -> ReferenceHead:
+    assert reference is not None, "KL to the reference needs a reference model in the module"
+    return ReferenceHead(reference.hidden[start : start + CHUNK_POSITIONS], reference.layer)
+
+
+def _chunk(
+    layer: OutputLayer,
+    hidden: Tensor,
+    targets: Tensor,
+    request: HeadRequest,
+    reference: ReferenceHead | None,
+) -> tuple[Tensor | None, ...]:
+    logits = layer(hidden).float()
+    target_logits = logits.gather(-1, targets[:, None]).squeeze(-1)
+    logps = target_logits - logits.logsumexp(-1)
+    kl = None if reference is None else _kl(reference, logits)
+    if not request.top_k:
+        return logps, None, None, kl
+    others = logits.scatter(-1, targets[:, None], float("-inf"))
+    return logps, target_logits, others.topk(request.top_k, dim=-1).values, kl
+
+
+def _kl(reference: ReferenceHead, logits: Tensor) -> Tensor:
+    """KL(pi_ref || pi) of each position, exact over the vocabulary."""
+    with torch.no_grad():
+        reference_logps = reference.layer(reference.hidden).float().log_softmax(-1)
+    return F.kl_div(logits.log_softmax(-1), reference_logps, reduction="none", log_target=True).sum(
+        -1
+    )
