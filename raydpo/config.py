@@ -84,8 +84,10 @@ class PreferencesConfig(Section):
     """How to read it; `auto` goes by the file name's ending."""
     split: str = "train"
     """The split, where the source is a `datasets` dataset."""
-    layout: Literal["auto", "explicit", "implicit", "transcript", "sharegpt", "ranked"] = "auto"
-    """Explicit prompt; prompt inside chosen and rejected; `Human:/Assistant:` transcripts; ShareGPT turns; rated K-wise lists."""
+    layout: Literal[
+        "auto", "explicit", "implicit", "transcript", "sharegpt", "ranked", "unpaired"
+    ] = "auto"
+    """Explicit prompt; prompt inside chosen and rejected; `Human:/Assistant:` transcripts; ShareGPT turns; rated K-wise lists; single completions with a `label`."""
     id_column: str | None = None
     """The column with unique ids; without it ids are hashes of the content."""
     system_prompt: str | None = None
@@ -100,6 +102,12 @@ class PreferencesConfig(Section):
     """What happens to a longer completion; `keep_start` cuts it, without an EOS."""
     min_margin: NonNegativeFloat = 0.0
     """Ranked lists: a pair is built where the ratings differ by more than this."""
+    weighting: Literal["pair", "group"] = "pair"
+    """Ranked lists: each pair weighs 1, or the pairs of a list weigh 1 together."""
+    ranking_ties: Literal["drop", "by_candidate"] = "drop"
+    """Ranked lists: equal ratings leave a list without a ranking, or the first one comes first; counted."""
+    rating_temperature: PositiveFloat = 1.0
+    """Ranked lists: the soft label of a pair is sigmoid(difference of ratings / temperature)."""
     limit: PositiveInt | None = None
     """Read only so many rows of the source."""
 
@@ -203,12 +211,16 @@ class PairsConfig(Section):
     """Which candidates are paired."""
     min_margin: NonNegativeFloat = 0.0
     """A pair needs rewards that differ by more than this; at 0 only ties are dropped."""
+    weighting: Literal["pair", "group"] = "pair"
+    """Each pair weighs 1, or the pairs of a group weigh 1 together."""
+    ranking_ties: Literal["drop", "by_candidate"] = "drop"
+    """Equal rewards leave a group without a ranking, or the lower candidate number comes first; counted."""
     labels: Literal["argmax", "bradley_terry"] = "argmax"
     """The higher reward wins, or wins with probability sigmoid(difference / temperature)."""
     temperature: PositiveFloat = 1.0
-    """Temperature of the Bradley-Terry draw."""
+    """Temperature of those probabilities, drawn from or kept as soft labels."""
     flip_rate: Fraction = 0.0
-    """Share of labels turned round, to study noise; 0.5 makes labels random."""
+    """Share of labels (of rankings: whole ones) turned round, to study noise; 0.5 makes labels random."""
 
 
 class LabelingConfig(Section):

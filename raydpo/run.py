@@ -35,7 +35,7 @@ from raydpo.storage import (
 )
 from raydpo.tables import QUARANTINE, SCHEMAS, Row, check_table, table_from_rows
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _MANIFEST: Final = "manifest.json"
 _PLAN: Final = "plan.json"
 _RECORDS: Final = "_parts"

@@ -17,7 +17,15 @@ Row = dict[str, Any]
 
 _TOKENS = pa.list_(pa.int32())
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
-_PAIR = pa.struct([("chosen", pa.int32()), ("rejected", pa.int32()), ("weight", pa.float32())])
+#: `probability` that chosen wins, by votes or rewards; null where only the label is known.
+PAIR: Final = pa.struct(
+    [
+        ("chosen", pa.int32()),
+        ("rejected", pa.int32()),
+        ("weight", pa.float32()),
+        ("probability", pa.float32()),
+    ]
+)
 
 #: One row a prompt. `prompt` is the rendered text that `prompt_ids` encode.
 PROMPTS: Final = pa.schema(
@@ -72,6 +80,8 @@ VOTES: Final = pa.schema(
 
 #: One row a preference group: a prompt, its K completions, the pairs or ranking over them.
 #: `pairs` index into `completions`; `ranking` lists them best first; `rewards` may be null.
+#: `desirable` is there in unpaired data: a judgement of each completion, null for one that
+#: answers another prompt and is there for KTO's reference point only.
 PREFERENCES: Final = pa.schema(
     [
         pa.field("group_id", pa.string(), nullable=False),
@@ -81,8 +91,9 @@ PREFERENCES: Final = pa.schema(
         pa.field("completion_texts", pa.list_(pa.string()), nullable=False),
         pa.field("completions", pa.list_(_TOKENS), nullable=False),
         pa.field("rewards", pa.list_(pa.float64())),
-        pa.field("pairs", pa.list_(_PAIR), nullable=False),
+        pa.field("pairs", pa.list_(PAIR), nullable=False),
         pa.field("ranking", pa.list_(pa.int32())),
+        pa.field("desirable", pa.list_(pa.bool_())),
     ]
 )
 

@@ -198,6 +198,7 @@ def _group(prompt_id: str, rows: list[Row]) -> dict[str, Any]:
         "rewards": None,
         "pairs": [],
         "ranking": None,
+        "desirable": None,
     }
 
 

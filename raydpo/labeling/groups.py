@@ -25,14 +25,23 @@ def candidate_id(candidate: Row) -> str:
 
 
 def preference_row(
-    candidates: list[Row], pairs: Sequence[tuple[int, int]], rewards: list[float] | None
+    candidates: list[Row],
+    pairs: Sequence[tuple[int, int]],
+    probabilities: Sequence[float],
+    *,
+    rewards: list[float] | None = None,
+    ranking: Sequence[int] | None = None,
+    weight: float = 1.0,
 ) -> Row:
     """A group.
 
     Args:
         candidates: the prompt's candidates that are kept, as completions of the group.
         pairs: (chosen, rejected), by candidate number.
+        probabilities: one a pair, that chosen wins.
         rewards: one a candidate, or None.
+        ranking: candidate numbers, best first, or None.
+        weight: of each pair.
     """
     index = {row["candidate"]: i for i, row in enumerate(candidates)}
     first = candidates[0]
@@ -45,10 +54,16 @@ def preference_row(
         "completions": [row["completion_ids"] for row in candidates],
         "rewards": rewards,
         "pairs": [
-            {"chosen": index[chosen], "rejected": index[rejected], "weight": 1.0}
-            for chosen, rejected in pairs
+            {
+                "chosen": index[chosen],
+                "rejected": index[rejected],
+                "weight": weight,
+                "probability": probability,
+            }
+            for (chosen, rejected), probability in zip(pairs, probabilities, strict=True)
         ],
-        "ranking": None,
+        "ranking": None if ranking is None else [index[candidate] for candidate in ranking],
+        "desirable": None,
     }
 
 

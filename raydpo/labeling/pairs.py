@@ -1,7 +1,7 @@
-"""From the rewards of a prompt's candidates to pairs: pure functions.
+"""From the rewards of a prompt's candidates to pairs and rankings: pure functions.
 
 What comes in: K rewards, the candidates' numbers, and how pairs are built. What goes out:
-chosen and rejected candidates, with counts of what was dropped. Draws are hashes of who
+chosen and rejected candidates and their order, with counts of what was dropped. Draws are hashes of who
 and what is drawn for, so they come out the same in any order and on any machine.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raydpo.config import PairsConfig
+from raydpo.rankings import preference_probability, ranking_of
 from raydpo.storage import canonical_json
 
 
@@ -52,11 +53,17 @@ class Pairs:
 
     Args:
         pairs: one tuple a pair.
+        probabilities: one a pair: that chosen wins, by Bradley and Terry. A label that was
+            turned round is one that a person might have given, so its probability is too.
+        ranking: candidate numbers, best first; None where ties leave none.
         counts: `ties`: equal rewards; `below_margin`: different, but too little;
-            `identical`: the same completion twice; `flipped`: labels turned round.
+            `identical`: the same completion twice; `flipped`: labels turned round;
+            `rankings`: 1 where there is one; `rankings_with_ties`: 1 where rewards were equal.
     """
 
     pairs: list[tuple[int, int]]
+    probabilities: list[float]
+    ranking: list[int] | None
     counts: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -70,6 +77,7 @@ def build_pairs(scored: Sequence[Scored], config: PairsConfig, draws: Draws) -> 
     """
     counts = {"ties": 0, "below_margin": 0, "identical": 0, "flipped": 0}
     pairs: list[tuple[int, int]] = []
+    probabilities: list[float] = []
     ordered = sorted(scored, key=lambda s: s.candidate)
     for one, other in _matched(ordered, config.builder, draws):
         dropped = _why_dropped(one, other, config.min_margin)
@@ -77,17 +85,45 @@ def build_pairs(scored: Sequence[Scored], config: PairsConfig, draws: Draws) -> 
             counts[dropped] += 1
             continue
         winner, loser = _labelled(one, other, config, draws)
+        probabilities.append(
+            preference_probability(winner.reward, loser.reward, config.temperature)
+        )
         if draws.uniform("flip", one.candidate, other.candidate) < config.flip_rate:
             winner, loser = loser, winner
             counts["flipped"] += 1
         pairs.append((winner.candidate, loser.candidate))
-    return Pairs(pairs, counts)
+    ranking, tied = _ranking(ordered, config, draws)
+    counts |= {"rankings": int(ranking is not None), "rankings_with_ties": int(tied)}
+    return Pairs(pairs, probabilities, ranking, counts)
 
 
-def preference_probability(first: float, second: float, temperature: float = 1.0) -> float:
-    """P(first is preferred) = sigmoid((first - second) / temperature), Bradley and Terry 1952."""
-    z = (first - second) / temperature
-    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+def _ranking(
+    scored: list[Scored], config: PairsConfig, draws: Draws
+) -> tuple[list[int] | None, bool]:
+    """The candidates best first, with the noise of the labels, and whether there were ties.
+
+    Labels drawn from Bradley-Terry become rankings drawn from Plackett-Luce: rewards with
+    Gumbel noise, sorted. A label turned round becomes a ranking turned round.
+    """
+    completions = [one.completion_ids for one in scored]
+    order, tied = ranking_of([one.reward for one in scored], completions, config.ranking_ties)
+    if order is None:
+        return None, tied
+    ranking = [scored[index] for index in order]
+    if config.labels == "bradley_terry":
+        noisy = {
+            one.candidate: one.reward / config.temperature
+            + _gumbel(draws.uniform("ranking", one.candidate))
+            for one in ranking
+        }
+        ranking.sort(key=lambda one: -noisy[one.candidate])
+    if draws.uniform("flip ranking") < config.flip_rate:
+        ranking.reverse()
+    return [one.candidate for one in ranking], tied
+
+
+def _gumbel(uniform: float) -> float:
+    return -math.log(-math.log(uniform or 2.0**-53))
 
 
 def _matched(scored: list[Scored], builder: str, draws: Draws) -> list[tuple[Scored, Scored]]:

@@ -155,6 +155,11 @@ def majority(choices: Counter[str]) -> str:
     return choice if 2 * count > choices.total() else "tie"
 
 
+def share_of_votes(choices: Counter[str], side: str) -> float:
+    """Share of the votes that chose `side`, a tie counting half: the pair's soft label."""
+    return (choices[side] + choices["tie"] / 2) / choices.total()
+
+
 def _votes_table(
     candidates: Table, files: Folder, folder: Folder, known: dict[str, BlindPair]
 ) -> Table:
@@ -219,9 +224,11 @@ def people_part(
 ) -> PartResult:
     """The preferences of one part of the candidates, from the votes that count."""
     rows: list[Row] = []
-    counts = {"input": len(candidates), "pairs": 0, "ties": 0, "groups_without_pairs": 0}
+    names = ("pairs", "soft_labels", "ties", "groups_without_pairs")
+    counts = {"input": len(candidates), **dict.fromkeys(names, 0)}
     for group in by_prompt(candidates):
         pairs: list[tuple[int, int]] = []
+        shares: list[float] = []
         for pair in blind_pairs(group, candidates_fingerprint):
             if pair.pair_id not in counted:
                 continue
@@ -231,11 +238,13 @@ def people_part(
                 continue
             chosen, rejected = (pair.a, pair.b) if winner == "a" else (pair.b, pair.a)
             pairs.append((chosen["candidate"], rejected["candidate"]))
+            shares.append(share_of_votes(counted[pair.pair_id], winner))
         counts["pairs"] += len(pairs)
+        counts["soft_labels"] += len(pairs)
         counts["groups_without_pairs"] += not pairs
         if pairs:
             filled = [row for row in group if row["completion_ids"]]
-            rows.append(preference_row(filled, pairs, None))
+            rows.append(preference_row(filled, pairs, shares))
     return PartResult(rows, counts=counts)
 
 

@@ -18,6 +18,7 @@ from raydpo.config import LabelingConfig, PairsConfig
 from raydpo.labeling.groups import by_prompt, candidate_id, preference_row, refuse_zero_pairs
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
 from raydpo.parts import Table, Transform, Workers, run_parts
+from raydpo.rankings import pair_weight
 from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
 from raydpo.tables import Row
@@ -30,6 +31,9 @@ _COUNTED: Final = (
     "below_margin",
     "identical",
     "flipped",
+    "soft_labels",
+    "rankings",
+    "rankings_with_ties",
     "candidates_without_score",
     "groups_without_pairs",
     "candidates_in_groups_without_pairs",
@@ -149,8 +153,18 @@ def _group(
     ]
     draws = Draws(labels.seed, labels.round_index, prompt_id)
     built = build_pairs(scored, labels.pairs, draws)
-    counts = {**built.counts, "pairs": len(built.pairs)}
-    return (preference_row(candidates, built.pairs, values) if built.pairs else None), counts
+    counts = {**built.counts, "pairs": len(built.pairs), "soft_labels": len(built.pairs)}
+    if not built.pairs:
+        return None, {**counts, "rankings": 0}
+    row = preference_row(
+        candidates,
+        built.pairs,
+        built.probabilities,
+        rewards=values,
+        ranking=built.ranking,
+        weight=pair_weight(len(built.pairs), labels.pairs.weighting),
+    )
+    return row, counts
 
 
 def _empty(candidate: Row) -> Row:

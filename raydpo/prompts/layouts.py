@@ -1,6 +1,6 @@
 """Layouts of preference data: a row becomes a prompt, its completions and what is known of them.
 
-What comes in: a row in one of five layouts (see `PreferencesConfig.layout`). What goes out:
+What comes in: a row in one of six layouts (see `PreferencesConfig.layout`). What goes out:
 a `Judged` group. Every reason why a row is refused is stated here or in `dialogue.py`.
 """
 
@@ -24,16 +24,27 @@ _RATINGS: Final = ("ratings", "scores")
 
 @dataclass(frozen=True)
 class Judged:
-    """A prompt with K completions. Without ratings, the first is chosen and the second rejected."""
+    """A prompt with K completions.
+
+    With neither ratings nor a judgement, the first is chosen and the second rejected.
+
+    Args:
+        dialogue: the prompt and its completions.
+        ratings: of each completion.
+        desirable: whether the only completion is a good one, in unpaired data.
+    """
 
     dialogue: Dialogue
     ratings: tuple[float, ...] | None = None
+    desirable: bool | None = None
 
 
 def detect(row: Row) -> str | None:
     """The layout of a row, by its columns and values; None where it is none of them."""
     if "completions" in row and any(name in row for name in _RATINGS):
         return "ranked"
+    if "label" in row and ("messages" in row or {"prompt", "completion"} <= row.keys()):
+        return "unpaired"
     if "chosen" not in row or "rejected" not in row:
         return None
     if "conversations" in row:
@@ -140,6 +151,22 @@ def _ranked(row: Row) -> Judged:
     )
 
 
+def _unpaired(row: Row) -> Judged:
+    """`prompt` and `completion`, or `messages` whose last one is the completion; and a `label`."""
+    label: Any = _value(row, "label")
+    if not isinstance(label, bool) and label not in (0, 1):
+        raise RefusedRow("the label is neither true nor false")
+    if row.get("messages") is None:
+        prompt = prompt_of(_value(row, "prompt"))
+        completion = completion_of(_value(row, "completion"), prompt)
+    else:
+        *prompt, last = messages_of(row["messages"])
+        if not prompt:
+            raise RefusedRow("a conversation of one message has no completion")
+        completion = completion_of(last, prompt)
+    return Judged(Dialogue(prompt, (completion,)), desirable=bool(label))
+
+
 def _rating(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RefusedRow("a rating is not a finite number")
@@ -166,4 +193,5 @@ _READERS: Final[dict[str, Callable[[Row], Judged]]] = {
     "transcript": _transcript,
     "sharegpt": _sharegpt,
     "ranked": _ranked,
+    "unpaired": _unpaired,
 }

@@ -1,8 +1,9 @@
 """Preference data that exists already: rows of a source become preference groups.
 
 What comes in: the `preferences` section and its source. What goes out: one row a group
-with the token ids of its prompt and completions, its pairs and its ranking. A group whose
-ratings set no two completions apart is counted as `without_pairs`.
+with the token ids of its prompt and completions, and its pairs and its ranking, or in unpaired
+data its judgement. A group whose ratings set no two completions apart is counted as
+`without_pairs`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from raydpo.prompts.encode import (
     make_encoder,
 )
 from raydpo.prompts.layouts import Judged
+from raydpo.prompts.mismatches import NO_OTHER_PROMPT, Mismatches
 from raydpo.prompts.rows import (
     Ids,
     RefusedRow,
@@ -38,6 +40,7 @@ from raydpo.prompts.rows import (
     usable_row,
 )
 from raydpo.prompts.sources import SourceRow
+from raydpo.rankings import pair_weight, preference_probability, ranking_of
 from raydpo.run import PartResult
 from raydpo.storage import Folder
 from raydpo.tables import Row
@@ -63,10 +66,11 @@ class _Draft:
 
 @dataclass
 class _State:
-    """What is remembered from part to part: the layout, and hashes of ids."""
+    """What is remembered from part to part: the layout, hashes of ids, a spare completion."""
 
     layout: str | None = None
     ids: Ids = field(default_factory=Ids)
+    mismatches: Mismatches = field(default_factory=Mismatches)
 
 
 def run_preferences_stage(config: Config, folder: Folder, what: str) -> Table:
@@ -119,7 +123,7 @@ def preference_parts(
         if state.layout is None:
             state.layout = _layout(preferences, chunk)
         drafts = [_draft(preferences, source, tokenizer, state) for source in chunk]
-        yield _encode_part(preferences, drafts, encoder)
+        yield _encode_part(preferences, drafts, encoder, state)
 
 
 def _layout(preferences: PreferencesConfig, chunk: list[SourceRow]) -> str | None:
@@ -140,7 +144,8 @@ def _layout(preferences: PreferencesConfig, chunk: list[SourceRow]) -> str | Non
         raise DataError(
             f"{preferences.path} has the columns {', '.join(sorted(first))}",
             "preference data has `chosen` and `rejected` (with `prompt` or `conversations`, or with "
-            "the prompt inside them), or `prompt`, `completions` and `ratings`",
+            "the prompt inside them), `prompt`, `completions` and `ratings`, or `prompt`, "
+            "`completion` and `label`",
             "rename the columns, or set preferences.layout",
         )
     logger.info("[preferences] layout: %s (found by columns and values)", found)
@@ -169,14 +174,13 @@ def _draft(
 
 
 def _encode_part(
-    preferences: PreferencesConfig, drafts: list[_Draft], encoder: Encoder
+    preferences: PreferencesConfig, drafts: list[_Draft], encoder: Encoder, state: _State
 ) -> PartResult:
     texts = [draft.rendered for draft in drafts if draft.rendered is not None]
     prompts = iter(encoder.prompts([text.prompt for text in texts]))
     completions = iter(encoder.continuations([c for text in texts for c in text.completions]))
-    rows: list[Row] = []
+    good: list[tuple[_Draft, Row]] = []
     refused: list[Row] = []
-    without_pairs = 0
     for draft in drafts:
         try:
             if draft.group is None or draft.rendered is None:
@@ -184,16 +188,36 @@ def _encode_part(
             count = len(draft.rendered.completions)
             ids = next(prompts), list(itertools.islice(completions, count))
             row = _row(preferences, draft.name, draft.group, draft.rendered, ids, encoder)
+            good.append((draft, row))
         except RefusedRow as error:
             refused.append(quarantine_row(_STAGE, draft.name, str(error), draft.source))
-            continue
-        if row["pairs"]:
-            rows.append(row)
-        else:
-            without_pairs += 1
-    pairs = sum(len(row["pairs"]) for row in rows)
-    counts = {"input": len(drafts), "without_pairs": without_pairs, "pairs": pairs}
-    return PartResult(rows, refused, counts)
+    if state.layout == "unpaired":
+        good, without = state.mismatches.added(good)
+        refused += [quarantine_row(_STAGE, d.name, NO_OTHER_PROMPT, d.source) for d in without]
+    rows = [row for _, row in good]
+    kept = [row for row in rows if row["pairs"] or row["desirable"]]
+    return PartResult(kept, refused, _counts(len(drafts), rows))
+
+
+def _counts(read: int, rows: list[Row]) -> dict[str, int]:
+    """What there is to learn from; `check_fit` holds it against the objective."""
+    judged = [judgement for row in rows for judgement in row["desirable"] or ()]
+    if judged:
+        return {
+            "input": read,
+            "desirable": judged.count(True),
+            "undesirable": judged.count(False),
+        }
+    pairs = [pair for row in rows for pair in row["pairs"]]
+    rated = [(row["rewards"], row["completions"]) for row in rows if row["rewards"]]
+    return {
+        "input": read,
+        "without_pairs": sum(not row["pairs"] for row in rows),
+        "pairs": len(pairs),
+        "soft_labels": sum(pair["probability"] is not None for pair in pairs),
+        "rankings": sum(row["ranking"] is not None for row in rows if row["pairs"]),
+        "rankings_with_ties": sum(ranking_of(*values, "drop")[1] for values in rated),
+    }
 
 
 def _row(
@@ -208,7 +232,8 @@ def _row(
     whole = [encoder.finished(completion) for completion in ids[1]]
     limit, policy = preferences.max_completion_tokens, preferences.too_long_completion
     completions = [fit_completion(completion, limit, policy) for completion in whole]
-    if group.ratings is None and completions[0] == completions[1]:
+    is_pair = group.ratings is None and group.desirable is None
+    if is_pair and completions[0] == completions[1]:
         raise RefusedRow("chosen equals rejected, as tokens")
     words = zip(group.dialogue.completions, whole, completions, strict=True)
     cut = prompt != ids[0]
@@ -220,25 +245,30 @@ def _row(
         "completion_texts": [w if a == b else encoder.decode(b) for w, a, b in words],
         "completions": completions,
         "rewards": None if group.ratings is None else list(group.ratings),
-        **_order(group.ratings, completions, preferences.min_margin),
+        **_judgement(preferences, group, completions),
     }
 
 
-def _order(
-    ratings: tuple[float, ...] | None, completions: list[list[int]], min_margin: float
+def _judgement(
+    preferences: PreferencesConfig, group: Judged, completions: list[list[int]]
 ) -> dict[str, Any]:
-    """The pairs and the ranking, best first; equal ratings keep the data's order."""
-    if ratings is None:
-        return {"pairs": [_pair(0, 1)], "ranking": [0, 1]}
-    ranking = sorted(range(len(ratings)), key=lambda index: -ratings[index])
+    """The columns that say which completion is better than which, or good or bad by itself."""
+    if group.desirable is not None:
+        return {"pairs": [], "ranking": None, "desirable": [group.desirable]}
+    if group.ratings is None:
+        return {"pairs": [_pair(0, 1, None)], "ranking": [0, 1], "desirable": None}
+    ratings, temperature = group.ratings, preferences.rating_temperature
+    order = sorted(range(len(ratings)), key=lambda index: -ratings[index])
     pairs = [
-        _pair(better, worse)
-        for better, worse in itertools.combinations(ranking, 2)
-        if ratings[better] - ratings[worse] > min_margin
-        and completions[better] != completions[worse]
+        _pair(i, j, preference_probability(ratings[i], ratings[j], temperature))
+        for i, j in itertools.combinations(order, 2)
+        if ratings[i] - ratings[j] > preferences.min_margin and completions[i] != completions[j]
     ]
-    return {"pairs": pairs, "ranking": ranking}
+    for pair in pairs:
+        pair["weight"] = pair_weight(len(pairs), preferences.weighting)
+    ranking, _ = ranking_of(ratings, completions, preferences.ranking_ties)
+    return {"pairs": pairs, "ranking": ranking, "desirable": None}
 
 
-def _pair(chosen: int, rejected: int) -> dict[str, Any]:
-    return {"chosen": chosen, "rejected": rejected, "weight": 1.0}
+def _pair(chosen: int, rejected: int, probability: float | None) -> dict[str, Any]:
+    return {"chosen": chosen, "rejected": rejected, "weight": 1.0, "probability": probability}

@@ -92,8 +92,9 @@ def _group(tokenizer: Any, name: str, prompt: str) -> Row:
         "completion_texts": texts,
         "completions": ids,
         "rewards": None,
-        "pairs": [{"chosen": 0, "rejected": 1, "weight": 1.0}],
+        "pairs": [{"chosen": 0, "rejected": 1, "weight": 1.0, "probability": None}],
         "ranking": None,
+        "desirable": None,
     }
 
 

@@ -26,7 +26,17 @@ LAYERS = [
     {"errors", "config_base", "tables"},
     {"config_training"},
     {"config"},
-    {"config_file", "progress", "storage", "split", "run", "models", "cluster", "parts"},
+    {
+        "config_file",
+        "progress",
+        "storage",
+        "split",
+        "rankings",
+        "run",
+        "models",
+        "cluster",
+        "parts",
+    },
     STAGES,
     {"round"},
     {"pipeline", "online", "show", "annotate"}

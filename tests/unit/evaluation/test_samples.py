@@ -80,6 +80,7 @@ def group(name: str, completions: list[list[int]], pairs: list[dict[str, Any]]) 
         "rewards": None,
         "pairs": pairs,
         "ranking": None,
+        "desirable": None,
     }
 
 

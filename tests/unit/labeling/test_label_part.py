@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from raydpo.config import PairsConfig
@@ -64,7 +66,9 @@ def test_a_group_goes_on_without_a_candidate_that_has_no_score(make_candidate):
     result = label_part(labels(), candidates, scores_of(candidates, [None, 1.0, 2.0]))
     (row,) = result.rows
     assert row["completions"] == [[11, 3], [12, 3]]
-    assert row["pairs"] == [{"chosen": 1, "rejected": 0, "weight": 1.0}]
+    (pair,) = row["pairs"]
+    assert (pair["chosen"], pair["rejected"], pair["weight"]) == (1, 0, 1.0)
+    assert pair["probability"] == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert result.counts["candidates_without_score"] == 1
 
 

@@ -9,7 +9,8 @@ import random
 import pytest
 
 from raydpo.config import PairsConfig
-from raydpo.labeling.pairs import Draws, Scored, build_pairs, preference_probability
+from raydpo.labeling.pairs import Draws, Scored, build_pairs
+from raydpo.rankings import preference_probability
 
 
 def scored(*rewards: float) -> list[Scored]:
@@ -154,3 +155,42 @@ def test_uniform_draws_are_uniform():
     for i in range(10):
         share = sum(i / 10 <= value < (i + 1) / 10 for value in values) / 5000
         assert share == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / 5000))
+
+
+def test_soft_labels_are_bradley_terry_probabilities_that_chosen_wins():
+    built = build(scored(0.0, 2.0, 1.0), builder="all_pairs", temperature=2.0)
+    assert built.pairs == [(1, 0), (2, 0), (1, 2)]
+    expected = [preference_probability(d, 0.0, 2.0) for d in (2.0, 1.0, 1.0)]
+    assert built.probabilities == expected
+
+
+def test_a_flipped_label_keeps_the_probability_of_the_label_that_was_meant():
+    built = build(scored(0.0, 2.0), flip_rate=1.0)
+    assert built.pairs == [(0, 1)]
+    assert built.probabilities == [preference_probability(2.0, 0.0)]
+
+
+def test_rankings_are_counted_and_ties_follow_the_rule():
+    assert build(scored(0.0, 2.0, 1.0)).ranking == [1, 2, 0]
+    dropped = build(scored(0.0, 2.0, 0.0))
+    assert (dropped.ranking, dropped.counts["rankings_with_ties"]) == (None, 1)
+    broken = build(scored(0.0, 2.0, 0.0), ranking_ties="by_candidate")
+    assert (broken.ranking, broken.counts["rankings_with_ties"]) == ([1, 0, 2], 1)
+    assert (dropped.counts["rankings"], broken.counts["rankings"]) == (0, 1)
+
+
+def test_rankings_are_turned_round_at_the_flip_rate():
+    found = [build(scored(0.0, 2.0, 1.0), f"p{i}", flip_rate=0.3).ranking for i in range(2000)]
+    assert {tuple(r) for r in found} == {(1, 2, 0), (0, 2, 1)}
+    assert sum(r == [0, 2, 1] for r in found) / 2000 == pytest.approx(0.3, abs=0.04)
+
+
+def test_noisy_rankings_are_drawn_from_plackett_luce():
+    rewards, n = (0.0, 1.0, 0.5), 4000
+    noise = {"labels": "bradley_terry", "temperature": 0.5}
+    found = [tuple(build(scored(*rewards), f"p{i}", **noise).ranking) for i in range(n)]
+    weights = [math.exp(r / 0.5) for r in rewards]
+    for order in itertools.permutations(range(3)):
+        left = [weights[i] for i in order]
+        expected = left[0] / sum(left) * left[1] / sum(left[1:])
+        assert found.count(order) / n == pytest.approx(expected, abs=0.03)

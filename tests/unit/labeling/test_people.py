@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raydpo.errors import DataError, QuarantineBudgetError
-from raydpo.labeling.people import export_pairs, import_votes, majority
+from raydpo.labeling.people import export_pairs, import_votes, majority, share_of_votes
 from raydpo.run import read_quarantine, read_rows
 from raydpo.storage import Folder
 
@@ -130,6 +130,15 @@ def test_three_annotators_who_disagree_vote_twice_and_withdraw(candidates, expor
         "p1": {(four["completion_a"], four["completion_b"])},
     }
     assert table.manifest["counts"]["ties"] == 1
+    probabilities = {
+        (row["completion_texts"][pair["chosen"]], row["completion_texts"][pair["rejected"]]): pair[
+            "probability"
+        ]
+        for row in read_rows(table.folder, table.manifest)
+        for pair in row["pairs"]
+    }
+    share = probabilities[one["completion_b"], one["completion_a"]]
+    assert share == pytest.approx(2 / 3)  # soft label: two of three chose it
     kept = folder.child("votes")
     rows = list(read_rows(kept, kept.read_json("manifest.json")))
     assert [(r["pair_id"], r["annotator"], r["choice"]) for r in rows] == [
@@ -152,6 +161,11 @@ def test_three_annotators_who_disagree_vote_twice_and_withdraw(candidates, expor
 )
 def test_a_majority_is_more_than_half(choices, winner):
     assert majority(Counter(choices)) == winner
+
+
+def test_the_share_of_votes_counts_a_tie_half():
+    assert share_of_votes(Counter(a=3, b=1), "a") == 0.75
+    assert share_of_votes(Counter(a=2, tie=1), "a") == pytest.approx(2.5 / 3)
 
 
 def test_a_second_file_adds_to_the_first_and_the_same_file_adds_nothing(

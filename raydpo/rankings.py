@@ -1,0 +1,53 @@
+"""From rewards or ratings of one prompt's completions to rankings, probabilities and weights.
+
+What comes in: a number for each completion. What goes out: the order of the completions
+best first, the probability that one beats another, the weights of pairs. Pure functions,
+shared by the labels that raydpo makes and by ratings that data brings along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+Ties = Literal["drop", "by_candidate"]
+Weighting = Literal["pair", "group"]
+
+
+def ranking_of(
+    values: Sequence[float], completions: Sequence[Sequence[int]], ties: Ties
+) -> tuple[list[int] | None, bool]:
+    """Numbers of the completions, the highest value first, and whether values were equal.
+
+    A completion that is there twice, token for token, stands in the ranking once, with its
+    higher value.
+
+    Args:
+        values: the completions' rewards or ratings.
+        completions: their token ids.
+        ties: what equal values do: `drop`: there is no ranking; `by_candidate`: the one
+            with the lower number comes first.
+
+    Returns:
+        The ranking, or None where it was dropped or has fewer than two completions.
+    """
+    order = sorted(range(len(values)), key=lambda i: -values[i])
+    first: dict[tuple[int, ...], int] = {}
+    for index in order:
+        first.setdefault(tuple(completions[index]), index)
+    ranking = list(first.values())
+    tied = len({values[index] for index in ranking}) < len(ranking)
+    dropped = len(ranking) < 2 or (tied and ties == "drop")
+    return (None if dropped else ranking), tied
+
+
+def preference_probability(first: float, second: float, temperature: float = 1.0) -> float:
+    """P(first is preferred) = sigmoid((first - second) / temperature), Bradley and Terry 1952."""
+    z = (first - second) / temperature
+    return 1 / (1 + math.exp(-z)) if z >= 0 else math.exp(z) / (1 + math.exp(z))
+
+
+def pair_weight(pairs: int, weighting: Weighting) -> float:
+    """Weight of each of a group's pairs: 1, or the share that lets each group count alike."""
+    return 1.0 if weighting == "pair" else 1.0 / pairs
