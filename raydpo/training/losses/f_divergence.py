@@ -83,6 +83,9 @@ def alpha_scores(logratios: Tensor, *, alpha: float) -> Tensor:
 
 def _expm1(exponents: Tensor) -> Tensor:
     """e^x - 1, and its tangent at `LARGEST_EXPONENT` beyond it."""
-    small = exponents.clamp(max=LARGEST_EXPONENT)
+    held = exponents.clamp(max=LARGEST_EXPONENT)
+    # The value of expm1 is exact near 0, but autograd takes its slope as the value + 1, which
+    # has no digits left where e^x is small.
+    bounded = torch.where(exponents > -1, torch.expm1(held), torch.exp(held) - 1)
     beyond = (exponents - LARGEST_EXPONENT).relu()
-    return torch.expm1(small) + math.exp(LARGEST_EXPONENT) * beyond
+    return bounded + math.exp(LARGEST_EXPONENT) * beyond

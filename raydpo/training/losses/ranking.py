@@ -28,8 +28,9 @@ def plackett_luce_loss(logratios: Tensor, mask: Tensor, *, beta: float) -> Tenso
     rewards = beta * logratios.masked_fill(~mask, 0.0)
     places = torch.arange(logratios.shape[1], device=logratios.device)
     left = (places[None, :] >= places[:, None]) & mask[:, None, :]  # [G, K, K]
-    among = _masked(rewards[:, None, :].expand(left.shape), left).logsumexp(-1)
-    return (among - rewards).masked_fill(~mask, 0.0).sum(-1)
+    # Differences first: sums of large rewards would cancel to noise.
+    behind = rewards[:, None, :] - rewards[:, :, None]
+    return _masked(behind, left).logsumexp(-1).masked_fill(~mask, 0.0).sum(-1)
 
 
 def best_of_k_loss(logratios: Tensor, mask: Tensor, *, beta: float) -> Tensor:
@@ -46,8 +47,8 @@ def best_of_k_loss(logratios: Tensor, mask: Tensor, *, beta: float) -> Tensor:
     Returns:
         [G]. log K where policy and reference are equal.
     """
-    rewards = beta * logratios
-    return _masked(rewards, mask).logsumexp(-1) - rewards[:, 0]
+    behind = beta * (logratios - logratios[:, :1])
+    return _masked(behind, mask).logsumexp(-1)
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
