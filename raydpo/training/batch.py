@@ -5,7 +5,8 @@ for every completion token where its prediction stands. Each completion is there
 however many pairs it is in. With causal attention and padding on the right no real token
 ever sees a padded one, so no attention mask is needed.
 
-Shapes: R sequences, T tokens of the longest, N completion tokens, P pairs.
+Shapes: G groups, R sequences, T tokens of the longest, N completion tokens, P pairs, Q rankings
+of at most K completions, J judged completions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from raydpo.training.groups import Group
+from raydpo.training.preference_tensors import preference_tensors
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class MicroBatch:
         sequence_groups: [R] int64, the group of the micro-batch that a sequence belongs to.
         pairs: [P, 2] int64, sequence numbers of chosen and rejected.
         pair_weights: [P] float32.
+        pair_probabilities: [P] float32, that chosen wins; 1 where only the label is known.
+        rankings: [Q, K] int64, sequence numbers, best first, padded with -1.
+        judged: [J] int64, sequence numbers of completions judged by themselves.
+        desirable: [J] bool, whether they are good ones.
+        group_numbers: [G] int64, the groups' places in the data.
         reference_token_logps: [N] float32, or None.
     """
 
@@ -44,6 +51,11 @@ class MicroBatch:
     sequence_groups: Tensor
     pairs: Tensor
     pair_weights: Tensor
+    pair_probabilities: Tensor
+    rankings: Tensor
+    judged: Tensor
+    desirable: Tensor
+    group_numbers: Tensor
     reference_token_logps: Tensor | None
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -75,7 +87,6 @@ def build_micro_batch(groups: list[Group]) -> MicroBatch:
         predictors += range(first, first + len(completion))
     lengths = torch.tensor([len(completion) for _, completion in sequences])
     counts = torch.tensor([len(group.completions) for group in groups])
-    pairs, weights = _pairs(groups)
     return MicroBatch(
         input_ids=input_ids,
         predictors=torch.tensor(predictors),
@@ -83,8 +94,7 @@ def build_micro_batch(groups: list[Group]) -> MicroBatch:
         sequences=torch.arange(len(lengths)).repeat_interleave(lengths),
         sequence_lengths=lengths,
         sequence_groups=torch.arange(len(counts)).repeat_interleave(counts),
-        pairs=pairs,
-        pair_weights=weights,
+        **preference_tensors(groups),
         reference_token_logps=_reference(groups),
     )
 
@@ -93,17 +103,6 @@ def split_by_sequence(token_values: list[float], batch: MicroBatch) -> list[list
     """Undo the flattening: [N] values -> one list for each of the R sequences."""
     values = iter(token_values)
     return [list(itertools.islice(values, n)) for n in batch.sequence_lengths.tolist()]
-
-
-def _pairs(groups: list[Group]) -> tuple[Tensor, Tensor]:
-    pairs: list[tuple[int, int]] = []
-    weights: list[float] = []
-    first = 0
-    for group in groups:
-        pairs += [(first + chosen, first + rejected) for chosen, rejected, _ in group.pairs]
-        weights += [weight for _, _, weight in group.pairs]
-        first += len(group.completions)
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), torch.tensor(weights)
 
 
 def _reference(groups: list[Group]) -> Tensor | None:

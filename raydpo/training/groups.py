@@ -10,47 +10,86 @@ import bisect
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from raydpo.errors import DataError
-from raydpo.tables import Row
+from raydpo.tables import PAIR, Row
 
 _ROWS_PER_BATCH: Final = 512
-_PAIR = pa.struct([("chosen", pa.int32()), ("rejected", pa.int32()), ("weight", pa.float32())])
 _SCHEMA: Final = pa.schema(
     [
         ("group_id", pa.string()),
         ("prompt_ids", pa.list_(pa.int32())),
         ("completions", pa.list_(pa.list_(pa.int32()))),
-        ("pairs", pa.list_(_PAIR)),
+        ("pairs", pa.list_(PAIR)),
+        ("ranking", pa.list_(pa.int32())),
+        ("desirable", pa.list_(pa.bool_())),
         ("reference_token_logps", pa.list_(pa.list_(pa.float32()))),
     ]
 )
 
 
+class Pair(NamedTuple):
+    """Two completions of a group, by number.
+
+    `probability` that chosen wins is 1 where nothing but the label is known.
+    """
+
+    chosen: int
+    rejected: int
+    weight: float = 1.0
+    probability: float = 1.0
+
+
 @dataclass(frozen=True)
 class Group:
-    """One prompt, its K completions, the pairs over them, the reference's log-probs.
+    """One prompt, its K completions, what is known of them, the reference's log-probs.
 
-    Supervised examples are groups with one completion and neither pairs nor reference.
+    Supervised examples are groups with one completion and nothing known.
+
+    Attributes:
+        group_id: the group's name.
+        prompt_ids: token ids of the prompt.
+        completions: token ids of each completion.
+        pairs: chosen and rejected completions; plain tuples are pairs with a known label only.
+        reference_token_logps: of each completion, one a token, or None.
+        ranking: completions by number, best first, or None.
+        desirable: a judgement of each completion by itself, or None; in it None for one that
+            answers another prompt.
+        number: its place in the data, from 0.
     """
 
     group_id: str
     prompt_ids: list[int]
     completions: list[list[int]]
-    pairs: list[tuple[int, int, float]]
+    pairs: list[Pair]
     reference_token_logps: list[list[float]] | None
+    ranking: list[int] | None = None
+    desirable: list[bool | None] | None = None
+    number: int = 0
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence: prompt and one completion."""
         return len(self.prompt_ids) + max(len(c) for c in self.completions)
+
+    def only(self, completions: list[int]) -> Group:
+        """The group with some of its completions, in this order, and no pairs or ranking."""
+        reference, desirable = self.reference_token_logps, self.desirable
+        return replace(
+            self,
+            completions=[self.completions[i] for i in completions],
+            pairs=[],
+            reference_token_logps=reference and [reference[i] for i in completions],
+            ranking=None,
+            desirable=desirable and [desirable[i] for i in completions],
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +102,8 @@ class GroupSizes:
         tokens: tokens of all its sequences, the prompt counted with each.
         targets: completion tokens.
         pair_weight: sum of the weights of its pairs.
+        rankings: 1 where it has a ranking, else 0.
+        judged: completions that were judged by themselves.
     """
 
     sequences: npt.NDArray[np.int32]
@@ -70,6 +111,8 @@ class GroupSizes:
     tokens: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     pair_weight: npt.NDArray[np.float64]
+    rankings: npt.NDArray[np.int64]
+    judged: npt.NDArray[np.int64]
 
 
 class GroupDataset:
@@ -90,8 +133,13 @@ class GroupDataset:
         batch = bisect.bisect_right(self._ends, index)
         start = self._ends[batch - 1] if batch else 0
         row = self._reader.get_batch(batch).slice(index - start, 1).to_pylist()[0]
-        pairs = [(p["chosen"], p["rejected"], p["weight"]) for p in row.pop("pairs") or []]
-        return Group(pairs=pairs, **row)
+        pairs = [_pair(pair) for pair in row.pop("pairs") or []]
+        return Group(pairs=pairs, number=index, **row)
+
+
+def _pair(row: Row) -> Pair:
+    known = row["probability"]
+    return Pair(row["chosen"], row["rejected"], row["weight"], 1.0 if known is None else known)
 
 
 def write_groups(rows: Iterable[Row], key: str) -> Path:
@@ -159,12 +207,26 @@ def example_rows(examples: Iterable[Row]) -> Iterator[Row]:
         }
 
 
-def _group_row(row: Row, reference_token_logps: list[list[float]]) -> Row:
+def rows_without_reference(
+    preferences: Iterable[Row], keep: Callable[[str], bool]
+) -> Iterator[Row]:
+    """Preference rows for an objective that needs no reference.
+
+    Args:
+        preferences: rows of the preferences table.
+        keep: given a prompt's id, whether its groups are trained on.
+    """
+    return (_group_row(row, None) for row in preferences if keep(row["prompt_id"]))
+
+
+def _group_row(row: Row, reference_token_logps: list[list[float]] | None) -> Row:
     return {
         "group_id": row["group_id"],
         "prompt_ids": row["prompt_ids"],
         "completions": row["completions"],
         "pairs": row["pairs"],
+        "ranking": row.get("ranking"),
+        "desirable": row.get("desirable"),
         "reference_token_logps": reference_token_logps,
     }
 
@@ -181,23 +243,38 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _sizes(reader: Any) -> GroupSizes:
-    rows: list[tuple[int, int, int, int, float]] = []
+    rows: list[tuple[float, ...]] = []
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         prompts = batch.column("prompt_ids").value_lengths().to_pylist()
-        for prompt, completions, pairs in zip(
-            prompts, batch.column("completions"), batch.column("pairs"), strict=True
-        ):
-            lengths = completions.values.value_lengths().to_pylist()
-            weight = sum(p["weight"] for p in pairs.as_py() or [])
-            targets = sum(lengths)
-            tokens = prompt * len(lengths) + targets
-            rows.append((len(lengths), prompt + max(lengths), tokens, targets, weight))
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 5
+        names = ("completions", "pairs", "ranking", "desirable")
+        for prompt, *row in zip(prompts, *(batch.column(name) for name in names), strict=True):
+            rows.append(_size(prompt, *row))
+    columns = np.array(rows, np.float64).reshape(-1, 7).T
+    sequences, longest, tokens, targets, weight, rankings, judged = columns
     return GroupSizes(
-        np.array(columns[0], np.int32),
-        np.array(columns[1], np.int32),
-        np.array(columns[2], np.int64),
-        np.array(columns[3], np.int64),
-        np.array(columns[4], np.float64),
+        sequences=sequences.astype(np.int32),
+        longest=longest.astype(np.int32),
+        tokens=tokens.astype(np.int64),
+        targets=targets.astype(np.int64),
+        pair_weight=weight,
+        rankings=rankings.astype(np.int64),
+        judged=judged.astype(np.int64),
+    )
+
+
+def _size(
+    prompt: int, completions: Any, pairs: Any, ranking: Any, desirable: Any
+) -> tuple[float, ...]:
+    """The sizes of a group of Arrow values, in the order of `GroupSizes`."""
+    lengths = completions.values.value_lengths().to_pylist()
+    targets = sum(lengths)
+    return (
+        len(lengths),
+        prompt + max(lengths),
+        prompt * len(lengths) + targets,
+        targets,
+        sum(pair["weight"] for pair in pairs.as_py() or []),
+        int(ranking.is_valid),
+        sum(judgement is not None for judgement in desirable.as_py() or []),
     )

@@ -12,7 +12,8 @@ def sizes_of(count: int, seed: int = 0) -> GroupSizes:
     sequences = rng.integers(2, 6, count).astype(np.int32)
     longest = rng.integers(5, 200, count).astype(np.int32)
     tokens = (sequences * longest).astype(np.int64)
-    return GroupSizes(sequences, longest, tokens, tokens // 2, np.ones(count))
+    none = np.zeros(count, np.int64)
+    return GroupSizes(sequences, longest, tokens, tokens // 2, np.ones(count), none, none)
 
 
 def test_every_epoch_has_every_group_once_in_another_order() -> None:

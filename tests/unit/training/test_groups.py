@@ -6,7 +6,7 @@ import pytest
 
 from raydpo.errors import DataError
 from raydpo.training.batch import build_micro_batch
-from raydpo.training.groups import GroupDataset, example_rows, joined_rows, write_groups
+from raydpo.training.groups import GroupDataset, Pair, example_rows, joined_rows, write_groups
 
 
 def preference(number: int) -> dict:
@@ -47,7 +47,8 @@ def test_dataset_larger_than_a_record_batch_gives_each_group_by_number() -> None
         group = data[number]
         assert group.group_id == f"g{number}"
         assert group.completions == preference(number)["completions"]
-        assert group.pairs == [(1, 0, 0.5)]
+        assert group.pairs == [Pair(1, 0, 0.5, 1.0)]
+        assert group.number == number
         assert group.reference_token_logps == reference(number)["reference_token_logps"]
     assert data.sizes.longest[7] == 3 + 3
     assert data.sizes.tokens[7] == 2 * 3 + 5
