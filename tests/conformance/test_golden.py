@@ -1,12 +1,16 @@
 """Values and gradients of every objective against mpmath, at random and at extreme inputs."""
 
 import ast
+import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cases import CASES, Case
 from golden import TOLERANCE, errors
+from small_checks import SMALL_CHECKS
 
 from raydpo.training import losses
 
@@ -28,7 +32,6 @@ def test_every_public_loss_is_held() -> None:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
     }
     held_elsewhere = {
-        "dpo.dpo_loss",
         "cringe.sampled_alternatives",
         "kto.kto_reference_point",
         "length.length_desensitized_sums",
@@ -36,3 +39,11 @@ def test_every_public_loss_is_held() -> None:
         "reference_free.log_odds",
     }
     assert public - held_elsewhere == {case.where for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("module", "check"),
+    [(module, check) for module, checks in SMALL_CHECKS.items() for check in checks],
+)
+def test_parts_of_losses(module: str, check: Callable[[dict[str, Any]], None]) -> None:
+    check(vars(importlib.import_module(f"raydpo.training.losses.{module}")))

@@ -25,7 +25,7 @@ def matched_by_rank(values: Tensor, others: Tensor) -> Tensor:
         [P], a permutation of `others`; equal values keep their order. Gradient flows into
         `others`.
     """
-    ranks = values.detach().argsort(stable=True).argsort()
+    ranks = values.argsort(stable=True).argsort()
     return others.sort(stable=True).values[ranks]
 
 

@@ -25,7 +25,7 @@ def sampled_alternatives(top_logits: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         [N], one of the k logits of each token.
     """
-    cumulative = top_logits.detach().softmax(-1).cumsum(-1)
+    cumulative = top_logits.softmax(-1).cumsum(-1)
     drawn = (cumulative <= uniforms[:, None]).sum(-1, keepdim=True)
     # Rounding may end the cumulative distribution just below 1.
     drawn = drawn.clamp(max=top_logits.shape[-1] - 1)

@@ -25,7 +25,7 @@ def plackett_luce_loss(logratios: Tensor, mask: Tensor, *, beta: float) -> Tenso
     Returns:
         [G]. log K! where policy and reference are equal; 0 where a group has one completion.
     """
-    rewards = beta * logratios.masked_fill(~mask, 0.0)
+    rewards = beta * logratios
     places = torch.arange(logratios.shape[1], device=logratios.device)
     left = (places[None, :] >= places[:, None]) & mask[:, None, :]  # [G, K, K]
     # Differences first: sums of large rewards would cancel to noise.
@@ -56,4 +56,4 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 
     Finite, so that a row of padding alone has a gradient of 0 and not NaN.
     """
-    return values.masked_fill(~mask, torch.finfo(values.dtype).min / 2)
+    return values.masked_fill(~mask, torch.finfo(values.dtype).min)

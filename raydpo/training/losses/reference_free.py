@@ -69,7 +69,7 @@ def log_odds(logps: Tensor) -> Tensor:
     # The gradient passes where the value is held, or a rejected completion that the
     # policy is sure of would never be pushed down.
     held = logps + (nearest - logps).detach()
-    # log(1-p): each branch where it is accurate, with arguments safe for the other's gradient.
-    near_one = torch.log(-torch.expm1(held.clamp(min=-math.log(2))))
-    near_zero = torch.log1p(-torch.exp(held.clamp(max=-math.log(2))))
+    # log(1-p), each form where it is accurate; both are finite everywhere, as their slopes.
+    near_one = torch.log(-torch.expm1(held))
+    near_zero = torch.log1p(-torch.exp(held))
     return held - torch.where(held > -math.log(2), near_one, near_zero)
