@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.check import Findings
@@ -247,6 +248,12 @@ def _check_reward(what: str, reward: RewardConfig, findings: Findings) -> None:
 def _check_trackers(config: Config) -> None:
     asked = {t for section in (config.training, config.sft) if section for t in section.trackers}
     missing = sorted(name for name in asked if importlib.util.find_spec(name) is None)
+    if "mlflow" in asked and "MLFLOW_TRACKING_URI" not in os.environ:
+        raise ConfigError(
+            "tracker 'mlflow': MLFLOW_TRACKING_URI is not set",
+            "workers run in folders of their own, so mlflow is told where to write",
+            "set it in the environment, or remove mlflow from `trackers`",
+        )
     if missing:
         raise ConfigError(
             f"trackers {', '.join(missing)}: not installed here",

@@ -53,6 +53,8 @@ class Progress:
 
     def add(self, count: int, note: str = "") -> None:
         """Count `count` more, and say so when it is time to."""
+        if count == 0:
+            return
         self.done += count
         now = time.monotonic()
         if self.done >= self.total or now - self._said >= self.every_seconds:

@@ -238,7 +238,7 @@ def commit_files(stage: Stage, content: str, extra: dict[str, Any] | None = None
     files = [
         {"name": name, **_size_and_hash(stage.folder.read_bytes(name))}
         for name in names
-        if not name.startswith("checkpoints/")
+        if not name.startswith(("checkpoints/", "wandb/"))
     ]
     manifest = {**_identity(stage), "fingerprint": content, "files": files, **(extra or {})}
     return _commit_manifest(stage, manifest)

@@ -8,6 +8,7 @@ after a resume, and the same numbers in TensorBoard, wandb or mlflow.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ from raydpo.storage import Folder
 METRICS_FILE: Final = "metrics.jsonl"
 #: The newest line of progress, for the driver to show.
 PROGRESS_FILE: Final = "progress.txt"
+#: Names under which trackers know this training: one that is resumed goes on there.
+_TRACKED_FILE: Final = "trackers.json"
 _SECONDS_BETWEEN_WRITES: Final = 10.0
 _SHOWN: Final = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
@@ -63,7 +66,7 @@ class MetricsLog:
         self._progress = Progress(
             what, "steps", total_steps, start_step, every_seconds=3.0, tell=self._show
         )
-        self._trackers = [_tracker(name, folder, what) for name in trackers]
+        self._trackers = [_tracker(name, folder, what, start_step) for name in trackers]
         self._written = time.monotonic()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -100,27 +103,37 @@ def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in folder.read_bytes(METRICS_FILE).splitlines()]
 
 
-def _tracker(name: str, folder: Folder, what: str) -> Tracker:
+def _tracker(name: str, folder: Folder, what: str, start_step: int) -> Tracker:
     makers = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
     try:
-        return makers[name](folder, what)
-    except ImportError as error:
+        return makers[name](folder, what, start_step)
+    except Exception as error:
         raise ConfigError(
-            f"training.trackers names {name!r}, which is not installed",
-            "a tracker's package is installed",
-            f"pip install {name}, or take it out of training.trackers",
+            f"tracker {name!r} (training.trackers) does not start: {error}",
+            "a tracker's package is installed where the workers run, and knows where to write",
+            "install raydpo[trackers]; give WANDB_API_KEY or WANDB_MODE=offline, or "
+            "MLFLOW_TRACKING_URI, in the environment; or take it out of `trackers`",
         ) from error
 
 
+def _tracked_as(folder: Folder) -> dict[str, str]:
+    return folder.read_json(_TRACKED_FILE) if folder.exists(_TRACKED_FILE) else {}
+
+
+def _remember(folder: Folder, tracker: str, run_id: str) -> None:
+    folder.write_json(_TRACKED_FILE, {**_tracked_as(folder), tracker: run_id})
+
+
 class _TensorBoard:
-    def __init__(self, folder: Folder, what: str) -> None:
+    def __init__(self, folder: Folder, what: str, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._target = folder.child("tensorboard")
         self._local = (
             self._target.local_path() if folder.is_local else Path(tempfile.mkdtemp(prefix="tb-"))
         )
-        self._writer = SummaryWriter(str(self._local))
+        # Steps of lost work, which are done again, are shown once.
+        self._writer = SummaryWriter(str(self._local), purge_step=start_step + 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -133,10 +146,17 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, folder: Folder, what: str) -> None:
+    def __init__(self, folder: Folder, what: str, start_step: int) -> None:
         import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
-        self._run: Any = wandb.init(name=what, config={"folder": folder.uri}, resume="allow")
+        self._run: Any = wandb.init(
+            name=what,
+            id=_tracked_as(folder).get("wandb"),
+            resume="allow",
+            config={"folder": folder.uri},
+            dir=folder.uri if folder.is_local else None,
+        )
+        _remember(folder, "wandb", self._run.id)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
@@ -146,11 +166,16 @@ class _Wandb:
 
 
 class _Mlflow:
-    def __init__(self, folder: Folder, what: str) -> None:
+    def __init__(self, folder: Folder, what: str, start_step: int) -> None:
         import mlflow  # pyright: ignore[reportMissingImports]  (optional)
 
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # else it writes where the worker happens to be
+            raise ValueError("MLFLOW_TRACKING_URI is not set")
         self._mlflow: Any = mlflow
-        mlflow.start_run(run_name=what, tags={"folder": folder.uri})
+        run = mlflow.start_run(
+            run_id=_tracked_as(folder).get("mlflow"), run_name=what, tags={"folder": folder.uri}
+        )
+        _remember(folder, "mlflow", run.info.run_id)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._mlflow.log_metrics({k.replace("@", "_"): v for k, v in metrics.items()}, step=step)
