@@ -234,11 +234,10 @@ def commit_files(stage: Stage, content: str, extra: dict[str, Any] | None = None
 
     `content` is the fingerprint of the output; `extra` are further facts.
     """
-    names = [n for n in stage.folder.files(recursive=True) if n not in (_PLAN, _MANIFEST)]
     files = [
-        {"name": name, **_size_and_hash(stage.folder.read_bytes(name))}
-        for name in names
-        if not name.startswith(("checkpoints/", "wandb/"))
+        {"name": name, "bytes": size, "sha256": stage.folder.sha256(name)}
+        for name, size in stage.folder.files(recursive=True).items()
+        if name not in (_PLAN, _MANIFEST) and not name.startswith(("checkpoints/", "wandb/"))
     ]
     manifest = {**_identity(stage), "fingerprint": content, "files": files, **(extra or {})}
     return _commit_manifest(stage, manifest)

@@ -9,16 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raydpo.errors import DataError
+
+#: Large files, such as weights, pass through memory in blocks of this size.
+_BLOCK_BYTES: Final = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -63,22 +69,8 @@ class Folder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file atomically: a reader sees the old content or the new, never a part."""
-        filesystem, path = self._locate(name)
-        if not isinstance(filesystem, pafs.LocalFileSystem):
-            with filesystem.open_output_stream(path) as stream:  # visible only once closed
-                stream.write(content)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._writer(name) as stream:
+            stream.write(content)
 
     def read_json(self, name: str) -> Any:
         """A JSON file's value.
@@ -108,17 +100,49 @@ class Folder:
         elif kind == pafs.FileType.File:
             filesystem.delete_file(path)
 
+    def sha256(self, name: str) -> str:
+        """Hexadecimal SHA-256 of a file of any size, a block in memory at a time."""
+        filesystem, path = self._locate(name)
+        digest = hashlib.sha256()
+        with filesystem.open_input_stream(path) as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
     def upload(self, source: Path) -> None:
         """Copy the files of a local folder into this one; files of the same name are replaced."""
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
-            self.write_bytes(file.relative_to(source).as_posix(), file.read_bytes())
+            with open(file, "rb") as read, self._writer(file.relative_to(source).as_posix()) as out:
+                shutil.copyfileobj(read, out, _BLOCK_BYTES)
 
     def download(self, target: Path) -> None:
         """Copy this folder's files, at any depth, into a local one."""
         for name in self.files(recursive=True):
             file = target / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(self.read_bytes(name))
+            filesystem, path = self._locate(name)
+            with filesystem.open_input_stream(path) as read, open(file, "wb") as out:
+                shutil.copyfileobj(read, out, _BLOCK_BYTES)
+
+    @contextmanager
+    def _writer(self, name: str) -> Generator[Any]:
+        """A stream whose content is the file's once the block ends."""
+        filesystem, path = self._locate(name)
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            with filesystem.open_output_stream(path) as stream:  # visible only once closed
+                yield stream
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _locate(self, name: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = locate(self.uri)

@@ -146,6 +146,12 @@ def test_a_wrong_value_is_the_one_problem(
     assert problems[0].way_out
 
 
+def test_mlflow_without_a_place_to_write(pairs_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = pairs_job(training={"trackers": ["mlflow"]})
+    assert "MLFLOW_TRACKING_URI is not set" in str(_only_problem(config))
+
+
 def test_lengths_that_leave_nothing(pairs_job: Job, pairs_file: str) -> None:
     long = {"path": pairs_file, "max_prompt_tokens": 250, "max_completion_tokens": 250}
     assert "= 500 tokens" in str(_only_problem(pairs_job(preferences=long)))

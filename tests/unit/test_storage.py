@@ -1,9 +1,18 @@
 """Files are whole or not there, and equal content has equal bytes."""
 
+import tracemalloc
+
 import pytest
 
 from raydpo.errors import DataError
-from raydpo.storage import Folder, canonical_json, folder_of, parquet_bytes, table_from_parquet
+from raydpo.storage import (
+    Folder,
+    canonical_json,
+    folder_of,
+    parquet_bytes,
+    sha256,
+    table_from_parquet,
+)
 from raydpo.tables import EXAMPLES, check_table, table_from_rows
 
 
@@ -36,6 +45,22 @@ def test_folders_move_up_and_down_with_their_content(tmp_path) -> None:
     folder.delete()
     assert not folder.exists()
     folder.delete()
+
+
+def test_a_large_file_passes_through_memory_in_blocks(tmp_path) -> None:
+    source, size = tmp_path / "source", 64 << 20
+    source.mkdir()
+    (source / "weights").write_bytes(bytes(size))
+    folder = folder_of(str(tmp_path / "stored"))
+    tracemalloc.start()
+    folder.upload(source)
+    digest = folder.sha256("weights")
+    folder.download(tmp_path / "back")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size / 4
+    assert digest == sha256(bytes(size))
+    assert (tmp_path / "back" / "weights").read_bytes() == bytes(size)
 
 
 def test_unknown_scheme_is_refused() -> None:
