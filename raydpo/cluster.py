@@ -18,14 +18,6 @@ import ray.data
 from raydpo.config import Config
 from raydpo.progress import logger
 
-#: Environment of CPU workers. glibc gives large blocks back to the kernel after each
-#: step otherwise, and the page faults cost more than the arithmetic.
-MALLOC_ENVIRONMENT = (
-    ("MALLOC_MMAP_MAX_", "0"),
-    ("MALLOC_TRIM_THRESHOLD_", "68719476736"),
-    ("MALLOC_TOP_PAD_", "134217728"),
-)
-
 
 @contextmanager
 def connected(config: Config) -> Generator[None]:

@@ -13,8 +13,9 @@ import random
 import ray
 import torch
 
-from raydpo.cluster import MALLOC_ENVIRONMENT, uses_cuda
+from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, ReferenceConfig
+from raydpo.environment import MALLOC_ENVIRONMENT
 from raydpo.errors import NumericsError
 from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import Table, Workers, own_errors, run_parts

@@ -16,8 +16,9 @@ from typing import Final
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raydpo.cluster import MALLOC_ENVIRONMENT, uses_cuda
+from raydpo.cluster import uses_cuda
 from raydpo.config import Config, ModelConfig, TrainerConfig
+from raydpo.environment import MALLOC_ENVIRONMENT
 from raydpo.errors import NumericsError
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint, with_absolute_path
 from raydpo.parts import Table, own_errors

@@ -23,7 +23,7 @@ STAGES = {"prompts", "sampling", "labeling", "reference", "training", "evaluatio
 
 #: A module imports from its own layer and from those before it.
 LAYERS = [
-    {"errors", "config_base", "tables"},
+    {"errors", "config_base", "environment", "tables"},
     {"config_training"},
     {"config"},
     {

@@ -1,0 +1,160 @@
+r"""Measure the train step against TRL's DPOTrainer, in turn, in one run.
+
+What comes in: choices. What goes out: a table on the console, one JSON object as the last
+line; with `--output` also a page, JSON and a plot.
+
+    python jobs/bench_training.py --quick                     # within five minutes on 2 cores
+    python jobs/bench_training.py --output docs/benchmarks    # everything
+    python jobs/bench_training.py --profile                   # where our step's time goes
+
+Every contender has a process of its own, and takes the same steps of the same data in turn.
+TRL (`pip install 'raydpo[peers]'`), Ray and vLLM are left out, with a line, where absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from benchmark import report
+from benchmark.flops import peak_flops
+from benchmark.processes import Worker, profile, take_turns, workers
+from benchmark.results import Measured, measured
+from benchmark.scenarios import (
+    MODELS,
+    Choices,
+    Experiment,
+    base,
+    experiments,
+    left_out,
+    our_contenders,
+)
+from benchmark.spec import Precision
+
+from raydpo.errors import RaydpoError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(arguments.threads)
+    choices = choose(arguments)
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as logs:
+        try:
+            if arguments.profile:
+                print_profile(choices, arguments.threads, Path(logs))
+            else:
+                benchmark(choices, arguments, Path(logs))
+        except RaydpoError as error:
+            sys.exit(str(error))
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Measure the train step against TRL's.")
+    parser.add_argument("--quick", action="store_true", help="only what the last line needs")
+    parser.add_argument("--output", type=Path, help="folder for the page, JSON and plot")
+    parser.add_argument("--only", help="only scenarios whose name contains this")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="auto: bfloat16 where a matrix product in it is faster than in float32",
+    )
+    parser.add_argument("--model", choices=sorted(MODELS), default="small", help="its shape")
+    parser.add_argument("--threads", type=int, default=2, help="of every contender")
+    parser.add_argument(
+        "--repeats", type=int, choices=range(1, 13), help="timed turns", metavar="N"
+    )
+    parser.add_argument("--vllm", action="store_true", help="score the reference with vLLM too")
+    parser.add_argument("--profile", action="store_true", help="print our step's costly operations")
+    return parser.parse_args(argv)
+
+
+def choose(arguments: argparse.Namespace) -> Choices:
+    """Resolve what is `auto`."""
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = arguments.precision
+    if precision == "auto":
+        precision = fastest_precision(device)
+    return Choices(
+        device, precision, arguments.model, arguments.quick, arguments.vllm, arguments.repeats
+    )
+
+
+def fastest_precision(device: str) -> Precision:
+    """The precision in which this machine multiplies large matrices fastest."""
+    size = 2048 if device == "cpu" else 8192
+    bfloat16, float32 = (peak_flops(p, device, size, 0.5) for p in ("bfloat16", "float32"))
+    return "bfloat16" if bfloat16 > float32 else "float32"
+
+
+def benchmark(choices: Choices, arguments: argparse.Namespace, logs: Path) -> None:
+    """Measure all experiments, print the table and the last line, write the files."""
+    notes = left_out(choices)
+    print(*notes, sep="\n", flush=True)
+    chosen = [
+        e for e in experiments(choices) if not arguments.only or arguments.only in e.scenario.name
+    ]
+    rows = measure(chosen, arguments.threads, logs)
+    print("\n" + report.table(rows) + "\n")
+    if arguments.output is not None:
+        where = report.environment(arguments.threads, choices.device)
+        report.write(arguments.output, rows, chosen, where, notes)
+    print(json.dumps(report.summary(rows)), flush=True)
+
+
+def measure(chosen: list[Experiment], threads: int, logs: Path) -> list[Measured]:
+    """Run the experiments one after the other; processes are kept where they may be."""
+    rows: list[Measured] = []
+    kept: dict[str, Worker] = {}
+    try:
+        for number, experiment in enumerate(chosen, 1):
+            started = time.perf_counter()
+            rows += measure_one(experiment, threads, logs, kept)
+            took = time.perf_counter() - started
+            print(
+                f"[{number}/{len(chosen)}] {experiment.scenario.name}: {took:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+    finally:
+        for worker in kept.values():
+            worker.close()
+    return rows
+
+
+def measure_one(
+    experiment: Experiment, threads: int, logs: Path, kept: dict[str, Worker]
+) -> list[Measured]:
+    """Run one experiment, in new processes or in those that are kept."""
+    if experiment.fresh:
+        with workers(list(experiment.contenders), threads, logs) as started:
+            return measured(experiment, take_turns(experiment.scenario, started, experiment.turns))
+    for contender in experiment.contenders:
+        if contender.name not in kept:
+            kept[contender.name] = Worker(contender, threads, logs)
+    started = [kept[contender.name] for contender in experiment.contenders]
+    return measured(experiment, take_turns(experiment.scenario, started, experiment.turns))
+
+
+def print_profile(choices: Choices, threads: int, logs: Path) -> None:
+    """Print where the time of our steps goes, for each attention backend."""
+    for contender in our_contenders(choices):
+        with workers([contender], threads, logs) as (worker,):
+            print(f"{contender.name}, 5 steps of {base(choices).name}, {choices.precision}")
+            print(profile(base(choices), worker, warm_up=3, count=5), flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()

@@ -1,0 +1,85 @@
+"""Useful floating-point operations, and how many the hardware can do.
+
+What comes in: a model's shape and groups. What goes out: the operations that a step cannot
+do without: every prompt once, every completion once, the output layer on the positions
+that predict completion tokens, forward and backward (arXiv:2001.08361, section 2.1: twice
+the parameters a token forward, twice that backward). Padding, copies of a prompt or of a
+completion, and recomputed activations are not useful and are not counted.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from .spec import ModelShape
+
+#: Forward and backward against forward alone.
+TRAIN_OVER_FORWARD = 3
+
+
+def block_parameters(model: ModelShape) -> int:
+    """Parameters of one decoder block that multiply activations."""
+    head = model.hidden // model.heads
+    attention = model.hidden * head * (2 * model.heads + 2 * model.key_value_heads)
+    return attention + 3 * model.hidden * model.intermediate
+
+
+def forward_flops(model: ModelShape, rows: list[dict[str, Any]]) -> int:
+    """Operations of one forward pass over groups, a multiply-add counted as two.
+
+    The last token of a completion predicts nothing that counts, so it is no input.
+    """
+    inputs = targets = attended = 0
+    for row in rows:
+        prompt = len(row["prompt_ids"])
+        lengths = [len(completion) for completion in row["completions"]]
+        inputs += prompt + sum(length - 1 for length in lengths)
+        targets += sum(lengths)
+        attended += _causal(prompt)
+        attended += sum((n - 1) * prompt + _causal(n - 1) for n in lengths)
+    blocks = 2 * model.layers * block_parameters(model) * inputs
+    scores = 4 * model.layers * model.hidden * attended  # scores, and values summed by them
+    head = 2 * model.hidden * model.vocabulary * targets
+    return blocks + scores + head
+
+
+def train_flops(model: ModelShape, rows: list[dict[str, Any]]) -> int:
+    """Operations of forward and backward over groups."""
+    return TRAIN_OVER_FORWARD * forward_flops(model, rows)
+
+
+def peak_flops(precision: str, device: str, size: int, seconds: float = 1.0) -> float:
+    """Operations a second of a large matrix product here: the best of `seconds`' worth.
+
+    Args:
+        precision: `bfloat16` or `float32`.
+        device: `cpu` or `cuda`.
+        size: rows and columns of the matrices.
+        seconds: how long to measure.
+    """
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    result = left @ right
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        synchronize(device)
+        started = time.perf_counter()
+        torch.matmul(left, right, out=result)
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def synchronize(device: str) -> None:
+    """Wait for what was asked of the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _causal(length: int) -> int:
+    """Pairs of positions in which one attends to the other or itself."""
+    return length * (length + 1) // 2

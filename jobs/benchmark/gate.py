@@ -1,0 +1,104 @@
+"""How a contender is held between two measurements, wherever its loop is.
+
+What comes in: commands, one JSON object a line. What goes out: answers, likewise. The gate
+is called after each step from inside the contender's own loop (our loop's hook, TRL's
+callback) and returns at once until the steps that were asked for are done; then it answers
+with their time and waits. So what is timed is the contender's whole loop, and contenders
+take turns without starting anew.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from . import memory
+from .flops import peak_flops, synchronize
+
+#: The most operations that a profile names.
+_PROFILE_ROWS = 30
+
+
+class EndOfScenario(Exception):
+    """The parent wants no more steps of this scenario."""
+
+
+class Gate:
+    """Counts steps, measures them, and waits for commands in between."""
+
+    def __init__(self, commands: IO[str], answers: IO[str], device: str) -> None:
+        self._commands = commands
+        self._answers = answers
+        self._device = device
+        self._left = 0
+        self._started = 0.0
+        self._losses: list[Callable[[], float]] = []
+        self._growth = memory.MemoryGrowth(device, 0)
+        self._profile: profile | None = None
+
+    def ready(self, **facts: Any) -> None:
+        """Tell the parent that everything is built; return when the first steps are wanted."""
+        self._growth = memory.reset(self._device)
+        self.answer(**facts)
+        self._wait()
+
+    def step_done(self, loss: Callable[[], float]) -> None:
+        """A step has ended; `loss` is asked for its value when nothing is timed."""
+        self._losses.append(loss)
+        self._left -= 1
+        if self._left > 0:
+            return
+        synchronize(self._device)
+        seconds = time.perf_counter() - self._started
+        text = self._end_profile()
+        losses = [value() for value in self._losses]
+        self._losses = []
+        growth = self._growth.bytes()
+        self.answer(seconds=seconds, losses=losses, growth_bytes=growth, profile=text)
+        self._wait()
+
+    def answer(self, **values: Any) -> None:
+        """Send one answer."""
+        self._answers.write(json.dumps(values) + "\n")
+        self._answers.flush()
+
+    def _wait(self) -> None:
+        """Do commands until steps are wanted.
+
+        Raises:
+            EndOfScenario: the scenario is over, or the parent is gone.
+        """
+        while True:
+            command = json.loads(self._commands.readline() or '{"do": "end"}')
+            if command["do"] == "end":
+                raise EndOfScenario
+            if command["do"] == "peak":
+                self.answer(flops=peak_flops(command["precision"], self._device, command["size"]))
+                continue
+            self._left = command["count"]
+            if command["do"] == "profile":
+                self._start_profile()
+            self._started = time.perf_counter()
+            return
+
+    def _start_profile(self) -> None:
+        activities = [ProfilerActivity.CPU]
+        if self._device == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(activities=activities, record_shapes=False)
+        self._profile.start()
+
+    def _end_profile(self) -> str | None:
+        if self._profile is None:
+            return None
+        self._profile.stop()
+        order = "self_cuda_time_total" if self._device == "cuda" else "self_cpu_time_total"
+        text = self._profile.key_averages().table(
+            sort_by=order, row_limit=_PROFILE_ROWS, max_name_column_width=60
+        )
+        self._profile = None
+        return text

@@ -1,0 +1,92 @@
+"""Our contender: the train loop itself, on the scenario's groups.
+
+What comes in: a scenario and a gate. What goes out: steps, as long as the gate wants them.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from raydpo.config import TrainingConfig
+from raydpo.storage import fingerprint
+from raydpo.training.groups import GroupDataset, write_groups
+from raydpo.training.logps import TokenLogps
+from raydpo.training.loop import Hooks, Metrics, train
+from raydpo.training.objectives import PreferenceObjective
+from raydpo.training.sharding import World
+
+from .data import group_rows, plan
+from .gate import Gate
+from .spec import Contender, Scenario
+
+#: Both sides: AdamW at a constant rate, no decay, the gradient norm clipped to 1.
+LEARNING_RATE = 1e-5
+
+
+def random_model(scenario: Scenario, attention: str | None) -> PreTrainedModel:
+    """The scenario's model with its random weights, in float32, on the CPU."""
+    shape = scenario.model
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(scenario.seed)
+    model = LlamaForCausalLM(config).float().eval()
+    if attention is not None:
+        model.set_attn_implementation(attention)
+    return model
+
+
+def group_dataset(scenario: Scenario) -> GroupDataset:
+    """The scenario's groups, in a file that is written once."""
+    key = fingerprint(["bench_training", json.dumps(scenario.as_json(), sort_keys=True)])
+    return GroupDataset(write_groups(group_rows(scenario), key))
+
+
+def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
+    """Train until the gate ends it."""
+    settings = TrainingConfig(
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        warmup_fraction=0.0,
+        global_batch_groups=scenario.data.groups_per_step,
+        checkpoint_every_steps=scenario.data.steps,
+    )
+    model = random_model(scenario, contender.attention)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    module = TokenLogps(model, scenario.precision).to(scenario.device)
+    data = group_dataset(scenario)
+    gate.ready(parameters=parameters)
+    train(
+        module,
+        data,
+        PreferenceObjective(settings.objective),
+        settings,
+        plan(scenario),
+        World(0, 1, torch.device(scenario.device)),
+        _hooks(gate),
+    )
+
+
+def _hooks(gate: Gate) -> Hooks:
+    def log(_step: int, metrics: Metrics) -> None:
+        gate.step_done(lambda: metrics["loss"])
+
+    return Hooks(
+        log=log,
+        checkpoint=lambda _step, _metrics, _save: None,
+        first_step=lambda _largest: None,
+        failed=lambda _step, _groups: None,
+    )

@@ -1,0 +1,192 @@
+"""The contenders' processes, and the turns that they take.
+
+What comes in: contenders and a scenario. What goes out: for each contender the seconds of
+its runs. All contenders take the same steps of the same data in turn (A B C A B C ...), so
+that what else the machine does, and how warm it is, meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raydpo.environment import MALLOC_ENVIRONMENT
+from raydpo.errors import RaydpoError
+
+from .spec import Contender, Scenario
+
+_JOBS = Path(__file__).parents[1]
+
+
+class BenchmarkError(RaydpoError):
+    """A contender's process died, or contenders compute different things."""
+
+
+@dataclass
+class Runs:
+    """What was measured of one contender in one scenario.
+
+    Attributes:
+        contender: who.
+        parameters: of its model.
+        seconds: of each run of `count` steps.
+        losses: of all steps from the first, warm-up included.
+        growth_bytes: peak memory since the model was built.
+        peak_flops: of a matrix product in this process beside each run; ours only.
+    """
+
+    contender: Contender
+    parameters: int
+    seconds: list[float] = field(default_factory=lambda: [])
+    losses: list[float] = field(default_factory=lambda: [])
+    growth_bytes: int = 0
+    peak_flops: list[float] = field(default_factory=lambda: [])
+
+
+class Worker:
+    """One contender's process."""
+
+    def __init__(self, contender: Contender, threads: int, logs: Path) -> None:
+        self.contender = contender
+        self._log = logs / f"{contender.name}.log"
+        self._process = subprocess.Popen(  # noqa: S603
+            [
+                sys.executable,
+                "-m",
+                "benchmark.worker",
+                json.dumps(contender.as_json()),
+                str(threads),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=open(self._log, "a"),  # noqa: SIM115  (the process's, as long as it lives)
+            text=True,
+            env=environment(contender, threads),
+        )
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Send a command and wait for its answer.
+
+        Raises:
+            BenchmarkError: the process died.
+        """
+        self.tell(command)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise BenchmarkError(
+                f"the process of {self.contender.name} ended with {self._process.wait()}:\n"
+                + "\n".join(self._log.read_text(errors="replace").splitlines()[-25:]),
+                "a contender answers every command",
+                f"its whole output is in {self._log}",
+            )
+        return json.loads(line)
+
+    def tell(self, command: dict[str, Any]) -> None:
+        """Send a command that has no answer."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # whoever waits for its answer sees why
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def environment(contender: Contender, threads: int) -> dict[str, str]:
+    """Environment of a contender's process: threads, malloc, no network."""
+    paths = [str(_JOBS), str(_JOBS.parent), os.environ.get("PYTHONPATH", "")]
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **(dict(MALLOC_ENVIRONMENT) if contender.malloc else {}),
+    }
+
+
+@contextmanager
+def workers(contenders: list[Contender], threads: int, logs: Path) -> Generator[list[Worker]]:
+    """Processes of these contenders, for as long as the block lasts."""
+    with ExitStack() as stack:
+        started: list[Worker] = []
+        for contender in contenders:
+            worker = Worker(contender, threads, logs)
+            stack.callback(worker.close)
+            started.append(worker)
+        yield started
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How long a scenario is measured.
+
+    Attributes:
+        warm_up: steps of each contender before anything is timed.
+        repeats: timed turns of each contender.
+        count: steps of one turn.
+        peak_size: rows of the matrices whose product says what the hardware can do.
+    """
+
+    warm_up: int = 2
+    repeats: int = 5
+    count: int = 2
+    peak_size: int = 2048
+
+
+def take_turns(scenario: Scenario, started: list[Worker], turns: Turns) -> list[Runs]:
+    """Measure all contenders on a scenario, in turn."""
+    runs: list[Runs] = []
+    for worker in started:
+        worker_runs = Runs(worker.contender, worker.ask(scenario.as_json())["parameters"])
+        _steps(worker, worker_runs, turns.warm_up)
+        worker_runs.seconds.clear()
+        runs.append(worker_runs)
+    for _ in range(turns.repeats):
+        for worker, worker_runs in zip(started, runs, strict=True):
+            _steps(worker, worker_runs, turns.count)
+            if worker.contender.kind in ("raydpo", "score_raydpo"):
+                worker_runs.peak_flops.append(_peak(worker, scenario, turns))
+    for worker in started:
+        worker.tell({"do": "end"})
+    return runs
+
+
+def profile(scenario: Scenario, worker: Worker, warm_up: int, count: int) -> str:
+    """Where the time of `count` steps goes, as the profiler's table."""
+    worker.ask(scenario.as_json())
+    worker.ask({"do": "steps", "count": warm_up})
+    text = worker.ask({"do": "profile", "count": count})["profile"]
+    worker.tell({"do": "end"})
+    return text
+
+
+def _steps(worker: Worker, runs: Runs, count: int) -> None:
+    answer = worker.ask({"do": "steps", "count": count})
+    runs.seconds.append(answer["seconds"])
+    runs.losses += answer["losses"]
+    runs.growth_bytes = answer["growth_bytes"]
+
+
+def _peak(worker: Worker, scenario: Scenario, turns: Turns) -> float:
+    command = {"do": "peak", "precision": scenario.precision, "size": turns.peak_size}
+    return worker.ask(command)["flops"]

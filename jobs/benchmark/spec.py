@@ -1,0 +1,161 @@
+"""What is measured: shapes of models and data, and who is measured on them.
+
+What comes in: nothing. What goes out: frozen descriptions that go to the worker processes
+as JSON and come back the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+#: Who is measured: our train step, TRL's trainer, and three ways to score a reference.
+Kind = Literal["raydpo", "trl", "score_raydpo", "score_padded", "score_vllm"]
+Precision = Literal["bfloat16", "float32"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A Llama with random weights and tied embeddings."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    key_value_heads: int
+    intermediate: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """Preference groups with log-normal lengths.
+
+    Attributes:
+        prompt_tokens: median length of the prompts.
+        completion_tokens: median length of the completions.
+        sigma: standard deviation of the lengths' logarithm; 0 makes all lengths the median.
+        completions: K; every group has all K (K - 1) / 2 pairs.
+        groups_per_step: groups of one optimizer step.
+        steps: steps until the data are used up.
+        longest: no length is above this many times its median.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    sigma: float
+    completions: int
+    groups_per_step: int
+    steps: int = 64
+    longest: float = 3.0
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs of one optimizer step."""
+        return self.groups_per_step * self.completions * (self.completions - 1) // 2
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One thing to measure: the same model and data for every contender.
+
+    Attributes:
+        name: of the row in the table.
+        model: random weights, from `seed`.
+        data: random tokens, from `seed`.
+        precision: `bfloat16` (autocast over float32 parameters) or `float32`.
+        device: `cpu` or `cuda`.
+        seed: of weights, tokens, lengths and the order of groups.
+    """
+
+    name: str
+    model: ModelShape
+    data: DataShape
+    precision: Precision
+    device: str
+    seed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Scenario:
+        """The inverse of `as_json`."""
+        shapes: dict[str, Any] = {
+            "model": ModelShape(**values["model"]),
+            "data": DataShape(**values["data"]),
+        }
+        return Scenario(**{**values, **shapes})
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Somebody who is measured, in a process of its own.
+
+    Attributes:
+        name: of the column in the table.
+        kind: what it runs.
+        says: what a reader must know of it.
+        malloc: whether its process gets `raydpo.environment.MALLOC_ENVIRONMENT`.
+        attention: the model's attention implementation; None for what it takes by itself.
+        batch_pairs: pairs of one forward pass (TRL); None for all of a step.
+        gradient_checkpointing: TRL's default is to recompute activations.
+        compaction: run TRL's output layer on completion positions only, as it does on CUDA.
+        batch_sequences: sequences of one forward pass (padded scoring).
+        sort_by_length: put sequences of like length together (padded scoring).
+    """
+
+    name: str
+    kind: Kind
+    says: str
+    malloc: bool = True
+    attention: str | None = None
+    batch_pairs: int | None = None
+    gradient_checkpointing: bool = False
+    compaction: bool = False
+    batch_sequences: int = 16
+    sort_by_length: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+OURS = Contender("raydpo", "raydpo", "the real train loop on preference groups")
+TRL_STOCK = Contender(
+    "trl_stock",
+    "trl",
+    "DPOTrainer as it comes: batch 8, activations recomputed, glibc's malloc",
+    malloc=False,
+    batch_pairs=8,
+    gradient_checkpointing=True,
+)
+TRL_TUNED = Contender(
+    "trl_tuned",
+    "trl",
+    "batch 2 with accumulation, activations kept, malloc tuned as ours",
+    batch_pairs=2,
+)
+TRL_COMPACT = replace(
+    TRL_TUNED,
+    name="trl_compact",
+    says="as trl_tuned, and the output layer on completion positions only, which TRL does on CUDA",
+    compaction=True,
+)
+#: The columns of the table, ours first.
+TRAINERS = (OURS, TRL_STOCK, TRL_TUNED, TRL_COMPACT)
+
+SCORE_OURS = Contender("score_raydpo", "score_raydpo", "the reference stage's scorer")
+SCORE_PADDED = Contender(
+    "score_padded",
+    "score_padded",
+    "transformers' forward on right-padded batches of 16 sequences, as they come",
+)
+SCORE_SORTED = replace(
+    SCORE_PADDED,
+    name="score_padded_sorted",
+    says="the same, with sequences of like length together",
+    sort_by_length=True,
+)
+SCORE_VLLM = Contender("score_vllm", "score_vllm", "vLLM's prompt_logprobs", malloc=False)
