@@ -242,7 +242,7 @@ class ReferenceConfig(Section):
     cpus_per_worker: PositiveFloat = 1.0
     """Ray CPUs that an actor holds."""
     max_tokens_per_batch: PositiveInt = 4096
-    """Padded tokens of one forward pass."""
+    """Tokens of one forward pass, prompts counted once where shared, else padding too."""
     verify_groups: NonNegativeInt = 8
     """Groups scored again before training and held against the table."""
     tolerance: PositiveFloat = 1e-3

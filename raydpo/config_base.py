@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -23,6 +23,10 @@ def _not_almost_greedy(value: float) -> float:
 
 
 Temperature = Annotated[NonNegativeFloat, AfterValidator(_not_almost_greedy)]
+
+
+#: Attention over the shared layout, by name.
+SHARED_ATTENTIONS = ("segments", "varlen", "flex", "mask")
 
 
 class Section(BaseModel):
@@ -49,8 +53,30 @@ class ModelConfig(Section):
     """A file with a Jinja chat template, used instead of the tokenizer's own."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of training and of the reference; parameters stay float32 in training."""
-    attention: str = "sdpa"
-    """`attn_implementation` of transformers, the same for policy and reference."""
+    layout: Literal["auto", "shared", "padded"] = "auto"
+    """Whether training and reference compute a prompt once for all its completions: `auto` does where the model is seen to allow it, `shared` stops where not."""
+    attention: str = "auto"
+    """`segments` (CPU), `varlen`, `flex` (CUDA), `mask` for shared prompts; any other name is an `attn_implementation` of transformers, padded."""
+
+    @model_validator(mode="after")
+    def _attention_fits_layout(self) -> ModelConfig:
+        shares = self.attention in ("auto", *SHARED_ATTENTIONS)
+        if self.layout == "shared" and not shares:
+            raise ValueError(
+                f"layout `shared` needs attention `auto` or one of {SHARED_ATTENTIONS}, "
+                f"not {self.attention!r}"
+            )
+        if self.layout == "padded" and self.attention in SHARED_ATTENTIONS:
+            raise ValueError(
+                f"layout `padded` takes attention `auto` or a name of transformers, "
+                f"not {self.attention!r}"
+            )
+        return self
+
+    @property
+    def attn_implementation(self) -> str | None:
+        """What transformers is asked for when it loads the model; None for its default."""
+        return None if self.attention in ("auto", *SHARED_ATTENTIONS) else self.attention
 
 
 Model = Annotated[ModelConfig, BeforeValidator(path_shorthand)]

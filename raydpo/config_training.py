@@ -43,7 +43,7 @@ class TrainerConfig(Section):
     cpus_per_worker: PositiveFloat = 1.0
     """Ray CPUs that a worker holds."""
     max_tokens_per_micro_batch: PositiveInt = 4096
-    """Padded tokens of one forward and backward pass; bounds memory, changes no result."""
+    """Tokens of one forward and backward pass, prompts counted once where shared, else padding too; bounds memory, changes no result."""
     epochs: PositiveInt = 1
     """Passes over the data."""
     max_steps: PositiveInt | None = None

@@ -81,7 +81,7 @@ def load_causal_lm(model: ModelConfig) -> PreTrainedModel:
         AutoModelForCausalLM,
         model,
         dtype=torch.float32,
-        attn_implementation=model.attention,
+        attn_implementation=model.attn_implementation,
         use_safetensors=True,  # the older format is a pickle, which can run code
     )
     return loaded.eval()

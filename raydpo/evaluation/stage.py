@@ -126,7 +126,9 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
         ],
         "beta": config.training.objective.beta if config.training else None,
         "seed": config.seed,
-        **{name: [model.precision, model.attention] for name, model in models.items()},
+        **{
+            name: [model.precision, model.attention, model.layout] for name, model in models.items()
+        },
     }
 
 

@@ -24,9 +24,10 @@ from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
 from raydpo.tables import Row
 from raydpo.training.batch import build_micro_batch, split_by_sequence
-from raydpo.training.composition import micro_batches
+from raydpo.training.composition import padded_micro_batches, shared_micro_batches
 from raydpo.training.groups import Group
-from raydpo.training.logps import TokenLogps, check_forward, token_logps
+from raydpo.training.logps import token_logps
+from raydpo.training.sharing import token_module
 
 
 def score_reference(
@@ -60,7 +61,11 @@ def score_reference(
             "model": weights_fingerprint(model),
             "tokenizer": tokenizer_fingerprint(model),
         },
-        settings={"precision": model.precision, "attention": model.attention},
+        settings={
+            "precision": model.precision,
+            "attention": model.attention,
+            "layout": model.layout,
+        },
     )
     cuda = uses_cuda("auto")
     workers = Workers(
@@ -109,26 +114,19 @@ def verify_reference(
 
 
 class Scorer:
-    """Scores groups under one model, in padded batches under a token budget."""
+    """Scores groups under one model, in batches under a token budget."""
 
     def __init__(self, model: ModelConfig, max_tokens_per_batch: int) -> None:
-        loaded = load_causal_lm(model)
-        check_forward(loaded)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.module = TokenLogps(loaded, model.precision).to(self.device).eval()
+        module = token_module(load_causal_lm(model), model, self.device)
+        self.module = module.to(self.device).eval()
         self.max_tokens_per_batch = max_tokens_per_batch
 
     def __call__(self, rows: list[Row]) -> PartResult:
         """One part of groups -> one part of the reference table."""
         groups = [_group(row) for row in rows]
         logps: dict[int, list[list[float]]] = {}
-        batches = micro_batches(
-            list(range(len(groups))),
-            [len(group.completions) for group in groups],
-            [group.longest for group in groups],
-            self.max_tokens_per_batch,
-        )
-        for numbers in batches:
+        for numbers in self._batches(groups):
             scored = self._score([groups[n] for n in numbers])
             logps |= dict(zip(numbers, scored, strict=True))
         return PartResult(
@@ -138,9 +136,19 @@ class Scorer:
             ]
         )
 
+    def _batches(self, groups: list[Group]) -> list[list[int]]:
+        numbers = list(range(len(groups)))
+        if self.module.shared:
+            return shared_micro_batches(
+                numbers, [group.flat for group in groups], self.max_tokens_per_batch
+            )
+        sequences = [len(group.completions) for group in groups]
+        longest = [group.longest for group in groups]
+        return padded_micro_batches(numbers, sequences, longest, self.max_tokens_per_batch)
+
     @torch.no_grad()
     def _score(self, groups: list[Group]) -> list[list[list[float]]]:
-        batch = build_micro_batch(groups).to(self.device)
+        batch = build_micro_batch(groups, self.module.shared).to(self.device)
         values = token_logps(self.module, batch).cpu()
         sequences = iter(split_by_sequence(values.tolist(), batch))
         return [[next(sequences) for _ in group.completions] for group in groups]

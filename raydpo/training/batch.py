@@ -1,12 +1,15 @@
 """Micro-batches as tensors: the layout of preference groups.
 
-What comes in: groups. What goes out: right-padded sequences `prompt + completion`, and
-for every completion token where its prediction stands. Each completion is there once,
-however many pairs it is in. With causal attention and padding on the right no real token
-ever sees a padded one, so no attention mask is needed.
+What comes in: groups. What goes out: their token ids, and for every completion token
+where its prediction stands. Each completion is there once, however many pairs it is in.
 
-Shapes: G groups, R sequences, T tokens of the longest, N completion tokens, P pairs, Q rankings
-of at most K completions, J judged completions.
+Shared layout: one flat sequence `[prompt | y1 | ... | yK]` of all groups (see `layout.py`).
+Padded layout: right-padded rows `prompt + completion`. With causal attention and padding
+on the right no real token ever sees a padded one, so no attention mask is needed.
+
+Shapes: G groups, R sequences (completions), N completion tokens, P pairs, Q rankings of at
+most K completions, J judged completions; B rows of T tokens: one row of all tokens in the
+shared layout, R rows as long as the longest in the padded one.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from raydpo.training.groups import Group
+from raydpo.training.layout import PrefixLayout, prefix_layout
 from raydpo.training.preference_tensors import preference_tensors
 
 
@@ -27,8 +31,9 @@ class MicroBatch:
     """Tensors of some groups.
 
     Attributes:
-        input_ids: [R, T] int64, padded with 0.
-        predictors: [N] int64, which of the R*T hidden states predicts the token.
+        input_ids: [B, T] int64, padded with 0.
+        layout: where groups stand in the flat sequence; None in the padded layout.
+        predictors: [N] int64, which of the B*T hidden states predicts the token.
         targets: [N] int64, the completion tokens, sequence after sequence.
         sequences: [N] int64, the sequence (completion) that a token belongs to.
         sequence_lengths: [R] int64, completion tokens of each sequence.
@@ -44,6 +49,7 @@ class MicroBatch:
     """
 
     input_ids: Tensor
+    layout: PrefixLayout | None
     predictors: Tensor
     targets: Tensor
     sequences: Tensor
@@ -61,7 +67,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if value is not None else None
+            name: value.to(device) if value is not None else None
             for name, value in self.__dict__.items()
         }
         return MicroBatch(**moved)
@@ -72,25 +78,20 @@ class MicroBatch:
         return sums.index_add(0, self.sequences, token_values.float())
 
 
-def build_micro_batch(groups: list[Group]) -> MicroBatch:
-    """Lay groups out as tensors on the CPU."""
-    sequences = [(g.prompt_ids, completion) for g in groups for completion in g.completions]
-    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
-    input_ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    predictors: list[int] = []
-    for row, (prompt, completion) in enumerate(sequences):
-        assert prompt, "a completion needs at least one token before it"
-        assert completion, "a completion has at least one token"
-        ids = prompt + completion
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        first = row * longest + len(prompt) - 1
-        predictors += range(first, first + len(completion))
-    lengths = torch.tensor([len(completion) for _, completion in sequences])
+def build_micro_batch(groups: list[Group], shared: bool = False) -> MicroBatch:
+    """Lay groups out as tensors on the CPU, in the shared or in the padded layout."""
+    for group in groups:
+        assert group.prompt_ids, "a completion needs at least one token before it"
+        assert all(group.completions), "a completion has at least one token"
+    completions = [completion for group in groups for completion in group.completions]
+    lengths = torch.tensor([len(completion) for completion in completions])
     counts = torch.tensor([len(group.completions) for group in groups])
+    input_ids, predictors, layout = (_shared if shared else _padded)(groups)
     return MicroBatch(
         input_ids=input_ids,
-        predictors=torch.tensor(predictors),
-        targets=torch.tensor([token for _, completion in sequences for token in completion]),
+        layout=layout,
+        predictors=predictors,
+        targets=torch.tensor([token for completion in completions for token in completion]),
         sequences=torch.arange(len(lengths)).repeat_interleave(lengths),
         sequence_lengths=lengths,
         sequence_groups=torch.arange(len(counts)).repeat_interleave(counts),
@@ -103,6 +104,29 @@ def split_by_sequence(token_values: list[float], batch: MicroBatch) -> list[list
     """Undo the flattening: [N] values -> one list for each of the R sequences."""
     values = iter(token_values)
     return [list(itertools.islice(values, n)) for n in batch.sequence_lengths.tolist()]
+
+
+def _shared(groups: list[Group]) -> tuple[Tensor, Tensor, PrefixLayout]:
+    layout = prefix_layout(
+        [len(group.prompt_ids) for group in groups],
+        [[len(completion) for completion in group.completions] for group in groups],
+    )
+    parts = [part for group in groups for part in (group.prompt_ids, *group.completions)]
+    ids = torch.tensor([token for part in parts for token in part])
+    return ids[None], layout.tensor(layout.predictors()), layout
+
+
+def _padded(groups: list[Group]) -> tuple[Tensor, Tensor, None]:
+    sequences = [(g.prompt_ids, completion) for g in groups for completion in g.completions]
+    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    input_ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    predictors: list[int] = []
+    for row, (prompt, completion) in enumerate(sequences):
+        ids = prompt + completion
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        first = row * longest + len(prompt) - 1
+        predictors += range(first, first + len(completion))
+    return input_ids, torch.tensor(predictors), None
 
 
 def _reference(groups: list[Group]) -> Tensor | None:

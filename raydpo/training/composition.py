@@ -19,7 +19,7 @@ import numpy.typing as npt
 from raydpo.training.groups import GroupSizes
 
 #: Integers by number.
-Integers = Sequence[int] | npt.NDArray[np.int32]
+Integers = Sequence[int] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,26 @@ def _epoch_order(seed: int, epoch: int, groups: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(groups)
 
 
-def rank_shares(groups: list[int], sizes: GroupSizes, world_size: int) -> list[list[int]]:
-    """Share a step's groups among ranks so that their token counts are close.
+def rank_shares(groups: list[int], tokens: Integers, world_size: int) -> list[list[int]]:
+    """Share a step's groups among ranks so that the tokens they compute are close.
 
     Longest first, each to the rank with the fewest tokens so far.
+
+    Args:
+        groups: numbers of the groups.
+        tokens: what each group costs, by number.
+        world_size: number of ranks.
     """
     shares: list[list[int]] = [[] for _ in range(world_size)]
     loads = [0] * world_size
-    for group in sorted(groups, key=lambda g: (-int(sizes.tokens[g]), g)):
+    for group in sorted(groups, key=lambda g: (-int(tokens[g]), g)):
         rank = loads.index(min(loads))
         shares[rank].append(group)
-        loads[rank] += int(sizes.tokens[group])
+        loads[rank] += int(tokens[group])
     return shares
 
 
-def micro_batches(
+def padded_micro_batches(
     groups: list[int], sequences: Integers, longest: Integers, max_tokens: int
 ) -> list[list[int]]:
     """Cut groups into micro-batches of at most `max_tokens` padded tokens.
@@ -103,19 +108,58 @@ def micro_batches(
     return batches
 
 
-def padded_micro_batches(
-    groups: list[int], sizes: GroupSizes, world_size: int, rank: int, max_tokens: int
+def shared_micro_batches(groups: list[int], flat: Integers, max_tokens: int) -> list[list[int]]:
+    """Pack groups into micro-batches of at most `max_tokens` tokens, prompts counted once.
+
+    Largest first, each into the first micro-batch with room. A group is never cut.
+
+    Args:
+        groups: numbers of the groups.
+        flat: tokens of each group, by number.
+        max_tokens: the budget.
+    """
+    batches: list[list[int]] = []
+    room: list[int] = []
+    for group in sorted(groups, key=lambda g: (-int(flat[g]), g)):
+        size = int(flat[group])
+        number = next((n for n, left in enumerate(room) if left >= size), len(batches))
+        if number == len(batches):
+            batches.append([])
+            room.append(max_tokens)
+        batches[number].append(group)
+        room[number] -= size
+    return batches
+
+
+def rank_micro_batches(
+    groups: list[int],
+    sizes: GroupSizes,
+    world_size: int,
+    rank: int,
+    max_tokens: int,
+    shared: bool,
 ) -> list[tuple[list[int], bool]]:
     """A rank's micro-batches, as many as any rank has: (group numbers, does it count).
 
     Sharded training gathers parameters in every forward pass, so all ranks must make
     equally many. What is missing is filled up with passes whose loss counts nothing.
+
+    Args:
+        groups: numbers of the step's groups.
+        sizes: of all groups.
+        world_size: number of ranks.
+        rank: this one.
+        max_tokens: budget of a micro-batch.
+        shared: whether prompts are computed once a group (the layout).
     """
+    cost = sizes.flat if shared else sizes.tokens
     shares = [
-        micro_batches(share, sizes.sequences, sizes.longest, max_tokens)
-        for share in rank_shares(groups, sizes, world_size)
+        shared_micro_batches(share, sizes.flat, max_tokens)
+        if shared
+        else padded_micro_batches(share, sizes.sequences, sizes.longest, max_tokens)
+        for share in rank_shares(groups, cost, world_size)
     ]
     most = max(len(share) for share in shares)
-    filler = [min(groups, key=lambda g: int(sizes.tokens[g]))]
+    filler = [min(groups, key=lambda g: int(cost[g]))]
     own = [(batch, True) for batch in shares[rank]]
     return own + [(filler, False)] * (most - len(own))

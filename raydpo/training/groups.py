@@ -79,6 +79,11 @@ class Group:
         """Tokens of the longest sequence: prompt and one completion."""
         return len(self.prompt_ids) + max(len(c) for c in self.completions)
 
+    @property
+    def flat(self) -> int:
+        """Tokens of all sequences, the prompt counted once."""
+        return len(self.prompt_ids) + sum(len(c) for c in self.completions)
+
     def only(self, completions: list[int]) -> Group:
         """The group with some of its completions, in this order, and no pairs or ranking."""
         reference, desirable = self.reference_token_logps, self.desirable
@@ -100,6 +105,7 @@ class GroupSizes:
         sequences: completions of the group.
         longest: tokens of its longest sequence, prompt included.
         tokens: tokens of all its sequences, the prompt counted with each.
+        flat: tokens of all its sequences, the prompt counted once.
         targets: completion tokens.
         pair_weight: sum of the weights of its pairs.
         rankings: 1 where it has a ranking, else 0.
@@ -109,6 +115,7 @@ class GroupSizes:
     sequences: npt.NDArray[np.int32]
     longest: npt.NDArray[np.int32]
     tokens: npt.NDArray[np.int64]
+    flat: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     pair_weight: npt.NDArray[np.float64]
     rankings: npt.NDArray[np.int64]
@@ -250,12 +257,13 @@ def _sizes(reader: Any) -> GroupSizes:
         names = ("completions", "pairs", "ranking", "desirable")
         for prompt, *row in zip(prompts, *(batch.column(name) for name in names), strict=True):
             rows.append(_size(prompt, *row))
-    columns = np.array(rows, np.float64).reshape(-1, 7).T
-    sequences, longest, tokens, targets, weight, rankings, judged = columns
+    columns = np.array(rows, np.float64).reshape(-1, 8).T
+    sequences, longest, tokens, flat, targets, weight, rankings, judged = columns
     return GroupSizes(
         sequences=sequences.astype(np.int32),
         longest=longest.astype(np.int32),
         tokens=tokens.astype(np.int64),
+        flat=flat.astype(np.int64),
         targets=targets.astype(np.int64),
         pair_weight=weight,
         rankings=rankings.astype(np.int64),
@@ -273,6 +281,7 @@ def _size(
         len(lengths),
         prompt + max(lengths),
         prompt * len(lengths) + targets,
+        prompt + targets,
         targets,
         sum(pair["weight"] for pair in pairs.as_py() or []),
         int(ranking.is_valid),

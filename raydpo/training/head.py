@@ -99,6 +99,11 @@ def head_outputs(
     return logps, target_logits, top_logits, kl
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Lower precision becomes float32; float64, in tests, stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _run_chunk(*arguments: Any) -> tuple[Tensor | None, ...]:
     if not torch.is_grad_enabled():
         return _chunk(*arguments)
@@ -118,7 +123,7 @@ def _chunk(
     request: HeadRequest,
     reference: ReferenceHead | None,
 ) -> tuple[Tensor | None, ...]:
-    logits = layer(hidden).float()
+    logits = at_least_float32(layer(hidden))
     target_logits = logits.gather(-1, targets[:, None]).squeeze(-1)
     logps = target_logits - logits.logsumexp(-1)
     kl = None if reference is None else _kl(reference, logits)
@@ -131,7 +136,6 @@ def _chunk(
 def _kl(reference: ReferenceHead, logits: Tensor) -> Tensor:
     """KL(pi_ref || pi) of each position, exact over the vocabulary."""
     with torch.no_grad():
-        reference_logps = reference.layer(reference.hidden).float().log_softmax(-1)
-    return F.kl_div(logits.log_softmax(-1), reference_logps, reduction="none", log_target=True).sum(
-        -1
-    )
+        reference_logps = at_least_float32(reference.layer(reference.hidden)).log_softmax(-1)
+    logps = logits.log_softmax(-1)
+    return F.kl_div(logps, reference_logps, reduction="none", log_target=True).sum(-1)

@@ -10,17 +10,18 @@ Shapes: R sequences, T tokens, N completion tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from raydpo.errors import ModelError
-from raydpo.training.batch import MicroBatch, build_micro_batch
-from raydpo.training.groups import Group
+from raydpo.training.attention.backends import IMPLEMENTATIONS
+from raydpo.training.attention.interface import LAYOUT_ARGUMENT, set_attention
+from raydpo.training.batch import MicroBatch
 from raydpo.training.head import (
     HeadRequest,
-    OutputLayer,
     ReferenceHead,
     TokenOutputs,
     head_outputs,
@@ -30,7 +31,6 @@ __all__ = [
     "HeadRequest",
     "TokenLogps",
     "TokenOutputs",
-    "check_forward",
     "token_logps",
     "token_outputs",
 ]
@@ -38,6 +38,9 @@ __all__ = [
 
 class TokenLogps(nn.Module):
     """A causal language model whose forward pass gives completion log-probabilities.
+
+    With `attention`, the name of a backend (see `attention/backends.py`), it takes micro-batches
+    in the shared layout; without it, in the padded one, by the model's own attention.
 
     A `reference` is a frozen model beside the policy, for `HeadRequest.reference_kl`. It is
     no submodule: neither optimizer, checkpoints nor gradient synchronization see it.
@@ -47,41 +50,48 @@ class TokenLogps(nn.Module):
         self,
         model: PreTrainedModel,
         precision: str = "float32",
+        attention: str | None = None,
         reference: TokenLogps | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self.shared = attention is not None
         self._reference = (reference,)
+        if attention is not None:
+            set_attention(model, IMPLEMENTATIONS[attention])
 
     def forward(
         self, batch: MicroBatch, request: HeadRequest
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The fields of `TokenOutputs`: a plain tuple, which DDP and FSDP hook into."""
         reference = self._reference_head(batch) if request.reference_kl else None
-        with _autocast(self.precision, batch.input_ids.device):
+        with autocast(self.precision, batch.input_ids.device):
             hidden = self.hidden(batch)
             return head_outputs(self.output_layer, hidden, batch.targets, request, reference)
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Last hidden states that predict the completion tokens: [N, H]."""
-        decoder = self.model.base_model
-        hidden = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1)[batch.predictors]
+        arguments: dict[str, Any] = {}
+        if batch.layout is not None:
+            positions = batch.layout.position_ids
+            arguments = {"position_ids": positions, LAYOUT_ARGUMENT: batch.layout}
+        decoder = decoder_of(self.model)
+        hidden = decoder(input_ids=batch.input_ids, use_cache=False, **arguments).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, batch.predictors)
 
-    @property
-    def output_layer(self) -> OutputLayer:
-        """From hidden states to logits."""
+    def output_layer(self, hidden: Tensor) -> Tensor:
+        """From hidden states [n, H] to logits [n, V], scaled and capped as the model does."""
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has an output layer"
-        return head
+        return adjusted_logits(head(hidden), self.model.config.get_text_config())
 
     @torch.no_grad()
     def _reference_head(self, batch: MicroBatch) -> ReferenceHead:
         (reference,) = self._reference
         assert reference is not None, "KL to the reference needs a reference model"
         reference.to(batch.input_ids.device)
-        with _autocast(reference.precision, batch.input_ids.device):
+        with autocast(reference.precision, batch.input_ids.device):
             return ReferenceHead(reference.hidden(batch), reference.output_layer)
 
 
@@ -95,32 +105,36 @@ def token_logps(module: nn.Module, batch: MicroBatch) -> Tensor:
     return token_outputs(module, batch, HeadRequest()).logps
 
 
-def check_forward(model: PreTrainedModel) -> None:
-    """Hold this forward pass against the model's own logits on a few tokens.
-
-    Some architectures scale or cap logits after the output layer; leaving that out would
-    be silently wrong, so such a model is refused.
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its output layer.
 
     Raises:
-        ModelError: the two differ.
+        ModelError: it has none that can be told apart.
     """
-    ids = torch.arange(1, 9).remainder(model.config.vocab_size).tolist()
-    batch = build_micro_batch([Group("check", ids[:1], [ids[1:]], [], None)]).to(model.device)
-    with torch.no_grad():
-        own = model(input_ids=batch.input_ids, use_cache=False).logits.float().log_softmax(-1)
-        expected = own[0, :-1].gather(-1, batch.targets[:, None]).squeeze(-1)
-        got = token_logps(TokenLogps(model), batch)
-    difference = (expected - got).abs().max().item()
-    if not difference < 1e-4:
-        raise ModelError(
-            f"{type(model).__name__}: its logits differ from hidden states times output layer "
-            f"by {difference:.2g} nats",
-            "raydpo runs the output layer on completion positions only, so nothing may follow it",
-            "use a model without logit scaling or soft-capping",
-        )
+    candidates: list[Any] = [model.get_decoder(), getattr(model, "model", None)]
+    for decoder in candidates:
+        if isinstance(decoder, nn.Module) and decoder is not model:
+            return decoder
+    raise ModelError(
+        f"{type(model).__name__} has no decoder apart from its output layer",
+        "raydpo runs the output layer on completion positions only",
+        "use a causal language model whose decoder transformers' `get_decoder` gives",
+    )
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+def adjusted_logits(logits: Tensor, config: Any) -> Tensor:
+    """What some architectures do to the output layer's products (Cohere, Granite, Gemma 2)."""
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 if that is the precision; parameters stay float32."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -21,7 +21,7 @@ from raydpo.config import TrainerConfig
 from raydpo.errors import NumericsError
 from raydpo.training.batch import MicroBatch, build_micro_batch
 from raydpo.training.checkpoints import load_checkpoint, save_checkpoint
-from raydpo.training.composition import Plan, padded_micro_batches
+from raydpo.training.composition import Plan, rank_micro_batches
 from raydpo.training.groups import GroupDataset
 from raydpo.training.logps import TokenLogps, token_outputs
 from raydpo.training.objectives import Objective
@@ -71,7 +71,7 @@ def train(
     wrapped = parallelize(module, settings.strategy, world, settings.activation_checkpointing)
     optimizer = _optimizer(wrapped, settings)
     start = load_checkpoint(resume_from, wrapped, optimizer) if resume_from else 0
-    step = Step(wrapped, data, objective, settings, plan, world, optimizer, hooks)
+    step = Step(wrapped, module.shared, data, objective, settings, plan, world, optimizer, hooks)
     for index in range(start, plan.total_steps):
         metrics = step(index)
         hooks.log(index + 1, metrics)
@@ -88,9 +88,13 @@ def train(
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer update over the global batch."""
+    """One optimizer update over the global batch.
+
+    `shared` is the layout that the module takes: prompts computed once, or padded rows.
+    """
 
     module: nn.Module
+    shared: bool
     data: GroupDataset
     objective: Objective
     settings: TrainerConfig
@@ -123,17 +127,19 @@ class Step:
 
     def _accumulate(self, step: int, groups: list[int], normalizer: float) -> dict[str, float]:
         """Backward passes over this rank's micro-batches; returns this rank's sums."""
-        batches = padded_micro_batches(
+        batches = rank_micro_batches(
             groups,
             self.data.sizes,
             self.world.size,
             self.world.rank,
             self.settings.max_tokens_per_micro_batch,
+            self.shared,
         )
         sums: dict[str, float] = {"loss": 0.0}
         largest = 0.0
         for number, (numbers, counts) in enumerate(batches):
-            batch = build_micro_batch([self.data[g] for g in numbers]).to(self.world.device)
+            batch = build_micro_batch([self.data[g] for g in numbers], self.shared)
+            batch = batch.to(self.world.device)
             with gradient_sync(self.module, number == len(batches) - 1):
                 outputs = token_outputs(self.module, batch, self.objective.head)
                 loss, metrics = self.objective.sums(outputs, batch)

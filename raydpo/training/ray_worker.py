@@ -27,11 +27,12 @@ from raydpo.split import is_heldout
 from raydpo.storage import Folder, fingerprint
 from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, example_rows, joined_rows, write_groups
-from raydpo.training.logps import TokenLogps, check_forward
+from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import Hooks, Metrics, train
 from raydpo.training.metrics_log import MetricsLog
 from raydpo.training.objectives import Objective, PreferenceObjective, SftObjective
 from raydpo.training.sharding import World, current_world, full_parameters
+from raydpo.training.sharing import token_module
 
 #: A numerical failure is the same on every rank and would come again: it is written here
 #: and the workers end, instead of being started again by Ray Train.
@@ -80,16 +81,14 @@ def run_worker(arguments: dict[str, Any]) -> None:
 
 def _train(job: TrainJob, world: World) -> None:
     data = _dataset(job)
-    model = load_causal_lm(job.model)
-    check_forward(model)
+    module = token_module(load_causal_lm(job.model), job.model, world.device)
     plan = _plan(job, len(data))
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        _train_and_export(job, world, data, TokenLogps(model, job.model.precision), plan, None, 0)
+        _train_and_export(job, world, data, module, plan, None, 0)
         return
     start = int(checkpoint.get_metadata()["step"])
     with checkpoint.as_directory() as folder:
-        module = TokenLogps(model, job.model.precision)
         _train_and_export(job, world, data, module, plan, Path(folder), start)
 
 

@@ -108,6 +108,7 @@ def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
             **job.settings.model_dump(mode="json", exclude=set(_NOT_CONTENT)),
             "precision": job.model.precision,
             "attention": job.model.attention,
+            "layout": job.model.layout,
             "seed": job.seed,
             "heldout_fraction": job.heldout_fraction,
         },

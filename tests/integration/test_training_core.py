@@ -99,6 +99,7 @@ def run(
     resume_from: Path | None = None,
     save_at: tuple[int, Path] | None = None,
     checkpointing: bool = False,
+    attention: str | None = "segments",
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Train for STEPS steps, or the rest of them; returns losses and final parameters."""
     settings = TrainingConfig(
@@ -124,7 +125,7 @@ def run(
     )
     objective = PreferenceObjective(settings.objective)
     world = current_world(torch.device("cpu"))
-    module = TokenLogps(make_model())
+    module = TokenLogps(make_model(), attention=attention)
     wrapped = train(module, groups, objective, settings, plan, world, hooks, resume_from)
     return losses, full_parameters(wrapped)
 
@@ -169,8 +170,11 @@ def test_first_loss_is_log_two_and_training_lowers_it(one_worker) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 10**9])
-def test_micro_batches_change_nothing(data, one_worker, max_tokens: int) -> None:
-    assert_same(run(data, max_tokens=max_tokens), one_worker, 1e-5)
+@pytest.mark.parametrize("attention", ["segments", "mask", None])
+def test_layout_and_micro_batches_change_nothing(
+    data, one_worker, max_tokens: int, attention: str | None
+) -> None:
+    assert_same(run(data, max_tokens=max_tokens, attention=attention), one_worker, 1e-5)
 
 
 def test_activation_checkpointing_changes_nothing(data, one_worker) -> None:

@@ -4,8 +4,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -20,7 +18,8 @@ from raydpo.errors import ModelError
 from raydpo.training import head as head_module
 from raydpo.training.batch import build_micro_batch, split_by_sequence
 from raydpo.training.groups import Group
-from raydpo.training.logps import TokenLogps, check_forward, token_logps
+from raydpo.training.logps import TokenLogps, token_logps
+from raydpo.training.sharing import check_forward
 
 SMALL = {
     "vocab_size": 97,
@@ -102,13 +101,19 @@ def test_chunked_output_layer_gives_the_gradients_of_the_whole_one(monkeypatch) 
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_model_that_caps_its_logits_is_refused() -> None:
+def test_model_that_changes_its_logits_unknown_to_us_is_refused() -> None:
+    class Shifted(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits * torch.linspace(0, 1, out.logits.shape[-1])
+            return out
+
     torch.manual_seed(0)
-    config = Gemma2Config(**SMALL, final_logit_softcapping=0.5, initializer_range=0.5)
-    with pytest.raises(ModelError, match="differ"):
-        check_forward(Gemma2ForCausalLM(config).eval())
+    model = Shifted(LlamaConfig(**SMALL, initializer_range=0.5))
+    with pytest.raises(ModelError, match="Shifted: its logits differ"):
+        check_forward(TokenLogps(model.eval()))
 
 
 def test_plain_model_passes_the_forward_check() -> None:
     for make in MODELS.values():
-        check_forward(make().eval())
+        check_forward(TokenLogps(make().eval()))

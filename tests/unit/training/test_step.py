@@ -35,9 +35,10 @@ def step_of(world: World) -> Step:
         num_attention_heads=1,
     )
     settings = TrainingConfig()
-    module = TokenLogps(LlamaForCausalLM(config).eval())
+    module = TokenLogps(LlamaForCausalLM(config).eval(), attention="segments")
     return Step(
         module=module,
+        shared=module.shared,
         data=GroupDataset(write_groups([GROUP], uuid.uuid4().hex)),
         objective=PreferenceObjective(settings.objective),
         settings=settings,

@@ -1,0 +1,90 @@
+"""Which attention runs: names of configuration, and what each needs.
+
+What comes in: the model's configuration and the device. What goes out: the name of a
+backend, tried out on that device, and the `attn_implementation` behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from raydpo.config import ModelConfig
+from raydpo.errors import ModelError
+from raydpo.training.attention import cuda, mask, segments
+from raydpo.training.attention.interface import Backend, Scores, register
+from raydpo.training.layout import PrefixLayout, prefix_layout
+
+#: Backends for the shared layout, by their name in `model.attention`.
+BACKENDS: Final[dict[str, Backend]] = {
+    "segments": segments.attend,
+    "varlen": cuda.attend_varlen,
+    "flex": cuda.attend_flex,
+    "mask": mask.attend,
+}
+#: What `auto` is on CUDA: flash attention computes in half precision only.
+_FOR_CUDA: Final = {"bfloat16": "varlen", "float32": "flex"}
+_NEEDS: Final = {"segments": "cpu", "varlen": "cuda", "flex": "cuda"}
+#: From those names to names that transformers knows.
+IMPLEMENTATIONS: Final = {name: register(name, backend) for name, backend in BACKENDS.items()}
+#: Largest error of a backend's output relative to the oracle's, by the width of its dtype.
+_TOLERANCES: Final = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+def choose_backend(settings: ModelConfig, device: torch.device) -> str | None:
+    """The backend for the shared layout, or None for the padded one.
+
+    Raises:
+        ModelError: it does not run on this device.
+    """
+    name = settings.attention
+    if settings.layout == "padded" or name not in ("auto", *BACKENDS):
+        return None
+    if name == "auto":
+        name = "segments" if device.type == "cpu" else _FOR_CUDA[settings.precision]
+    if _NEEDS.get(name, device.type) != device.type:
+        raise ModelError(
+            f"model.attention `{name}` on {device.type}",
+            f"it runs on {_NEEDS[name]} only",
+            "set model.attention to `auto`",
+        )
+    return name
+
+
+def self_test(name: str, precision: str, device: torch.device) -> None:
+    """Hold a backend against the explicit mask on random states, forward and backward.
+
+    Raises:
+        ModelError: they differ: this version of PyTorch aligns or masks otherwise.
+    """
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    layout = prefix_layout([3, 1, 40], [[2, 5], [7], [1, 33, 20]]).to(device)
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(layout.tokens, heads, 32, generator=generator).to(device, dtype)
+        for heads in (4, 2, 2, 4)
+    ]
+    for window in (None, 8):
+        scores = Scores(scale=32**-0.5, window=window)
+        pairs = zip(
+            _with_gradients(BACKENDS[name], states, layout, scores),
+            _with_gradients(mask.attend, [x.float() for x in states], layout, scores),
+            strict=True,
+        )
+        error = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+        if not error < _TOLERANCES[dtype]:
+            raise ModelError(
+                f"model.attention `{name}` differs from the explicit mask by {error:.2g} (relative)",
+                f"it is within {_TOLERANCES[dtype]:g} on {device}, else this PyTorch masks otherwise",
+                "set model.attention to another backend, or to `mask`",
+            )
+
+
+def _with_gradients(
+    backend: Backend, states: list[Tensor], layout: PrefixLayout, scores: Scores
+) -> list[Tensor]:
+    query, key, value, output_gradient = (x.detach().requires_grad_() for x in states)
+    out = backend(query, key, value, layout, scores)
+    return [out, *torch.autograd.grad(out, (query, key, value), output_gradient.detach())]

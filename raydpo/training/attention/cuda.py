@@ -1,0 +1,174 @@
+"""Attention on CUDA: variable-length flash attention, and FlexAttention with a block mask.
+
+What comes in: states of the flat sequence. What goes out: attention over the layout.
+
+Varlen: the first completion of a group is one sequence with its prompt, queries and keys
+alike; each further completion is queries against its prompt's keys, copied, and its own. It
+needs causal masks aligned at the bottom right; the self-test at start sees to that.
+Flex: one call on the flat sequence; blocks that nothing in may attend to are skipped.
+
+Shapes: T tokens, Q query heads, K key heads, D of a head, R completions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import (
+    AuxRequest,
+    BlockMask,
+    create_block_mask,
+    flex_attention,
+)
+from torch.nn.attention.varlen import varlen_attn
+
+from raydpo.errors import ModelError
+from raydpo.training.attention.interface import Scores
+from raydpo.training.attention.rows import RowGather, gather_rows, row_gather
+from raydpo.training.layout import Integers, PrefixLayout, ranges
+
+
+@dataclass(frozen=True)
+class VarlenPlan:
+    """Sequences of queries and of keys, one for each completion.
+
+    Attributes:
+        keys: from tokens of the flat sequence to those of all key sequences.
+        query_ends, key_ends: [R + 1] int32, cumulative lengths.
+        most_queries, most_keys: of one sequence.
+    """
+
+    keys: RowGather
+    query_ends: Tensor
+    key_ends: Tensor
+    most_queries: int
+    most_keys: int
+
+
+def attend_varlen(
+    query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scores: Scores
+) -> Tensor:
+    """[T, Q, D], [T, K, D], [T, K, D] -> [T, Q, D], in half precision.
+
+    Raises:
+        ModelError: flash attention cannot do what the model asks for.
+    """
+    _refuse_for_varlen(query, value, scores)
+    plan = layout.cached("varlen", lambda: varlen_plan(layout))
+    key, value = (gather_rows(x.flatten(1), plan.keys).view(-1, *x.shape[1:]) for x in (key, value))
+    out = varlen_attn(
+        query,
+        key,
+        value,
+        plan.query_ends,
+        plan.key_ends,
+        plan.most_queries,
+        plan.most_keys,
+        scale=scores.scale,
+        # (-1, 0) is causal; flash attention counts the keys before the query's own.
+        window_size=(-1 if scores.window is None else scores.window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out
+
+
+def varlen_plan(layout: PrefixLayout) -> VarlenPlan:
+    """Query sequences stand in the flat sequence as they are; keys are copied together."""
+    prompts = layout.prompt_lengths[layout.groups]
+    first = np.diff(layout.groups, prepend=-1) > 0
+    queries, keys = layout.lengths + prompts * first, layout.lengths + prompts
+    starts = np.stack([layout.prompt_starts[layout.groups], layout.starts], 1).ravel()
+    tokens = ranges(starts, np.stack([prompts, layout.lengths], 1).ravel())
+    device = layout.position_ids.device
+    gather = row_gather(tokens, np.ones(len(tokens), np.bool_), layout.tokens)
+    return VarlenPlan(
+        gather.to(device),
+        _ends(queries).to(device),
+        _ends(keys).to(device),
+        int(queries.max()),
+        int(keys.max()),
+    )
+
+
+def attend_flex(
+    query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scores: Scores
+) -> Tensor:
+    """[T, Q, D], [T, K, D], [T, K, D'] -> [T, Q, D']."""
+    mask = layout.cached(("flex", scores.window), lambda: flex_mask(layout, scores.window))
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+    attend = _compiled_flex() if query.is_cuda else flex_attention
+    out, extra = attend(
+        q,
+        k,
+        v,
+        score_mod=_softcap(scores.softcap),
+        block_mask=mask,
+        scale=scores.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    if scores.sinks is not None:
+        assert extra.lse is not None
+        # A sink takes its share of the softmax: exp(lse) / (exp(lse) + exp(sink)) is left.
+        left = torch.sigmoid(extra.lse - scores.sinks.to(extra.lse.dtype)[None, :, None])
+        out = out * left[..., None].to(out.dtype)
+    return out[0].transpose(0, 1)
+
+
+def flex_mask(layout: PrefixLayout, window: int | None) -> BlockMask:
+    """The layout's rule, as FlexAttention's block mask."""
+    group, sequence = layout.owners()
+    position = layout.position_ids[0]
+
+    def allowed(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = (sequence[key] == sequence[query]) | (sequence[key] < 0)
+        seen = (group[key] == group[query]) & (key <= query) & own
+        return seen if window is None else seen & (position[query] - position[key] < window)
+
+    length = layout.tokens
+    return create_block_mask(allowed, None, None, length, length, device=position.device)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    """FlexAttention is a kernel only when compiled; lengths differ from batch to batch."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
+@functools.cache
+def _softcap(cap: float | None) -> Callable[..., Tensor] | None:
+    if cap is None:
+        return None
+
+    def capped(score: Tensor, *_place: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return capped
+
+
+def _ends(lengths: Integers) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+
+def _refuse_for_varlen(query: Tensor, value: Tensor, scores: Scores) -> None:
+    reasons = {
+        "flash attention needs half precision (model.precision: bfloat16)": query.dtype
+        not in (torch.bfloat16, torch.float16),
+        "flash attention has no soft-capped scores": scores.softcap is not None,
+        "flash attention has no attention sinks": scores.sinks is not None,
+        "its values have another width than its keys": query.shape[-1] != value.shape[-1],
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ModelError(
+                f"model.attention `varlen` cannot run this model: {reason}",
+                "`varlen` is PyTorch's variable-length flash attention",
+                "set model.attention to `flex`",
+            )

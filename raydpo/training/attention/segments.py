@@ -1,0 +1,299 @@
+"""Attention on CPUs: blocks of queries against their keys, batched by like shape.
+
+What comes in: states of the flat sequence. What goes out: attention over the layout. The
+queries of a prompt, and those of each completion, are segments: each has its own keys (of
+the prompt, then of the completion), and nothing that a mask would throw away is computed
+but for the causal half. Segments of like shape make one padded batch.
+
+In bfloat16 the batch is matmul, softmax, matmul with a backward pass of our own: PyTorch's
+SDPA on CPUs is several times slower at such lengths. In float32 it is SDPA.
+
+Shapes: T tokens, Q query heads, K key heads, D of a head; S segments of a batch with at
+most n queries and m keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raydpo.training.attention.interface import Scores
+from raydpo.training.attention.mask import plain_attention
+from raydpo.training.attention.rows import RowGather, gather_rows, row_gather
+from raydpo.training.layout import Integers, PrefixLayout, ranges
+
+#: Which of some numbers are real, not padding.
+Flags = npt.NDArray[np.bool_]
+#: Queries of one segment: longer ones are cut, to compute less of the causal upper half.
+QUERY_BLOCK = 128
+#: Scores (of one head) that a batch may compute for padding before a new one is begun.
+PADDED_SCORES = 4096
+#: Scores of one batch, over all heads.
+BATCH_SCORES = 1 << 22
+#: Attention weights are kept for the backward pass up to this size, and else computed again.
+KEPT_WEIGHTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Query blocks and their keys: prompt keys first, then those of the own completion.
+
+    Attributes, all [S]:
+        query_starts, queries: in the flat sequence.
+        prompt_starts, prompt_keys: in the flat sequence; the keys from the prompt.
+        own_starts, own_keys: the keys from the completion, up to the block's last query.
+    """
+
+    query_starts: Integers
+    queries: Integers
+    prompt_starts: Integers
+    prompt_keys: Integers
+    own_starts: Integers
+    own_keys: Integers
+
+    @property
+    def keys(self) -> Integers:
+        """Keys of each segment; its last query stands on the last of them."""
+        return self.prompt_keys + self.own_keys
+
+    def __getitem__(self, chosen: Integers) -> Segments:
+        return Segments(*(values[chosen] for values in self.__dict__.values()))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Segments of like shape.
+
+    Attributes:
+        segments: S of them.
+        last_keys: [S, n] number of the last key that each query sees.
+        query_shape, key_shape: [S, K, Q/K * n] and [S, K, m].
+    """
+
+    segments: Segments
+    last_keys: Tensor
+    query_shape: tuple[int, int, int]
+    key_shape: tuple[int, int, int]
+
+    def allowed(self, window: int | None) -> Tensor:
+        """[S, 1, n, m] bool. Padded queries see what the last real one sees."""
+        key = torch.arange(self.key_shape[2])
+        last = self.last_keys[:, None, :, None]
+        mask = key <= last
+        return mask if window is None else mask & (key > last - window)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layout is attended to, for one number of heads.
+
+    Attributes:
+        batches: of all segments.
+        queries, keys: from rows (token, head) of the flat sequence to rows of the batches.
+        outputs: from rows of the batches to rows of the flat sequence.
+    """
+
+    batches: list[Batch]
+    queries: RowGather
+    keys: RowGather
+    outputs: RowGather
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scores: Scores
+) -> Tensor:
+    """[T, Q, D], [T, K, D], [T, K, D'] -> [T, Q, D']."""
+    heads, key_heads = query.shape[1], key.shape[1]
+    plan = layout.cached(
+        ("segments", heads, key_heads), lambda: make_plan(layout, heads, key_heads)
+    )
+    queries = gather_rows(query.reshape(-1, query.shape[-1]), plan.queries)
+    keys = gather_rows(key.reshape(-1, key.shape[-1]), plan.keys)
+    values = gather_rows(value.reshape(-1, value.shape[-1]), plan.keys)
+    outputs: list[Tensor] = []
+    query_row = key_row = 0
+    for number, batch in enumerate(plan.batches):
+        query_rows, key_rows = int(np.prod(batch.query_shape)), int(np.prod(batch.key_shape))
+        q = queries[query_row : query_row + query_rows].view(*batch.query_shape, -1)
+        k = keys[key_row : key_row + key_rows].view(*batch.key_shape, -1)
+        v = values[key_row : key_row + key_rows].view(*batch.key_shape, -1)
+        outputs.append(_attend_batch(q, k, v, batch, layout, number, scores).flatten(0, 2))
+        query_row, key_row = query_row + query_rows, key_row + key_rows
+    return gather_rows(torch.cat(outputs), plan.outputs).view(-1, heads, value.shape[-1])
+
+
+def _attend_batch(
+    q: Tensor, k: Tensor, v: Tensor, batch: Batch, layout: PrefixLayout, number: int, scores: Scores
+) -> Tensor:
+    """[S, K, Q/K * n, D], [S, K, m, D], [S, K, m, D'] -> [S, K, Q/K * n, D']."""
+    shape, window = q.shape, scores.window
+    repeats = shape[2] // batch.last_keys.shape[1]
+    key = ("segments allowed", number, window, repeats)
+    allowed = layout.cached(key, lambda: batch.allowed(window))
+    if scores.softcap is not None or scores.sinks is not None:
+        per_head = q.view(shape[0], -1, shape[2] // repeats, shape[3])
+        return plain_attention(per_head, k, v, allowed, scores).reshape(*shape[:3], -1)
+    if q.dtype == torch.bfloat16:
+        penalty = layout.cached((*key, "penalty"), lambda: _penalty(allowed))
+        out: Any = _MatmulAttention.apply(
+            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), penalty, scores.scale
+        )
+        return out.view(*shape[:3], -1)
+    mask = layout.cached((*key, "mask"), lambda: allowed.repeat(1, 1, repeats, 1))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scale)
+
+
+class _MatmulAttention(torch.autograd.Function):
+    """Attention of [B, n, D] over [B, m, D], with a mask to be added to the scores.
+
+    Softmax in the operands' dtype with float32 sums. The weights are kept if they are
+    small, and else computed again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, penalty: Tensor, scale: float
+    ) -> Tensor:
+        scaled = query * scale
+        weights = _weights(scaled, key, penalty)
+        kept = weights if weights.numel() <= KEPT_WEIGHTS else None
+        ctx.save_for_backward(scaled, key, value, penalty, kept)
+        ctx.scale = scale
+        return torch.bmm(weights, value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        scaled, key, value, penalty, kept = ctx.saved_tensors
+        output_gradient = gradients[0]
+        weights = _weights(scaled, key, penalty) if kept is None else kept
+        value_gradient = torch.bmm(weights.transpose(1, 2), output_gradient)
+        weight_gradient = torch.bmm(output_gradient, value.transpose(1, 2))
+        score_gradient = torch.ops.aten._softmax_backward_data(
+            weight_gradient, weights, -1, weights.dtype
+        )
+        query_gradient = torch.bmm(score_gradient, key).mul_(ctx.scale)
+        key_gradient = torch.bmm(score_gradient.transpose(1, 2), scaled)
+        return query_gradient, key_gradient, value_gradient, None, None
+
+
+def _weights(scaled: Tensor, key: Tensor, penalty: Tensor) -> Tensor:
+    scores = torch.bmm(scaled, key.transpose(1, 2))
+    segments, _, n, m = penalty.shape
+    scores.view(segments, -1, n, m).add_(penalty)
+    return torch.softmax(scores, -1)
+
+
+def _penalty(allowed: Tensor) -> Tensor:
+    """[S, 1, n, m] bfloat16: 0 where allowed, else -inf."""
+    zeros = torch.zeros(allowed.shape, dtype=torch.bfloat16)
+    return zeros.masked_fill(~allowed, float("-inf"))
+
+
+def make_plan(layout: PrefixLayout, heads: int, key_heads: int) -> Plan:
+    """Cut the layout into segments, and those into batches."""
+    segments = cut_segments(layout)
+    batches: list[Batch] = []
+    queries: list[tuple[Integers, Flags]] = []
+    keys: list[tuple[Integers, Flags]] = []
+    for chosen in batch_segments(segments, heads):
+        part = segments[chosen]
+        batch_queries, batch_keys = query_tokens(part), key_tokens(part)
+        queries.append(_rows(*batch_queries, heads))
+        keys.append(_rows(*batch_keys, key_heads))
+        batches.append(_batch(part, batch_queries[0].shape, batch_keys[0].shape, heads, key_heads))
+    query_rows = _gather(queries, layout.tokens * heads)
+    return Plan(batches, query_rows, _gather(keys, layout.tokens * key_heads), query_rows.inverse())
+
+
+def cut_segments(layout: PrefixLayout) -> Segments:
+    """All query blocks of a layout: of prompts, then of completions."""
+    prompts = layout.prompt_lengths
+    block_of, first, count = _blocks(prompts)
+    own_of, own_first, own_count = _blocks(layout.lengths)
+    group = layout.groups[own_of]
+    none = np.zeros_like(block_of)
+    return Segments(
+        np.concatenate([layout.prompt_starts[block_of] + first, layout.starts[own_of] + own_first]),
+        np.concatenate([count, own_count]),
+        np.concatenate([layout.prompt_starts[block_of], layout.prompt_starts[group]]),
+        np.concatenate([first + count, prompts[group]]),
+        np.concatenate([none, layout.starts[own_of]]),
+        np.concatenate([none, own_first + own_count]),
+    )
+
+
+def batch_segments(segments: Segments, heads: int) -> list[Integers]:
+    """Put segments of like shape together; [S] numbers for each batch."""
+    order = np.lexsort((-segments.queries, -segments.keys))
+    batches: list[list[int]] = []
+    n = m = padding = 0
+    for number in order.tolist():
+        queries, keys = int(segments.queries[number]), int(segments.keys[number])
+        wider, count = max(n, queries), len(batches[-1]) if batches else 0
+        padding += wider * m - queries * keys + count * (wider - n) * m
+        full = (count + 1) * wider * m * heads > BATCH_SCORES
+        if not batches or padding > PADDED_SCORES or full:
+            batches.append([])
+            wider, m, padding = queries, keys, 0
+        batches[-1].append(number)
+        n = wider
+    return [np.array(batch, np.int64) for batch in batches]
+
+
+def query_tokens(part: Segments) -> tuple[Integers, Flags]:
+    """[S, n] tokens of the queries, and which of them are real."""
+    column = np.arange(int(part.queries.max()))
+    real = column < part.queries[:, None]
+    return (part.query_starts[:, None] + column) * real, real
+
+
+def key_tokens(part: Segments) -> tuple[Integers, Flags]:
+    """[S, m] tokens of the keys, and which of them are real."""
+    column = np.arange(int(part.keys.max()))
+    real = column < part.keys[:, None]
+    in_prompt = column < part.prompt_keys[:, None]
+    own = part.own_starts[:, None] + column - part.prompt_keys[:, None]
+    return np.where(in_prompt, part.prompt_starts[:, None] + column, own) * real, real
+
+
+def _batch(
+    part: Segments,
+    query_shape: tuple[int, ...],
+    key_shape: tuple[int, ...],
+    heads: int,
+    key_heads: int,
+) -> Batch:
+    count, n = query_shape
+    first = (part.keys - part.queries)[:, None]
+    last = np.minimum(first + np.arange(n), part.keys[:, None] - 1)
+    return Batch(
+        part,
+        torch.from_numpy(last),
+        (count, key_heads, heads // key_heads * n),
+        (count, key_heads, key_shape[1]),
+    )
+
+
+def _blocks(lengths: Integers) -> tuple[Integers, Integers, Integers]:
+    """Cut ranges into blocks: which range each is of, where it begins in it, how long it is."""
+    counts = -(-lengths // QUERY_BLOCK)
+    of = np.repeat(np.arange(len(lengths)), counts)
+    first = ranges(np.zeros_like(counts), counts) * QUERY_BLOCK
+    return of, first, np.minimum(QUERY_BLOCK, lengths[of] - first)
+
+
+def _rows(tokens: Integers, real: Flags, heads: int) -> tuple[Integers, Flags]:
+    """[S, n] tokens -> [S * heads * n] rows (token, head) of the flat sequence."""
+    rows = tokens[:, None, :] * heads + np.arange(heads)[:, None]
+    return rows.ravel(), np.broadcast_to(real[:, None, :], rows.shape).ravel()
+
+
+def _gather(parts: list[tuple[Integers, Flags]], sources: int) -> RowGather:
+    rows, real = zip(*parts, strict=True)
+    return row_gather(np.concatenate(rows), np.concatenate(real), sources)

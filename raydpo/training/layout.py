@@ -1,0 +1,149 @@
+"""Preference groups end to end in one flat sequence: `[prompt | y1 | ... | yK]`.
+
+What comes in: lengths of prompts and completions. What goes out: where each stands, the
+position of each token, and what may attend to what: a completion sees its prompt and
+itself, causally, and nothing else. So a prompt is computed once for its K completions.
+
+Shapes: G groups, R sequences (completions), T tokens of the flat sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Integers = npt.NDArray[np.int64]
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class PrefixLayout:
+    """Where groups stand in the flat sequence.
+
+    Attributes:
+        prompt_starts, prompt_lengths: [G].
+        starts, lengths: [R] of the completions.
+        groups: [R] the group of each completion.
+        position_ids: [1, T] int64; those of a completion go on from its prompt.
+    """
+
+    prompt_starts: Integers
+    prompt_lengths: Integers
+    starts: Integers
+    lengths: Integers
+    groups: Integers
+    position_ids: Tensor
+    _cache: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """T, the length of the flat sequence."""
+        return self.position_ids.shape[1]
+
+    def to(self, device: torch.device) -> PrefixLayout:
+        """The same on another device."""
+        return PrefixLayout(
+            self.prompt_starts,
+            self.prompt_lengths,
+            self.starts,
+            self.lengths,
+            self.groups,
+            self.position_ids.to(device, non_blocking=True),
+        )
+
+    def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """What `make` returned when the key was first asked for: all layers share it."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def tensor(self, values: Integers) -> Tensor:
+        """Integers as an int64 tensor on the layout's device."""
+        return torch.from_numpy(values).to(self.position_ids.device, non_blocking=True)
+
+    def predictors(self) -> Integers:
+        """[N] the hidden state that predicts each completion token.
+
+        The first token of every completion of a group is predicted by the prompt's last.
+        """
+        tokens = ranges(self.starts, self.lengths)
+        first = np.cumsum(self.lengths) - self.lengths
+        predictors = tokens - 1
+        predictors[first] = (self.prompt_starts + self.prompt_lengths - 1)[self.groups]
+        return predictors
+
+    def allowed(self, window: int | None = None) -> Tensor:
+        """[T, T] bool: whether the query (row) may attend to the key (column).
+
+        Args:
+            window: keys that a query sees at most, itself included, counted within its
+                prompt and completion.
+        """
+        group, sequence = self.owners()
+        position = self.position_ids[0]
+        flat = torch.arange(self.tokens, device=position.device)
+        own = (sequence[None] == sequence[:, None]) | (sequence[None] < 0)
+        mask = (group[None] == group[:, None]) & (flat[None] <= flat[:, None]) & own
+        if window is not None:
+            mask &= position[:, None] - position[None] < window
+        return mask
+
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """[T] the group of each token, and its sequence or -1 in a prompt."""
+        group = np.empty(self.tokens, np.int64)
+        sequence = np.full(self.tokens, -1, np.int64)
+        prompts = np.arange(len(self.prompt_lengths))
+        group[ranges(self.prompt_starts, self.prompt_lengths)] = np.repeat(
+            prompts, self.prompt_lengths
+        )
+        tokens = ranges(self.starts, self.lengths)
+        group[tokens] = np.repeat(self.groups, self.lengths)
+        sequence[tokens] = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        return self.tensor(group), self.tensor(sequence)
+
+
+def prefix_layout(prompt_lengths: list[int], completion_lengths: list[list[int]]) -> PrefixLayout:
+    """Lay groups end to end."""
+    prompt_starts: list[int] = []
+    starts: list[int] = []
+    groups: list[int] = []
+    end = 0
+    for group, lengths in enumerate(completion_lengths):
+        prompt_starts.append(end)
+        end += prompt_lengths[group]
+        for length in lengths:
+            starts.append(end)
+            groups.append(group)
+            end += length
+    prompts, lengths = (
+        _array(prompt_lengths),
+        _array([n for lengths in completion_lengths for n in lengths]),
+    )
+    positions = np.empty(end, np.int64)
+    positions[ranges(_array(prompt_starts), prompts)] = ranges(0 * prompts, prompts)
+    positions[ranges(_array(starts), lengths)] = ranges(prompts[_array(groups)], lengths)
+    return PrefixLayout(
+        _array(prompt_starts),
+        prompts,
+        _array(starts),
+        lengths,
+        _array(groups),
+        torch.from_numpy(positions)[None],
+    )
+
+
+def ranges(starts: Integers, lengths: Integers) -> Integers:
+    """The integers of all ranges [start, start + length), one range after another."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def _array(values: list[int]) -> Integers:
+    return np.array(values, np.int64)
