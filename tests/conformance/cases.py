@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import formulas
 import torch
 from torch import Tensor
 
 from raydpo.training.losses import dpo
+from tests.conformance import formulas
 
 #: Logratios that the grid takes all pairs of.
 GRID = [-1e4, -100.0, -1.0, 0.0, 1.0, 100.0, 1e4]

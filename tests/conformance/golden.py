@@ -12,9 +12,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from cases import CASES, CONSTANT_KINDS, Case, make_inputs
 from mpmath import mp
 from torch import Tensor
+
+from tests.conformance.cases import CASES, CONSTANT_KINDS, Case, make_inputs
 
 #: Relative errors that are rounding: a few hundred times the unit of the type at the worst.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}

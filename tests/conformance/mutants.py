@@ -1,6 +1,6 @@
 """Plants mistakes into every loss and sees whether the checks notice.
 
-`python tests/conformance/mutants.py` prints every mutant with its fate. What comes in: the
+`python -m tests.conformance.mutants` prints every mutant with its fate. What comes in: the
 source of raydpo.training.losses. What goes out: for each module its mutants, each with one
 mistake of the kinds that papers and code are known for: a sign, a term or factor misplaced
 (beta reaching one term only, gamma inside of beta), mean for sum, a gradient that is not
@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cases import CASES
-from golden import TOLERANCE, errors
-from small_checks import SMALL_CHECKS
-
 from raydpo.training import losses
+from tests.conformance.cases import CASES
+from tests.conformance.golden import TOLERANCE, errors
+from tests.conformance.small_checks import SMALL_CHECKS
 
 FOLDER = Path(losses.__file__).parent
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
-from golden import TOLERANCE, errors
-from small_checks import SMALL_CHECKS
 
 from raydpo.training import losses
+from tests.conformance.cases import CASES, Case
+from tests.conformance.golden import TOLERANCE, errors
+from tests.conformance.small_checks import SMALL_CHECKS
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -1,7 +1,8 @@
 """A mistake planted anywhere in a loss is noticed by the golden checks."""
 
-import mutants
 import pytest
+
+from tests.conformance import mutants
 
 
 @pytest.mark.parametrize("module", mutants.modules())
