@@ -157,7 +157,7 @@ def _check_context(config: Config, what: str, tokens: int) -> None:
 
 def _check_sampling(config: Config, findings: Findings) -> None:
     """Lengths of sampling, and vLLM on CPU."""
-    from raydpo.sampling.engine import max_sequence_tokens
+    from raydpo.sampling.arguments import max_sequence_tokens
 
     for section in (config.prompts, config.evaluation and config.evaluation.prompts):
         if section is not None:

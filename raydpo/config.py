@@ -137,7 +137,11 @@ class EnginesConfig(Section):
     enforce_eager: bool | None = None
     """vLLM's enforce_eager; without it true on CPU and false on CUDA."""
     max_restarts: NonNegativeInt = 3
-    """How often a dead engine is started again before the stage fails."""
+    """How often a dead engine is started again; one that dies more often leaves its work to the others."""
+    max_lora_rank: Literal[0, 1, 8, 16, 32, 64, 128, 256, 320, 512] = 0
+    """Largest rank of a LoRA adapter that an engine takes; 0 takes none."""
+    probe_tolerance: PositiveFloat | None = None
+    """Largest difference, in nats, of a token's log-prob between an engine and the trainer's forward pass; without it 1e-3 in float32 and 0.25 in half precision."""
 
 
 class SamplingConfig(Section):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.jinja")
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json")
+_ADAPTER_FILE = "adapter_config.json"
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", _ADAPTER_FILE)
 
 
 def local_folder(model: ModelConfig) -> Path:
@@ -144,9 +145,33 @@ def refuse_remote_code(folder: Path) -> None:
             )
 
 
+def adapter_base(model: ModelConfig) -> ModelConfig | None:
+    """The model that a LoRA adapter's folder is for; None where the folder is a whole model.
+
+    Raises:
+        ModelError: the adapter does not name its base.
+    """
+    path = local_folder(model) / _ADAPTER_FILE
+    if not path.is_file():
+        return None
+    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"{path} names no base_model_name_or_path",
+            "an adapter is used on the model that it was trained on",
+            "save the adapter again with the PEFT library, or write the base's name there",
+        )
+    return model.model_copy(update={"path": base, "revision": None})
+
+
 def weights_fingerprint(model: ModelConfig) -> str:
-    """Hash of the weights' bytes and the architecture, whatever the folder is called."""
-    return _files_fingerprint(local_folder(model), _WEIGHT_FILES)
+    """Hash of the weights' bytes and the architecture, whatever the folder is called.
+
+    An adapter's is a hash of its own and of its base's.
+    """
+    own = _files_fingerprint(local_folder(model), _WEIGHT_FILES)
+    base = adapter_base(model)
+    return fingerprint([own, weights_fingerprint(base)]) if base else own
 
 
 def tokenizer_fingerprint(model: ModelConfig) -> str:
@@ -156,13 +181,18 @@ def tokenizer_fingerprint(model: ModelConfig) -> str:
     return fingerprint([files, model.pad_token, template])
 
 
-@functools.cache
 def _files_fingerprint(folder: Path, patterns: tuple[str, ...]) -> str:
-    names = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    return fingerprint({path.name: _file_hash(path) for path in names})
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    hashes: dict[str, str] = {}
+    for path in paths:
+        stat = path.stat()
+        hashes[path.name] = _file_hash(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return fingerprint(hashes)
 
 
-def _file_hash(path: Path) -> str:
+@functools.cache
+def _file_hash(path: Path, *_state: int) -> str:
+    """Hash of a file; read again by a process that lives on when the file has changed."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

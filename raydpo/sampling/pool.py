@@ -1,17 +1,19 @@
 """The pool of engine actors: started once, used by as many stages as its block holds.
 
 What comes in: the model and how many engines of which kind. What goes out: an
-`EnginePool`, picklable, whose engines answer calls from anywhere in the cluster. An
-engine that dies is started again by Ray and its open calls are made again; seeds make
-the second answer equal to the first.
+`EnginePool`, picklable, whose engines answer calls from anywhere in the cluster, with
+the weights that the call names. An engine that dies is started again by Ray and its open
+calls are made again; seeds make the second answer equal to the first. One that dies too
+often leaves its work to the others.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Final, cast
 
 import ray
@@ -22,13 +24,9 @@ from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import EngineError
 from raydpo.parts import own_errors
 from raydpo.progress import logger
-from raydpo.sampling.engine import (
-    Answers,
-    Engine,
-    Request,
-    engine_arguments,
-    engine_environment,
-)
+from raydpo.sampling.arguments import engine_arguments, engine_environment
+from raydpo.sampling.engine import Answers, Engine, Request
+from raydpo.sampling.weights import Weights
 
 #: Calls that one engine answers at once; more than its workers ever make.
 _CALLS_AT_ONCE: Final = 16
@@ -39,15 +37,81 @@ _SAY_EVERY_SECONDS: Final = 30.0
 
 @dataclass(frozen=True)
 class EnginePool:
-    """Handles of the engines, and of the desk that deals them out and counts their work."""
+    """Handles of the engines, and of the desk that deals them out and counts their work.
+
+    Attributes:
+        engines: actor handles.
+        desk: actor handle.
+        settings: how the engines were asked for.
+        dtype: of their weights and activations.
+        max_sequence_tokens: longest sequence that they make room for.
+    """
 
     engines: tuple[Any, ...]
     desk: Any
+    settings: EnginesConfig
+    dtype: str
+    max_sequence_tokens: int
 
-    def take(self) -> Any:
-        """The engine whose turn it is: each is taken equally often."""
-        turn = cast(int, ray.get(self.desk.turn.remote()))
-        return self.engines[turn % len(self.engines)]
+    def take(self) -> int:
+        """Number of the engine whose turn it is: each that lives is taken equally often.
+
+        Raises:
+            EngineError: all of them died more often than `sampling.engines.max_restarts`.
+        """
+        return self._turn(None)
+
+    def generate(
+        self, number: int, requests: list[Request], sampling: SamplingConfig, weights: Weights
+    ) -> tuple[int, Answers]:
+        """Let an engine complete the prompts, and wait; another does it where that one is dead.
+
+        Returns the number of the engine that answered, and its answers.
+
+        Raises:
+            EngineError: all of them died more often than `sampling.engines.max_restarts`.
+        """
+        while True:
+            call = self.engines[number].generate.remote(requests, sampling, weights)
+            try:
+                return number, _result(call)
+            except RayActorError as error:
+                self._bury(number, error)
+                number = self._turn(error)
+
+    def push(self, weights: Weights, what: str) -> float:
+        """Bring every engine to the weights, in place, and say so; the seconds it took.
+
+        Engines that hold them already do nothing. A call for other weights brings its
+        engine to them by itself; this does it for all engines at once, before any work waits.
+
+        Raises:
+            ModelError, EngineError: an engine cannot hold these weights.
+        """
+        started = time.monotonic()
+        living = cast("list[int]", ray.get(self.desk.living.remote()))
+        calls = [(number, self.engines[number].hold.remote(weights)) for number in living]
+        loading = [self._unless_dead(number, call) for number, call in calls]
+        seconds = time.monotonic() - started
+        if any(loading):
+            text = "[%s] weights %s pushed into the engines in %.3f s, of which loading %.3f s"
+            logger.info(text, what, weights.fingerprint[:12], seconds, max(loading))
+        return seconds
+
+    def score(
+        self, sequences: list[tuple[list[int], list[int]]], weights: Weights
+    ) -> list[list[list[float]]]:
+        """Log-probs, in nats, that each engine that lives gives to completions; see `Engine.score`.
+
+        Raises:
+            ModelError, EngineError: an engine cannot hold these weights, or take a sequence.
+        """
+        living = cast("list[int]", ray.get(self.desk.living.remote()))
+        calls = [self.engines[number].score.remote(sequences, weights) for number in living]
+        try:
+            return [_result(call) for call in calls]
+        except RayActorError as error:
+            raise _died(self.settings, error) from error
 
     def count(self, completions: int, tokens: int) -> None:
         """Add to what the pool has made, without waiting."""
@@ -56,6 +120,83 @@ class EnginePool:
     def made(self) -> tuple[int, int]:
         """Completions and tokens that the pool has made so far."""
         return cast("tuple[int, int]", ray.get(self.desk.made.remote()))
+
+    def _unless_dead(self, number: int, call: Any) -> float:
+        try:
+            return cast(float, _result(call))
+        except RayActorError as error:
+            self._bury(number, error)
+            self._turn(error)
+            return 0.0
+
+    def _bury(self, number: int, error: RayActorError) -> None:
+        logger.warning("engine %d died too often, and others do its work: %s", number, error)
+        ray.get(self.desk.bury.remote(number))
+
+    def _turn(self, error: RayActorError | None) -> int:
+        number = cast("int | None", ray.get(self.desk.turn.remote()))
+        if number is None:
+            raise _died(self.settings, error) from error
+        return number
+
+
+class Engines:
+    """Engines that start when they are first asked for and end with the block: one pool for
+    several stages, none where every stage is finished.
+
+    Args:
+        model: what they start with; other weights of its architecture are pushed into them.
+        sampling: its `engines` section, and the longest completion.
+        max_prompt_tokens: longest prompt of all stages, in tokens.
+        what: who uses them, for the log.
+        at_most: start no more engines than there is work for.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        sampling: SamplingConfig,
+        max_prompt_tokens: int,
+        what: str,
+        at_most: int | None = None,
+    ) -> None:
+        self._pool: EnginePool | None = None
+        self._stack = ExitStack()
+        self._block = (model, sampling, max_prompt_tokens, what, at_most)
+        #: How often they were started: once, unless they were closed in between.
+        self.starts = 0
+
+    def pool(self) -> EnginePool:
+        """The pool; started now, if it is not there.
+
+        Raises:
+            EngineError, ConfigError, ModelError: see `engine_pool`.
+        """
+        if self._pool is None:
+            self.starts += 1
+            self._pool = self._stack.enter_context(engine_pool(*self._block))
+        return self._pool
+
+    @property
+    def running(self) -> bool:
+        """Whether they hold their share of the cluster now."""
+        return self._pool is not None
+
+    def close(self) -> None:
+        """End them, and free what they hold; asked for again, they start again."""
+        self._pool = None
+        self._stack.close()
+
+    def __enter__(self) -> Engines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 @contextmanager
@@ -97,46 +238,47 @@ def engine_pool(
     holding = f"{count} engine(s) of {engines.cpus:g} CPUs and {gpus} GPUs each"
     logger.info("[%s] starting %s", what, holding)
     started = time.monotonic()
-    desk: Any = ray.remote(_Desk).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    free = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+    desk: Any = ray.remote(_Desk).options(**free).remote(count)
     handles: tuple[Any, ...] = tuple(actor.remote(model, arguments) for _ in range(count))
     try:
         _wait_for_places(handles, holding, what)
-        call_engine(engines, *[handle.ready.remote() for handle in handles])
+        _wait_until_loaded(handles, engines)
         logger.info("[%s] engines ready after %.1f s", what, time.monotonic() - started)
-        yield EnginePool(handles, desk)
+        yield EnginePool(handles, desk, engines, arguments["dtype"], arguments["max_model_len"])
     finally:
         for handle in (*handles, desk):
             cast(Any, ray).kill(handle)
 
 
-def generate(engine: Any, requests: list[Request], sampling: SamplingConfig) -> Answers:
-    """Let one engine of a pool complete the prompts, and wait for it.
+def _result(call: Any) -> Any:
+    """The result of an engine's call that is under way.
 
     Raises:
-        EngineError: the engine died more often than `sampling.engines.max_restarts`.
-    """
-    return call_engine(sampling.engines, engine.generate.remote(requests, sampling))[0]
-
-
-def call_engine(engines: EnginesConfig, *calls: Any) -> list[Any]:
-    """The results of calls that are under way.
-
-    Raises:
-        EngineError: an engine died more often than it may.
+        RayActorError: the engine died more often than it may.
         RaydpoError: raised in an engine, it arrives here as it was raised.
     """
+    with own_errors():
+        return ray.get(call)
+
+
+def _died(settings: EnginesConfig, error: BaseException | None) -> EngineError:
+    return EngineError(
+        f"every engine died, and may be started again {settings.max_restarts} time(s) "
+        f"(sampling.engines.max_restarts): {error}",
+        "one engine of a pool lives at least",
+        "the engine's own log says why: run with --verbose, or read it in Ray's log folder; "
+        "often memory is short: lower sampling.engines.cpu_kv_cache_gib, "
+        "gpu_memory_fraction or max_sequence_tokens",
+    )
+
+
+def _wait_until_loaded(handles: tuple[Any, ...], settings: EnginesConfig) -> None:
     try:
-        with own_errors():
-            return ray.get(list(calls))
+        for call in [handle.ready.remote() for handle in handles]:
+            _result(call)
     except RayActorError as error:
-        raise EngineError(
-            f"an engine died, and may be started again {engines.max_restarts} time(s) "
-            f"(sampling.engines.max_restarts): {error}",
-            "engines live as long as their stage",
-            "the engine's own log says why: run with --verbose, or read it in Ray's log folder; "
-            "often memory is short: lower sampling.engines.cpu_kv_cache_gib, "
-            "gpu_memory_fraction or max_sequence_tokens",
-        ) from error
+        raise _died(settings, error) from error
 
 
 def _wait_for_places(handles: tuple[Any, ...], holding: str, what: str) -> None:
@@ -164,16 +306,26 @@ def _still_waiting(calls: list[Any]) -> list[Any]:
 
 
 class _Desk:
-    """Actor: deals out engines in turn, and counts what they made."""
+    """Actor: deals out the engines that live in turn, and counts what they made."""
 
-    def __init__(self) -> None:
+    def __init__(self, engines: int) -> None:
+        self._living = list(range(engines))
         self._turns = 0
         self._completions = 0
         self._tokens = 0
 
-    def turn(self) -> int:
+    def turn(self) -> int | None:
+        if not self._living:
+            return None
         self._turns += 1
-        return self._turns - 1
+        return self._living[(self._turns - 1) % len(self._living)]
+
+    def living(self) -> list[int]:
+        return self._living
+
+    def bury(self, number: int) -> None:
+        if number in self._living:
+            self._living.remove(number)
 
     def add(self, completions: int, tokens: int) -> None:
         self._completions += completions

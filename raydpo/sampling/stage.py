@@ -10,26 +10,22 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.errors import EngineError
-from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import PartJob, Table, Transform, Workers, run_parts_with
+from raydpo.models import tokenizer_fingerprint
+from raydpo.parts import PartJob, Table, Workers, run_parts_with
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
-from raydpo.sampling.engine import (
-    Completion,
-    Refusal,
-    Request,
-    engine_dtype,
-    max_sequence_tokens,
-)
-from raydpo.sampling.pool import EnginePool, engine_pool, generate
+from raydpo.sampling.arguments import engine_dtype, max_sequence_tokens
+from raydpo.sampling.engine import Completion, Refusal, Request
+from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.seeds import prompt_seed
+from raydpo.sampling.weights import Weights, weights_of
 from raydpo.storage import Folder
 from raydpo.tables import Row
 
@@ -43,7 +39,7 @@ class _Task:
     """What a worker needs to know to sample a part; `longest_prompt` is in tokens."""
 
     sampling: SamplingConfig
-    policy: str
+    weights: Weights
     seed: int
     round_index: int
     longest_prompt: int
@@ -60,33 +56,35 @@ def sample_candidates(
     max_prompt_tokens: int,
     what: str,
     max_quarantined_fraction: float,
-    pool: EnginePool | None = None,
+    pool: Callable[[], EnginePool] | None = None,
 ) -> Table:
     """Sample K completions for each prompt.
 
     Args:
         folder: where the candidates table goes.
         prompts: the prompts table; part i becomes part i of the candidates.
-        model: the policy that samples.
+        model: the policy that samples: a model's folder, or an adapter's.
         sampling: K, temperature and the like, and the engines.
         seed: the run's seed; with the round and the prompt's id it fixes the tokens.
         round_index: the round.
         max_prompt_tokens: longest prompt, in tokens; a longer one may be refused.
         what: the stage and round, for the log.
         max_quarantined_fraction: share of the prompts that may be refused.
-        pool: engines that run already, of the same model; without it they are started
-            for this stage, and only if a part is missing.
+        pool: gives engines that serve other stages too (`Engines.pool`), and is asked only if
+            a part is missing; the weights are pushed into them. Without it engines are
+            started for this stage.
 
     Raises:
-        ConfigError, ModelError, EngineError: the engines cannot be started, or died.
+        ConfigError, ModelError, EngineError: the engines cannot be started or take these
+            weights, or died.
         QuarantineBudgetError: too many prompts were refused.
     """
     tokens = max_sequence_tokens(model, sampling, max_prompt_tokens)
     longest = tokens - sampling.max_completion_tokens
-    task = _Task(sampling, weights_fingerprint(model), seed, round_index, longest)
+    task = _Task(sampling, weights_of(model), seed, round_index, longest)
 
     def open_job(missing: list[int]) -> AbstractContextManager[PartJob]:
-        engines = nullcontext(pool) if pool else _pool_for(len(missing))
+        engines = nullcontext(_fitting(pool(), task)) if pool else _pool_for(len(missing))
         return _job(engines, task, len(missing), what)
 
     def _pool_for(parts: int) -> AbstractContextManager[EnginePool]:
@@ -94,6 +92,19 @@ def sample_candidates(
 
     stage = _stage(folder, prompts, model, task)
     return run_parts_with(stage, [prompts], open_job, what, max_quarantined_fraction)
+
+
+def _fitting(pool: EnginePool, task: _Task) -> EnginePool:
+    """The pool, if it can do this stage's work as engines of the stage's own would."""
+    dtype = engine_dtype(task.weights.model, task.sampling)
+    longest = task.longest_prompt + task.sampling.max_completion_tokens
+    if pool.dtype != dtype or pool.max_sequence_tokens < longest:
+        raise EngineError(
+            f"engines of {pool.dtype} with room for {pool.max_sequence_tokens} tokens",
+            f"this stage samples in {dtype}, sequences of up to {longest} tokens",
+            "start the pool with the longest prompt of all stages, or let the stage start its own",
+        )
+    return pool
 
 
 def _stage(folder: Folder, prompts: Table, model: ModelConfig, task: _Task) -> Stage:
@@ -104,7 +115,7 @@ def _stage(folder: Folder, prompts: Table, model: ModelConfig, task: _Task) -> S
         table="candidates",
         inputs={
             "prompts": prompts.fingerprint,
-            "policy": task.policy,
+            "policy": task.weights.fingerprint,
             "tokenizer": tokenizer_fingerprint(model),
         },
         settings={
@@ -123,11 +134,12 @@ def _job(
 ) -> Generator[PartJob]:
     """The engines, and the work of the stage's workers with them; says how fast it went."""
     with engines as pool:
+        pool.push(task.weights, what)
         completions_before, tokens_before = pool.made()
         started = time.monotonic()
         count = min(parts, PARTS_IN_FLIGHT * len(pool.engines))
         # The workers only carry: they hold no CPU, so engines may hold all there are.
-        yield PartJob(functools.partial(_make_transform, pool, task), Workers(count, cpus=0.0))
+        yield PartJob(functools.partial(_Sampler, pool, task), Workers(count, cpus=0.0))
         seconds = time.monotonic() - started
         completions, tokens = pool.made()
         logger.info(
@@ -141,18 +153,32 @@ def _job(
         )
 
 
-def _make_transform(pool: EnginePool, task: _Task) -> Transform:
-    """Bind a worker to an engine."""
-    return functools.partial(_sample_part, pool, pool.take(), task)
+class _Sampler:
+    """A worker's bond with an engine, until that engine is dead."""
+
+    def __init__(self, pool: EnginePool, task: _Task) -> None:
+        self._pool = pool
+        self._task = task
+        self._engine = pool.take()
+
+    def __call__(self, prompts: list[Row]) -> PartResult:
+        """One part: prompts -> K candidates each, neighbours, in the prompts' order."""
+        task = self._task
+        fitting = [row for row in prompts if len(row["prompt_ids"]) <= task.longest_prompt]
+        requests = [_request(row, task) for row in fitting]
+        self._engine, given = self._pool.generate(
+            self._engine, requests, task.sampling, task.weights
+        )
+        _check_policy(given.policy, task.weights.fingerprint)
+        answers = dict(zip([r.prompt_id for r in requests], given.answers, strict=True))
+        result = _candidates(prompts, answers, task)
+        self._pool.count(len(result.rows), result.counts["completion_tokens"])
+        return result
 
 
-def _sample_part(pool: EnginePool, engine: Any, task: _Task, prompts: list[Row]) -> PartResult:
-    """One part: prompts -> K candidates each, neighbours, in the prompts' order."""
-    fitting = [row for row in prompts if len(row["prompt_ids"]) <= task.longest_prompt]
-    requests = [_request(row, task) for row in fitting]
-    given = generate(engine, requests, task.sampling)
-    _check_policy(given.policy, task.policy)
-    answers = dict(zip([r.prompt_id for r in requests], given.answers, strict=True))
+def _candidates(
+    prompts: list[Row], answers: dict[str, list[Completion] | Refusal], task: _Task
+) -> PartResult:
     rows: list[Row] = []
     refused: list[Row] = []
     for prompt in prompts:
@@ -161,9 +187,7 @@ def _sample_part(pool: EnginePool, engine: Any, task: _Task, prompts: list[Row])
             refused.append(_quarantined(prompt, answer))
         else:
             rows += [_candidate(prompt, k, c, task) for k, c in enumerate(answer)]
-    counts = _counts(rows)
-    pool.count(len(rows), counts["completion_tokens"])
-    return PartResult(rows, refused, counts)
+    return PartResult(rows, refused, _counts(rows))
 
 
 def _request(prompt: Row, task: _Task) -> Request:
@@ -177,9 +201,9 @@ def _seed(prompt: Row, task: _Task) -> int:
 def _check_policy(found: str, expected: str) -> None:
     if found != expected:
         raise EngineError(
-            f"an engine holds the weights {found[:12]}",
+            f"an engine answered with the weights {found[:12]}",
             f"this stage samples from the weights {expected[:12]}",
-            "the model's folder changed under the run: put it back, or start the run again",
+            "this is a mistake in raydpo's engine: please report it",
         )
 
 
@@ -201,7 +225,7 @@ def _candidate(prompt: Row, index: int, completion: Completion, task: _Task) -> 
         "sampler_token_logps": completion.token_logps,
         "finish_reason": completion.finish_reason,
         "seed": _seed(prompt, task) + index,
-        "policy": task.policy,
+        "policy": task.weights.fingerprint,
     }
 
 

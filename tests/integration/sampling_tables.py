@@ -1,10 +1,13 @@
-"""Prompts tables for the tests of sampling, and the rows of finished tables."""
+"""For the tests of sampling: prompts tables, rows of finished ones, other weights."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from raydpo.config import ModelConfig
+from raydpo.models import load_causal_lm, local_folder
 from raydpo.parts import Table
 from raydpo.run import PartResult, Stage, commit, open_stage, read_rows, write_part
 from raydpo.storage import fingerprint, folder_of
@@ -34,3 +37,30 @@ def rows_of(table: Table) -> list[Row]:
 def key_of(row: Row) -> tuple[str, int]:
     """What identifies a candidate."""
     return row["prompt_id"], row["candidate"]
+
+
+def greedy_tokens(model: ModelConfig, prompt: list[int], tokens: int) -> list[int]:
+    """What transformers completes a prompt with."""
+    import torch
+
+    ids = load_causal_lm(model).generate(
+        torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    return ids[0, len(prompt) :].tolist()
+
+
+def with_noise(model: ModelConfig, folder: Path, without: str = "") -> Path:
+    """A copy of a model with noise on every tensor, as if it had been trained."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(local_folder(model), folder)
+    generator = torch.Generator().manual_seed(0)
+    for path in folder.glob("*.safetensors"):
+        tensors = {
+            name: value + 0.1 * torch.randn(value.shape, generator=generator)
+            for name, value in load_file(path).items()
+            if name != without
+        }
+        save_file(tensors, path, metadata={"format": "pt"})
+    return folder

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampling_tables import key_of, make_prompts, rows_of
+from sampling_tables import greedy_tokens, key_of, make_prompts, rows_of, with_noise
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
-from raydpo.errors import ConfigError, EngineError, QuarantineBudgetError
+from raydpo.errors import ConfigError, EngineError, ModelError, QuarantineBudgetError
 from raydpo.models import load_causal_lm, load_tokenizer, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.run import read_quarantine
 from raydpo.sampling.engine import Completion, Request
-from raydpo.sampling.pool import EnginePool, engine_pool, generate
+from raydpo.sampling.pool import EnginePool, engine_pool
+from raydpo.sampling.probe import Probe, probe_engines
 from raydpo.sampling.seeds import prompt_seed
 from raydpo.sampling.stage import sample_candidates
+from raydpo.sampling.weights import Weights, weights_of
 from raydpo.storage import folder_of
+from tests.conftest import make_tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -39,12 +42,20 @@ class Policy:
 
 
 @pytest.fixture(scope="module", params=["random", "stories260K"])
-def policy(request: pytest.FixtureRequest, ray_cluster: None) -> Iterator[Policy]:
-    """Two engines that together hold every CPU, so that workers must do without one."""
+def policy(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_cluster: None,
+) -> Iterator[Policy]:
+    """Two engines that together hold every CPU, so that workers must do without one.
+
+    The random model has an output layer of its own, the real one shares its embedding.
+    """
     import ray
 
     if request.param == "random":
-        model = ModelConfig(path=str(request.getfixturevalue("tiny_model")))
+        folder = tmp_path_factory.mktemp("models") / "untied"
+        model = ModelConfig(path=str(make_tiny_model(folder, 0, tie_word_embeddings=False)))
         texts = ["the film was", " great acting but", "I", " very slow and boring plot"]
     else:
         path = str(request.getfixturevalue("stories260k"))
@@ -62,7 +73,7 @@ def sample(policy: Policy, folder: Path, prompts: Table, **arguments: Any) -> Ta
         "sampling": PLAIN,
         "seed": 0,
         "round_index": 0,
-        "pool": policy.pool,
+        "pool": lambda: policy.pool,
         "max_quarantined_fraction": 0.0,
         **arguments,
     }
@@ -82,9 +93,11 @@ def complete(policy: Policy, **settings: Any) -> list[list[Completion]]:
     requests = [
         Request(str(i), ids, prompt_seed(0, 0, str(i))) for i, ids in enumerate(policy.prompts[:4])
     ]
-    answers = generate(policy.pool.take(), requests, sampling).answers
-    assert all(isinstance(answer, list) for answer in answers)
-    return answers  # type: ignore[return-value]
+    pool = policy.pool
+    _, given = pool.generate(pool.take(), requests, sampling, weights_of(policy.model))
+    assert given.policy == weights_fingerprint(policy.model)
+    assert all(isinstance(answer, list) for answer in given.answers)
+    return given.answers  # type: ignore[return-value]
 
 
 def logps_of(model: ModelConfig, prompt: list[int], completion: list[int]) -> list[float]:
@@ -105,7 +118,7 @@ def test_tokens_do_not_depend_on_engines_order_or_part_size(policy: Policy, tmp_
         policy,
         tmp_path / "one",
         make_prompts(tmp_path / "q", rows[::-1], rows_per_part=7),
-        pool=replace(policy.pool, engines=policy.pool.engines[:1]),
+        pool=lambda: replace(policy.pool, engines=policy.pool.engines[:1] * 2),
     )
     first = {key_of(row): row for row in rows_of(two)}
     assert len(first) == len(policy.prompts) * PLAIN.candidates
@@ -152,15 +165,7 @@ def test_another_seed_is_a_stale_stage_and_gives_other_tokens(
 
 
 def test_greedy_tokens_are_those_of_transformers(policy: Policy) -> None:
-    import torch
-
-    model = load_causal_lm(policy.model)
-    expected = []
-    for prompt in policy.prompts[:4]:
-        ids = model.generate(
-            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0
-        )
-        expected.append(ids[0, len(prompt) :].tolist())
+    expected = [greedy_tokens(policy.model, prompt, 24) for prompt in policy.prompts[:4]]
     for settings in ({"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}):
         found = complete(policy, **settings)
         assert [[c.token_ids for c in group] for group in found] == [[e] * 3 for e in expected]
@@ -248,16 +253,60 @@ def test_a_finished_stage_starts_no_engine(policy: Policy, tmp_path: Path) -> No
     assert after.manifest == before.manifest
 
 
+def test_pushed_weights_answer_as_transformers_does(policy: Policy, tmp_path: Path) -> None:
+    """Weights of the same architecture go into the live engines, and back."""
+    prompts = policy.prompts[:4]
+    other = policy.model.model_copy(update={"path": str(with_noise(policy.model, tmp_path / "m"))})
+    for model in (other, policy.model):
+        pushed = replace(policy, model=model)
+        policy.pool.push(weights_of(model), "test")
+        expected = [greedy_tokens(model, prompt, 24) for prompt in prompts]
+        for _ in policy.pool.engines:
+            found = complete(pushed, temperature=0.0)
+            assert [group[0].token_ids for group in found] == expected
+    assert [greedy_tokens(other, prompt, 24) for prompt in prompts] != expected
+
+
+def test_a_probe_sees_weights_that_are_not_the_trainers(policy: Policy, tmp_path: Path) -> None:
+    held, prompts = weights_of(policy.model), policy.prompts[:3]
+    longest = [5] * (MAX_PROMPT_TOKENS + PLAIN.max_completion_tokens - len(prompts[0]))
+    texts = [(prompts[0], longest), (prompts[1], [6, 7, 8]), (prompts[2], [9])]
+    probes = [Probe(p, c, logps_of(policy.model, p, c)) for p, c in texts]
+    assert probe_engines(policy.pool, held, probes, "test") < 1e-4
+    other = policy.model.model_copy(update={"path": str(with_noise(policy.model, tmp_path / "m"))})
+    with pytest.raises(EngineError, match=r"differs by .* nats from the trainer's"):
+        probe_engines(policy.pool, weights_of(other), probes, "test")
+
+
 @ONE_MODEL
-def test_engines_of_other_weights_are_refused(policy: Policy, tmp_path: Path) -> None:
-    prompts = make_prompts(tmp_path / "p", [("a", policy.prompts[0])], rows_per_part=1)
-    other = tmp_path / "model"
-    other.mkdir()
-    for file in Path(policy.model.path).iterdir():
-        content = file.read_bytes()
-        if file.suffix == ".safetensors":
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        (other / file.name).write_bytes(content)
-    swapped = replace(policy, model=policy.model.model_copy(update={"path": str(other)}))
-    with pytest.raises(EngineError, match="holds the weights"):
-        sample(swapped, tmp_path / "c", prompts)
+def test_a_call_brings_its_engine_to_its_weights_while_others_work(
+    policy: Policy, tmp_path: Path
+) -> None:
+    """Two callers of one engine, each for weights of its own: neither sees the other's."""
+    import ray
+
+    other = policy.model.model_copy(update={"path": str(with_noise(policy.model, tmp_path / "m"))})
+    models = [policy.model, other] * 3
+    requests = [Request("0", policy.prompts[0], 7)]
+    engine = policy.pool.engines[0]
+    calls = [engine.generate.remote(requests, PLAIN, weights_of(model)) for model in models]
+    answers = ray.get(calls)
+    assert [given.policy for given in answers] == [weights_fingerprint(m) for m in models]
+    assert len({repr(given.answers) for given in answers}) == 2
+    assert answers[0] == answers[2] == answers[4] != answers[1] == answers[3] == answers[5]
+
+
+@ONE_MODEL
+def test_weights_that_an_engine_cannot_hold_are_refused_and_it_lives_on(
+    policy: Policy, tmp_path: Path
+) -> None:
+    deeper = make_tiny_model(tmp_path / "deeper", 0, tie_word_embeddings=False, num_hidden_layers=3)
+    with pytest.raises(ModelError, match="another model: num_hidden_layers"):
+        policy.pool.push(weights_of(ModelConfig(path=str(deeper))), "test")
+    missing = with_noise(policy.model, tmp_path / "missing", without="model.norm.weight")
+    with pytest.raises(ModelError, match=r"another model: model\.norm\.weight"):
+        policy.pool.push(weights_of(ModelConfig(path=str(missing))), "test")
+    changed = Weights(policy.model, "0" * 64)
+    with pytest.raises(EngineError, match="the folder changed"):
+        policy.pool.push(changed, "test")
+    assert complete(policy)

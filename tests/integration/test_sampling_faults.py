@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampling_tables import make_prompts, rows_of
+from sampling_tables import greedy_tokens, make_prompts, rows_of, with_noise
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import EngineError, ModelError
 from raydpo.parts import Table
-from raydpo.sampling.engine import Engine
+from raydpo.sampling.engine import Engine, Request
 from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.stage import PARTS_IN_FLIGHT, sample_candidates
+from raydpo.sampling.weights import weights_of
 from raydpo.storage import folder_of
 
 pytestmark = pytest.mark.slow
 
-MAX_PROMPT_TOKENS = 16
+#: More than the 128 tokens of a block of keys and values on CPU.
+MAX_PROMPT_TOKENS = 200
 ROWS_PER_PART = 4
 PARTS = 6
 CANDIDATES = 2
@@ -30,6 +32,10 @@ def killable_engine(order: Path) -> type[Engine]:
     """An engine that, once `order` holds a number k, SIGKILLs itself at its k-th finished prompt."""
 
     class KillableEngine(Engine):
+        def __init__(self, model: ModelConfig, arguments: dict[str, Any]) -> None:
+            # As on CUDA: what a prompt's blocks keep must not outlive the weights.
+            super().__init__(model, {**arguments, "enable_prefix_caching": True})
+
         def _deliver(self, output: Any) -> None:
             import os
             import signal
@@ -45,18 +51,20 @@ def killable_engine(order: Path) -> type[Engine]:
     return KillableEngine
 
 
-def pool_of(model: Path, order: Path, max_restarts: int) -> AbstractContextManager[EnginePool]:
-    sampling = settings(max_restarts)
+def pool_of(
+    model: Path, order: Path, max_restarts: int, count: int = 1
+) -> AbstractContextManager[EnginePool]:
+    sampling = settings(max_restarts, count)
     config = ModelConfig(path=str(model))
     engine_class = killable_engine(order)
     return engine_pool(config, sampling, MAX_PROMPT_TOKENS, "test", engine_class=engine_class)
 
 
-def settings(max_restarts: int) -> SamplingConfig:
+def settings(max_restarts: int, count: int = 1) -> SamplingConfig:
     return SamplingConfig(
         candidates=CANDIDATES,
         max_completion_tokens=16,
-        engines=EnginesConfig(cpus=0.5, max_restarts=max_restarts),
+        engines=EnginesConfig(count=count, cpus=0.5, max_restarts=max_restarts),
     )
 
 
@@ -91,7 +99,7 @@ def sample(
         max_prompt_tokens=MAX_PROMPT_TOKENS,
         what="test",
         max_quarantined_fraction=0.0,
-        pool=pool,
+        pool=lambda: pool,
     )
 
 
@@ -126,18 +134,20 @@ def test_a_killed_engine_changes_no_token(
     assert [(row["prompt_id"], row["candidate"]) for row in rows_of(table)] == expected
 
 
-def test_an_interrupted_stage_samples_only_what_is_missing(
+def test_dead_engines_leave_their_work_to_the_others_and_the_stage_goes_on_later(
     undisturbed: Table, prompts: Table, tiny_model: Path, pool: EnginePool, tmp_path: Path
 ) -> None:
     order = tmp_path / "kill"
-    # At this prompt at most PARTS_IN_FLIGHT parts are open, so two at least are written.
-    order.write_text(str(ROWS_PER_PART * (PARTS_IN_FLIGHT + 2)))
     folder = tmp_path / "candidates"
-    with (
-        pytest.raises(EngineError, match="died"),
-        pool_of(tiny_model, order, max_restarts=0) as fragile,
-    ):
-        sample(folder, prompts, tiny_model, fragile, max_restarts=0)
+    with pool_of(tiny_model, order, max_restarts=0, count=2) as fragile:
+        order.write_text("5")  # either of them dies at the fifth prompt, and stays dead
+        table = sample(tmp_path / "survived", prompts, tiny_model, fragile, max_restarts=0)
+        assert not order.exists()
+        assert table.fingerprint == undisturbed.fingerprint
+        # At this prompt at most PARTS_IN_FLIGHT parts are open, so two at least are written.
+        order.write_text(str(ROWS_PER_PART * (PARTS_IN_FLIGHT + 2)))
+        with pytest.raises(EngineError, match="every engine died"):
+            sample(folder, prompts, tiny_model, fragile, max_restarts=0)
     written = {f.name: f.stat().st_mtime_ns for f in folder.glob("part-*.parquet")}
     assert 2 <= len(written) < PARTS
 
@@ -148,6 +158,29 @@ def test_an_interrupted_stage_samples_only_what_is_missing(
     assert completions - completions_before == missing * ROWS_PER_PART * CANDIDATES
     assert all((folder / name).stat().st_mtime_ns == time for name, time in written.items())
     assert table.fingerprint == undisturbed.fingerprint
+
+
+def test_pushed_weights_forget_what_was_cached_and_outlive_the_engine(
+    tiny_model: Path, pool: EnginePool, order: Path, tmp_path: Path
+) -> None:
+    """Greedy tokens are those of the pushed weights, after a push and after a kill."""
+    base = ModelConfig(path=str(tiny_model))
+    pushed = ModelConfig(path=str(with_noise(base, tmp_path / "pushed")))
+    greedy = settings(2).model_copy(update={"temperature": 0.0, "candidates": 1})
+    prompts = [[1, 5, 9, 11], [1, *range(3, 160)]]  # the second fills a block of 128 tokens
+    requests = [Request(str(number), ids, 0) for number, ids in enumerate(prompts)]
+    before = process_id(pool)
+    for model, kill_at in [(base, 0), (pushed, 0), (pushed, 2), (base, 0)]:
+        weights = weights_of(model)
+        pool.push(weights, "test")
+        if kill_at:
+            order.write_text(str(kill_at))
+        _, given = pool.generate(0, requests, greedy, weights)
+        expected = [greedy_tokens(model, ids, 16) for ids in prompts]
+        assert [answer[0].token_ids for answer in given.answers] == expected  # type: ignore[index]
+        assert given.policy == weights.fingerprint
+    assert not order.exists()
+    assert process_id(pool) != before
 
 
 def test_a_model_that_vllm_cannot_load_is_an_error_that_says_so(

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import ConfigError, ModelError
-from raydpo.sampling.engine import (
+from raydpo.sampling.arguments import (
     engine_arguments,
     engine_dtype,
     engine_environment,

@@ -1,0 +1,190 @@
+"""What vLLM is told: its engine's arguments, its environment, and how it samples a prompt.
+
+What comes in: the model and the `sampling` section. What goes out: arguments and
+environment variables of an engine, and a loaded one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from raydpo.config import ModelConfig, SamplingConfig
+from raydpo.errors import ConfigError, ModelError
+from raydpo.models import local_folder, model_config_values, refuse_remote_code
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine, SamplingParams
+
+#: Mixed into vLLM's worker class: brings a live engine to other weights.
+_WORKER_EXTENSION: Final = "raydpo.sampling.reload.ReloadingWorker"
+
+
+def sampling_parameters(sampling: SamplingConfig, seed: int) -> SamplingParams:
+    """Parameters of vLLM for one prompt; greedy sampling is asked for one completion only.
+
+    Raises:
+        ConfigError: vLLM refuses them.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    try:
+        return SamplingParams(
+            n=1 if sampling.temperature == 0 else sampling.candidates,
+            seed=seed,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_tokens=sampling.min_completion_tokens,
+            max_tokens=sampling.max_completion_tokens,
+            stop=list(sampling.stop),
+            logprobs=0,  # the sampled token's own log-prob, and no other's
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+    except Exception as error:
+        raise ConfigError(
+            f"vLLM refuses the sampling settings: {error}",
+            "they are what vLLM's SamplingParams takes",
+            "change the value in `sampling` that the message names",
+        ) from error
+
+
+def scoring_parameters() -> SamplingParams:
+    """Parameters of vLLM for the log-probs of a prompt's own tokens; one token is sampled too."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        prompt_logprobs=0,  # the prompt's own tokens, and no other's
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def max_sequence_tokens(
+    model: ModelConfig, sampling: SamplingConfig, max_prompt_tokens: int
+) -> int:
+    """Longest sequence, prompt and completion, that an engine makes room for.
+
+    Raises:
+        ConfigError: the model has fewer positions, or no prompt would fit.
+    """
+    given = sampling.engines.max_sequence_tokens
+    tokens = given or max_prompt_tokens + sampling.max_completion_tokens
+    positions = _positions(model)
+    if positions is not None and tokens > positions:
+        raise ConfigError(
+            f"prompts of {max_prompt_tokens} and completions of "
+            f"{sampling.max_completion_tokens} tokens need sequences of {tokens}",
+            f"the model {model.path!r} has {positions} positions",
+            "lower prompts.max_prompt_tokens, sampling.max_completion_tokens or "
+            "sampling.engines.max_sequence_tokens",
+        )
+    if tokens <= sampling.max_completion_tokens:
+        raise ConfigError(
+            f"sampling.engines.max_sequence_tokens {tokens}",
+            f"it leaves room for a prompt before {sampling.max_completion_tokens} completion tokens "
+            "(sampling.max_completion_tokens)",
+            "raise the first, lower the second, or leave the first out",
+        )
+    return tokens
+
+
+def engine_dtype(model: ModelConfig, sampling: SamplingConfig) -> str:
+    """The dtype of the engine's weights and activations."""
+    dtype = sampling.engines.dtype
+    return model.precision if dtype == "auto" else dtype
+
+
+def engine_arguments(
+    model: ModelConfig, sampling: SamplingConfig, max_prompt_tokens: int, cuda: bool
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `EngineArgs`, the model's folder left out.
+
+    Raises:
+        ConfigError: see `max_sequence_tokens`.
+    """
+    engines = sampling.engines
+    eager = engines.enforce_eager
+    arguments: dict[str, Any] = {
+        "dtype": engine_dtype(model, sampling),
+        "max_model_len": max_sequence_tokens(model, sampling, max_prompt_tokens),
+        "enforce_eager": not cuda if eager is None else eager,
+        "trust_remote_code": False,
+        "generation_config": "vllm",  # the model's own would change temperature or top_p in silence
+        "logprobs_mode": "raw_logprobs",
+        "use_tqdm_on_load": False,
+        "disable_log_stats": True,
+        "worker_extension_cls": _WORKER_EXTENSION,
+    }
+    if engines.max_lora_rank:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": engines.max_lora_rank}
+    if cuda:
+        arguments["gpu_memory_utilization"] = engines.gpu_memory_fraction
+        arguments["tensor_parallel_size"] = engines.tensor_parallel
+        if engines.tensor_parallel > 1:
+            arguments["distributed_executor_backend"] = "mp"
+        return arguments
+    # On CPU a prompt with a seed cannot be prefilled in chunks (torch's CPU generator has no
+    # offset), and reusing the keys of a shared prefix would make a completion depend on
+    # what the engine did before it.
+    return {**arguments, "enable_chunked_prefill": False, "enable_prefix_caching": False}
+
+
+def engine_environment(sampling: SamplingConfig, cuda: bool) -> dict[str, str]:
+    """Environment variables that must be set before vLLM is imported."""
+    engines = sampling.engines
+    environment = {
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_NO_USAGE_STATS": "1",
+        # The scheduler runs in the actor's own process: it dies with it, and holds no GPU after.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_HOST_IP": "127.0.0.1",  # an engine's processes share a node: nothing else may listen in
+        "GLOO_SOCKET_IFNAME": "lo",
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        "TORCH_LOGS": os.environ.get("TORCH_LOGS", "-all"),
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+    }
+    if cuda:
+        return {**environment, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+    return {
+        **environment,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": str(engines.cpu_kv_cache_gib),
+        "OMP_NUM_THREADS": str(max(1, int(engines.cpus))),
+        "TORCH_COMPILE_DISABLE": "1" if engines.enforce_eager is not False else "0",
+    }
+
+
+def load_engine(model: ModelConfig, arguments: dict[str, Any]) -> LLMEngine:
+    """A vLLM engine with the model's weights.
+
+    Raises:
+        ModelError: the model brings code of its own, or vLLM cannot load it.
+    """
+    folder = local_folder(model)
+    refuse_remote_code(folder)
+    from vllm import EngineArgs, LLMEngine
+
+    try:
+        return LLMEngine.from_engine_args(EngineArgs(model=str(folder), **arguments))
+    except Exception as error:
+        raise ModelError(
+            f"model {model.path!r}: vLLM cannot load it: {error}",
+            "vLLM knows the architecture, and the weights and the cache of keys and values fit "
+            "into memory (on CPU, heads need 32 or more dimensions)",
+            "look at the engine's log above (VLLM_LOGGING_LEVEL=INFO says more); memory is set by "
+            "sampling.engines.gpu_memory_fraction, cpu_kv_cache_gib and max_sequence_tokens",
+        ) from error
+
+
+def _positions(model: ModelConfig) -> int | None:
+    """Positions that the model knows, or None where stretched ones leave that to vLLM."""
+    values = model_config_values(model)
+    rope: dict[str, Any] = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        return None
+    return values.get("max_position_embeddings", values.get("n_positions"))

@@ -1,0 +1,87 @@
+"""The probe after a push: do the engines compute what the trainer's forward pass computes?
+
+What comes in: a few completions with the log-probs that the trainer's forward pass gives
+their tokens. What goes out: the largest difference to what the engines give, or an error.
+Weights that were loaded wrongly, or into the wrong place, show here before they sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from raydpo.config import EnginesConfig
+from raydpo.errors import EngineError
+from raydpo.progress import logger
+from raydpo.sampling.pool import EnginePool
+from raydpo.sampling.weights import Weights
+
+#: Nats that a token's log-prob may differ by. In half precision both sides round, differently.
+_TOLERANCES: Final = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A completion, and the log-probs (nats) of its tokens by the trainer's forward pass."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    token_logps: list[float]
+
+
+def probe_engines(pool: EnginePool, weights: Weights, probes: Sequence[Probe], what: str) -> float:
+    """Hold every engine's log-probs of the probes against the trainer's, and log the drift.
+
+    Returns the largest difference of a token's log-prob, in nats.
+
+    Raises:
+        EngineError: it is above `sampling.engines.probe_tolerance`.
+    """
+    sequences = [(probe.prompt_ids, probe.completion_ids) for probe in probes]
+    expected = [probe.token_logps for probe in probes]
+    differences = [largest_difference(found, expected) for found in pool.score(sequences, weights)]
+    largest = max(differences)
+    check_drift(largest, pool.settings, pool.dtype, weights)
+    tokens = sum(len(probe.completion_ids) for probe in probes)
+    text = "[%s] probe of weights %s: %d tokens, largest difference %.2g nats (tolerance %g)"
+    tolerance = drift_tolerance(pool.settings, pool.dtype)
+    logger.info(text, what, weights.fingerprint[:12], tokens, largest, tolerance)
+    return largest
+
+
+def largest_difference(found: list[list[float]], expected: list[list[float]]) -> float:
+    """Largest difference of two sets of log-probs; infinite where one of them is not finite.
+
+    An engine that was full at a sequence's last token has one log-prob less: it is left out.
+    """
+    largest = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs[: max(len(ours), len(theirs) - 1)], strict=True):
+            difference = abs(a - b)
+            largest = max(largest, difference if math.isfinite(difference) else math.inf)
+    return largest
+
+
+def drift_tolerance(settings: EnginesConfig, dtype: str) -> float:
+    """`sampling.engines.probe_tolerance`, or what the engines' dtype allows; in nats."""
+    return settings.probe_tolerance or _TOLERANCES[dtype]
+
+
+def check_drift(drift: float, settings: EnginesConfig, dtype: str, weights: Weights) -> None:
+    """Refuse engines that compute something else than the trainer.
+
+    Raises:
+        EngineError: the drift, in nats, is above the tolerance.
+    """
+    tolerance = drift_tolerance(settings, dtype)
+    if drift > tolerance:
+        raise EngineError(
+            f"with the weights {weights.fingerprint[:12]} an engine's log-prob of a token differs "
+            f"by {drift:.3g} nats from the trainer's",
+            f"they agree within {tolerance:g} nats in {dtype} (sampling.engines.probe_tolerance)",
+            "if the engines' dtype is coarser than model.precision, set sampling.engines.dtype "
+            "or a larger tolerance; else the weights in the engine are not the policy's: run the "
+            "same command again, which starts new engines",
+        )

@@ -1,0 +1,32 @@
+"""What runs inside vLLM's workers: new weights into a live engine.
+
+What comes in: a model folder that vLLM's process sees. What goes out: the same engine,
+with that folder's weights in the tensors that it has. vLLM mixes `ReloadingWorker` into
+its worker class, in each of an engine's processes; the name is in `arguments.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ReloadingWorker:
+    """Extension of vLLM's worker."""
+
+    # Both are the worker's own; vLLM refuses an extension that defines them again.
+    model_runner: Any
+    reload_weights: Any
+
+    def reload_from(self, folder: str) -> None:
+        """Load the weights of a folder in place.
+
+        vLLM's own reload copies into the tensors that are there, so captured CUDA graphs stay
+        right. But an output layer that shares its weights with the input embedding stands in
+        no file, so vLLM leaves it alone, and on CPU it keeps a packed copy of the old ones.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        self.reload_weights(weights_path=folder)
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, ParallelLMHead):
+                module.quant_method.process_weights_after_loading(module)  # packs it again on CPU

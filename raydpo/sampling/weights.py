@@ -1,0 +1,187 @@
+"""Which weights an engine holds, and how it is brought to others while it lives.
+
+What comes in: a model folder, or the folder of a LoRA adapter. What goes out: an engine
+that holds exactly these weights, or an error and an engine that loads anew at the next
+call. The files are hashed by the engine that loads them: what an engine says that it
+holds is what it read, not what it was told.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from raydpo.config import ModelConfig, SamplingConfig
+from raydpo.errors import EngineError, ModelError, RaydpoError
+from raydpo.models import adapter_base, load_with, local_folder, weights_fingerprint
+from raydpo.sampling.arguments import engine_dtype
+
+if TYPE_CHECKING:
+    from vllm import LLMEngine
+    from vllm.lora.request import LoRARequest
+
+#: Keys of a model's config.json that change nothing about what its weights compute.
+_DOES_NOT_MATTER: Final = {
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A version of the policy: where its files are, and the hash of what is in them."""
+
+    model: ModelConfig
+    fingerprint: str
+
+
+def weights_of(model: ModelConfig) -> Weights:
+    """The weights in a model's folder, or in an adapter's, as they are now."""
+    return Weights(model, weights_fingerprint(model))
+
+
+def architecture(model: ModelConfig) -> dict[str, Any]:
+    """What a model computes apart from its weights: two that agree can share an engine.
+
+    Raises:
+        ModelError: transformers does not know it.
+    """
+    from transformers import AutoConfig
+
+    values = load_with(AutoConfig, adapter_base(model) or model).to_dict()
+    return {key: value for key, value in values.items() if key not in _DOES_NOT_MATTER}
+
+
+def share_engines(models: list[ModelConfig], sampling: SamplingConfig) -> bool:
+    """Whether engines started with one of the models can be brought to each of the others."""
+    kinds = [(engine_dtype(model, sampling), architecture(model)) for model in models]
+    return all(kind == kinds[0] for kind in kinds)
+
+
+class HeldWeights:
+    """The weights of one engine. Not for several threads: its owner steps the engine too."""
+
+    def __init__(self, engine: LLMEngine, loaded: Weights) -> None:
+        self._engine = engine
+        self._architecture = architecture(loaded.model)
+        self._tensors = _tensor_names(loaded.model)
+        self._base: str | None = loaded.fingerprint
+        self._adapters = 0
+        self.fingerprint: str | None = loaded.fingerprint
+        self.lora: LoRARequest | None = None
+
+    def bring(self, wanted: Weights) -> float:
+        """Load what is wanted; nothing may be in the making. Returns the seconds it took.
+
+        Raises:
+            ModelError: the engine cannot hold these weights, or vLLM cannot load them.
+            EngineError: the files are not what the caller saw.
+        """
+        if wanted.fingerprint == self.fingerprint:
+            return 0.0
+        started = time.perf_counter()
+        found = weights_fingerprint(wanted.model)
+        if found != wanted.fingerprint:
+            raise EngineError(
+                f"an engine found the weights {found[:12]} in {wanted.model.path}",
+                f"this call is for the weights {wanted.fingerprint[:12]}",
+                "the folder changed under the run: put it back, or start the run again; on "
+                "several nodes it is a folder that all of them share, or a URI",
+            )
+        self.fingerprint = None  # until all of it is there, the engine holds nothing known
+        base = adapter_base(wanted.model)
+        self._bring_model(base or wanted.model)
+        self._swap_adapter(wanted if base else None)
+        if not self._engine.reset_prefix_cache():
+            raise EngineError(
+                "vLLM kept keys and values of the weights before",
+                "its prefix cache is empty after new weights",
+                "end the engine: run the same command again",
+            )
+        self.fingerprint = found
+        return time.perf_counter() - started
+
+    def _bring_model(self, model: ModelConfig) -> None:
+        """A whole model's weights, in place."""
+        found = weights_fingerprint(model)
+        if found == self._base:
+            return
+        self._refuse_another_architecture(model)
+        self._base = None
+        _in_vllm(
+            model, self._engine.collective_rpc, "reload_from", args=(str(local_folder(model)),)
+        )
+        self._base = found
+
+    def _swap_adapter(self, adapter: Weights | None) -> None:
+        """Take the adapter away that is there, and put the new one under a number of its own."""
+        from vllm.lora.request import LoRARequest
+
+        if self.lora is not None:
+            self._engine.remove_lora(self.lora.lora_int_id)
+            self.lora = None
+        if adapter is None:
+            return
+        if self._engine.vllm_config.lora_config is None:
+            raise ModelError(
+                f"{adapter.model.path} is an adapter",
+                "engines take adapters only where they were started for them",
+                "set sampling.engines.max_lora_rank to the adapter's rank or more",
+            )
+        self._adapters += 1
+        folder = str(local_folder(adapter.model))
+        request = LoRARequest(adapter.fingerprint, self._adapters, folder)
+        _in_vllm(adapter.model, self._engine.add_lora, request)
+        self.lora = request
+
+    def _refuse_another_architecture(self, model: ModelConfig) -> None:
+        """VLLM would load what fits and keep the old weights of the rest, in silence."""
+        values = architecture(model)
+        keys = self._architecture.keys() | values.keys()
+        differing = {k for k in keys if self._architecture.get(k) != values.get(k)}
+        missing = self._tensors - _tensor_names(model)
+        if values.get("tie_word_embeddings"):
+            missing.discard("lm_head.weight")  # some files repeat the embedding under this name
+        if differing or missing:
+            names = sorted(differing) or sorted(missing)[:4]
+            raise ModelError(
+                f"the weights in {model.path} are of another model: {', '.join(names)}",
+                "a live engine takes weights of the architecture that it was started with",
+                "push a model trained from the same base, or start engines of its own for it",
+            )
+
+
+def _tensor_names(model: ModelConfig) -> set[str]:
+    """Names of all tensors in a folder's safetensors; only their headers are read."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in sorted(local_folder(model).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names |= set(file.keys())
+        except Exception as error:  # safetensors' own errors derive from Exception alone
+            raise ModelError(
+                f"{path}: {error}",
+                "weights are whole safetensors files",
+                "restore the file, or delete the stage's folder: it is made again",
+            ) from error
+    return names
+
+
+def _in_vllm(model: ModelConfig, call: Any, *arguments: Any, **named: Any) -> None:
+    """Call vLLM; what it raises becomes an error that names the model."""
+    try:
+        call(*arguments, **named)
+    except RaydpoError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{model.path}: vLLM cannot load it into a live engine: {error}",
+            "its tensors have the shapes of the model that the engine was started with",
+            "look at the engine's log above (VLLM_LOGGING_LEVEL=INFO says more)",
+        ) from error
