@@ -5,13 +5,12 @@ What comes in: a scenario and a gate. What goes out: steps, as long as the gate 
 
 from __future__ import annotations
 
-import json
+import uuid
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from raydpo.config import TrainingConfig
-from raydpo.storage import fingerprint
 from raydpo.training.groups import GroupDataset, write_groups
 from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import Hooks, Metrics, train
@@ -50,9 +49,11 @@ def random_model(scenario: Scenario, attention: str | None) -> PreTrainedModel:
 
 
 def group_dataset(scenario: Scenario) -> GroupDataset:
-    """The scenario's groups, in a file that is written once."""
-    key = fingerprint(["bench_training", json.dumps(scenario.as_json(), sort_keys=True)])
-    return GroupDataset(write_groups(group_rows(scenario), key))
+    """The scenario's groups, in a file that is gone from its folder and stays mapped."""
+    path = write_groups(group_rows(scenario), uuid.uuid4().hex)
+    data = GroupDataset(path)
+    path.unlink()
+    return data
 
 
 def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:

@@ -7,6 +7,7 @@ machine's disk and `Group`s by number. Only the lengths are held in memory.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -150,13 +151,14 @@ def _pair(row: Row) -> Pair:
 
 
 def write_groups(rows: Iterable[Row], key: str) -> Path:
-    """Write group rows to a local Arrow file, once per `key` and machine.
+    """Write group rows to a local Arrow file, once per `key`, schema and machine.
 
     Processes that write the same key at the same time leave one whole file.
     """
     folder = Path(tempfile.gettempdir()) / f"raydpo-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"groups-{key[:32]}.arrow"
+    schema = hashlib.sha256(str(_SCHEMA).encode()).hexdigest()  # another version's has others
+    path = folder / f"groups-{key[:32]}-{schema[:8]}.arrow"
     if path.exists():
         return path
     handle, partial = tempfile.mkstemp(dir=folder, suffix=".tmp")

@@ -6,6 +6,7 @@ import pytest
 
 from raydpo.errors import DataError
 from raydpo.training.batch import build_micro_batch
+from raydpo.training import groups
 from raydpo.training.groups import GroupDataset, Pair, example_rows, joined_rows, write_groups
 
 
@@ -81,3 +82,16 @@ def test_full_text_example_predicts_every_token_but_the_first() -> None:
     rows = [{"example_id": "e", "token_ids": [1, 5, 6], "prompt_tokens": 0}]
     data = GroupDataset(write_groups(example_rows(rows), uuid.uuid4().hex))
     assert build_micro_batch([data[0]]).targets.tolist() == [5, 6]
+
+
+def test_a_file_with_another_versions_columns_is_not_taken_for_this_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key, row = uuid.uuid4().hex, {**preference(0), "reference_token_logps": None}
+    older = groups._SCHEMA.remove(len(groups._SCHEMA) - 1)
+    with monkeypatch.context() as before:
+        before.setattr(groups, "_SCHEMA", older)
+        stale = write_groups([row], key)
+    fresh = write_groups([row], key)
+    assert fresh != stale
+    assert GroupDataset(fresh)[0].group_id == "g0"
