@@ -51,7 +51,7 @@ def train_flops(model: ModelShape, rows: list[dict[str, Any]]) -> int:
     return TRAIN_OVER_FORWARD * forward_flops(model, rows)
 
 
-def peak_flops(precision: str, device: str, size: int, seconds: float = 1.0) -> float:
+def peak_flops(precision: str, device: str, size: int, seconds: float = 0.4) -> float:
     """Operations a second of a large matrix product here: the best of `seconds`' worth.
 
     Args:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import uuid
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from raydpo.config import TrainingConfig
+from raydpo.config import ModelConfig, TrainingConfig
 from raydpo.training.groups import GroupDataset, write_groups
-from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import Hooks, Metrics, train
 from raydpo.training.objectives import PreferenceObjective
 from raydpo.training.sharding import World
+from raydpo.training.sharing import token_module
 
 from .data import group_rows, plan
 from .gate import Gate
@@ -25,7 +26,7 @@ from .spec import Contender, Scenario
 LEARNING_RATE = 1e-5
 
 
-def random_model(scenario: Scenario, attention: str | None) -> PreTrainedModel:
+def random_model(scenario: Scenario) -> PreTrainedModel:
     """The scenario's model with its random weights, in float32, on the CPU."""
     shape = scenario.model
     config = LlamaConfig(
@@ -42,10 +43,15 @@ def random_model(scenario: Scenario, attention: str | None) -> PreTrainedModel:
         eos_token_id=2,
     )
     torch.manual_seed(scenario.seed)
-    model = LlamaForCausalLM(config).float().eval()
-    if attention is not None:
-        model.set_attn_implementation(attention)
-    return model
+    return LlamaForCausalLM(config).float().eval()
+
+
+def model_settings(scenario: Scenario, contender: Contender, path: str) -> ModelConfig:
+    """What a configuration's `model` section would say."""
+    values = {"precision": scenario.precision, "layout": contender.layout}
+    if contender.attention is not None:
+        values["attention"] = contender.attention
+    return ModelConfig.model_validate({"path": path, **values})
 
 
 def group_dataset(scenario: Scenario) -> GroupDataset:
@@ -65,9 +71,11 @@ def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
         global_batch_groups=scenario.data.groups_per_step,
         checkpoint_every_steps=scenario.data.steps,
     )
-    model = random_model(scenario, contender.attention)
+    model = random_model(scenario)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    module = TokenLogps(model, scenario.precision).to(scenario.device)
+    device = torch.device(scenario.device)
+    nn.Module.to(model, device)
+    module = token_module(model, model_settings(scenario, contender, "random weights"), device)
     data = group_dataset(scenario)
     gate.ready(parameters=parameters)
     train(

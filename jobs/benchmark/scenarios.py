@@ -14,6 +14,8 @@ from .data import STEPS_A_PART
 from .processes import Turns
 from .spec import (
     OURS,
+    OURS_FLEX,
+    OURS_PADDED,
     SCORE_OURS,
     SCORE_PADDED,
     SCORE_SORTED,
@@ -130,8 +132,9 @@ def groups_of_four(choices: Choices) -> Scenario:
 
 
 def our_contenders(choices: Choices) -> tuple[Contender, ...]:
-    """Our train step, once for each attention backend of the device."""
-    return (OURS,)
+    """Our train step, once for each attention backend of the device and precision."""
+    both = choices.device == "cuda" and choices.precision == "bfloat16"
+    return (OURS, OURS_FLEX) if both else (OURS,)
 
 
 def _quick(choices: Choices) -> list[Experiment]:
@@ -149,12 +152,13 @@ def _quick(choices: Choices) -> list[Experiment]:
 def _full(choices: Choices) -> list[Experiment]:
     turns = _turns(choices, Turns(repeats=7, count=3))
     few = _turns(choices, Turns(repeats=5, count=2))
+    everyone = (*our_contenders(choices), OURS_PADDED, *TRAINERS[1:])
     against = (*our_contenders(choices), TRL_TUNED, TRL_COMPACT)
     pairs, fours = base(choices), groups_of_four(choices)
     scorers = (SCORE_OURS, SCORE_PADDED, SCORE_SORTED, *((SCORE_VLLM,) if choices.vllm else ()))
     return [
-        Experiment(pairs, (*our_contenders(choices), *TRAINERS[1:]), turns, fresh=True),
-        Experiment(fours, (*our_contenders(choices), *TRAINERS[1:]), replace(few, count=1)),
+        Experiment(pairs, everyone, turns, fresh=True),
+        Experiment(fours, everyone, replace(few, count=1)),
         *(Experiment(s, against, few) for s in _ratios(choices)),
         *(Experiment(s, against, few) for s in _variances(choices)),
         *(

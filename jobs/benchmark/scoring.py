@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 
-from raydpo.config import ModelConfig
-
 from .data import STEPS_A_PART, Row, group_rows, part_rows
 from .gate import Gate
-from .ours import random_model
+from .ours import model_settings, random_model
 from .spec import Contender, Scenario
 
 #: Scores a part: groups in, the sum of all completion tokens' log-probs out.
@@ -43,8 +41,8 @@ def _ours(scenario: Scenario, contender: Contender) -> PartScorer:
     from raydpo.reference.stage import Scorer
 
     with tempfile.TemporaryDirectory() as folder:
-        random_model(scenario, contender.attention).save_pretrained(folder)
-        scorer = Scorer(ModelConfig(path=folder, precision=scenario.precision), _MAX_TOKENS)
+        random_model(scenario).save_pretrained(folder)
+        scorer = Scorer(model_settings(scenario, contender, folder), _MAX_TOKENS)
 
     def score(part: list[Row]) -> float:
         scored = scorer(part).rows
@@ -56,7 +54,7 @@ def _ours(scenario: Scenario, contender: Contender) -> PartScorer:
 
 
 def _padded(scenario: Scenario, contender: Contender) -> PartScorer:
-    model = random_model(scenario, contender.attention)
+    model = random_model(scenario)
     torch.nn.Module.to(model, scenario.device)
 
     @torch.inference_mode()
@@ -95,7 +93,7 @@ def _padded_batch(
 def _vllm(scenario: Scenario, contender: Contender) -> PartScorer:
     vllm: Any = importlib.import_module("vllm")
     folder = Path(tempfile.mkdtemp(prefix="bench-training-"))
-    random_model(scenario, contender.attention).save_pretrained(folder)
+    random_model(scenario).save_pretrained(folder)
     engine = vllm.LLM(
         model=str(folder),
         dtype=scenario.precision,

@@ -99,6 +99,7 @@ class Contender:
         says: what a reader must know of it.
         malloc: whether its process gets `raydpo.environment.MALLOC_ENVIRONMENT`.
         attention: the model's attention implementation; None for what it takes by itself.
+        layout: `shared` computes a prompt once (ours), `padded` once for each completion.
         batch_pairs: pairs of one forward pass (TRL); None for all of a step.
         gradient_checkpointing: TRL's default is to recompute activations.
         compaction: run TRL's output layer on completion positions only, as it does on CUDA.
@@ -111,6 +112,7 @@ class Contender:
     says: str
     malloc: bool = True
     attention: str | None = None
+    layout: str = "auto"
     batch_pairs: int | None = None
     gradient_checkpointing: bool = False
     compaction: bool = False
@@ -123,6 +125,18 @@ class Contender:
 
 
 OURS = Contender("raydpo", "raydpo", "the real train loop on preference groups")
+OURS_PADDED = replace(
+    OURS,
+    name="raydpo_padded",
+    says="the same without the shared layout: each completion has its own prompt, padded",
+    layout="padded",
+)
+OURS_FLEX = replace(
+    OURS,
+    name="raydpo_flex",
+    says="the same with FlexAttention in place of the device's default",
+    attention="flex",
+)
 TRL_STOCK = Contender(
     "trl_stock",
     "trl",

@@ -32,7 +32,9 @@ _kernels: Any = importlib.import_module("trl.kernels.chunked_logprob")
 def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
     """Train until the gate ends it."""
     _force_compaction(contender.compaction)
-    model = random_model(scenario, contender.attention)
+    model = random_model(scenario)
+    if contender.attention is not None:
+        model.set_attn_implementation(contender.attention)
     with tempfile.TemporaryDirectory() as folder:
         trainer = _Trainer(
             model=model,
