@@ -18,6 +18,8 @@ from raydpo.models import model_config_values
 
 #: Bytes of a parameter in training: float32 weight, gradient, and AdamW's two moments.
 _BYTES_PER_PARAMETER: Final = 16
+#: Bytes of a parameter under an adapter: the weight alone.
+_BYTES_PER_FROZEN_PARAMETER: Final = 4
 _GIB: Final = 1 << 30
 
 
@@ -66,11 +68,15 @@ def memory_bytes() -> int:
 
 
 def training_bytes(section: TrainerConfig, parameters: int) -> tuple[int, int]:
-    """Bytes of weights, gradients and AdamW's moments: of one worker, and of all together."""
-    one = parameters * _BYTES_PER_PARAMETER
+    """Bytes of weights, gradients and AdamW's moments: of one worker, and of all together.
+
+    Of a range of workers, with the fewest. An adapter's own parameters are not counted.
+    """
+    each = _BYTES_PER_FROZEN_PARAMETER if section.lora else _BYTES_PER_PARAMETER
+    whole = parameters * each
     if section.strategy == "fsdp":
-        return one // section.num_workers, one
-    return one, one * section.num_workers
+        return whole * section.replicas // section.fewest_workers, whole * section.replicas
+    return whole, whole * section.fewest_workers
 
 
 def _stages(config: Config) -> list[tuple[str, str, int, float, int]]:
@@ -95,7 +101,9 @@ def _stages(config: Config) -> list[tuple[str, str, int, float, int]]:
         stages.append(("reference", "auto", reference.workers, reference.cpus_per_worker, 1))
     for name, section in (("training", config.training), ("sft", config.sft)):
         if section is not None:
-            stages.append((name, section.device, section.num_workers, section.cpus_per_worker, 1))
+            stages.append(
+                (name, section.device, section.fewest_workers, section.cpus_per_worker, 1)
+            )
     return stages
 
 
@@ -140,7 +148,7 @@ def _check_memory(config: Config, name: str, section: TrainerConfig, findings: F
         return
     worker, together = training_bytes(section, parameters)
     findings.facts.append(
-        f"{name}: {section.strategy}, {section.num_workers} worker(s), each with at least "
+        f"{name}: {section.strategy}, {section.fewest_workers} worker(s), each with at least "
         f"{worker / _GIB:.2f} GiB of weights, gradients and optimizer states, and activations"
     )
     if not is_remote(config):

@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _STAGES.items():
         _add(commands, name, f"up to one stage: {text}", _run, until=name)
     _add(commands, "sft", "supervised fine-tuning: the model that sampling starts from", _sft)
+    _add(commands, "score", "log-probabilities of existing completions under the model", _score)
     check = _add(commands, "check", "say, without a cluster, all that would go wrong", _check)
     check.add_argument("--rows", type=int, help="look at so many rows of the data only")
     show = commands.add_parser("show", help="what a run has done so far")
@@ -132,6 +133,23 @@ def _sft(options: argparse.Namespace) -> int:
     from raydpo.pipeline import run_sft
 
     print(f"model: {run_sft(config).path}")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from raydpo.config_file import load_config
+    from raydpo.progress import start_logging
+
+    config = load_config(options.config, options.overrides)
+    start_logging(options.verbose)
+    if _refused(config):
+        return 1
+    from raydpo.pipeline import run_score
+
+    summary, table = run_score(config)
+    for name, value in summary.items():
+        print(f"{name:24} {value:,.6g}")
+    print(f"table: {table.folder.uri}/part-*.parquet")
     return 0
 
 

@@ -23,7 +23,13 @@ from raydpo.config_base import (
     Temperature,
     path_shorthand,
 )
-from raydpo.config_training import DpoObjective, SftConfig, TrainerConfig, TrainingConfig
+from raydpo.config_training import (
+    DpoObjective,
+    LoraSettings,
+    SftConfig,
+    TrainerConfig,
+    TrainingConfig,
+)
 
 __all__ = [
     "Config",
@@ -31,6 +37,7 @@ __all__ = [
     "EnginesConfig",
     "EvaluationConfig",
     "LabelingConfig",
+    "LoraSettings",
     "ModelConfig",
     "PairsConfig",
     "PreferencesConfig",

@@ -5,9 +5,9 @@ What comes in: values of the sections `training` and `sft`. What goes out: froze
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raydpo.config_base import (
     Fraction,
@@ -31,13 +31,45 @@ class DpoObjective(Section):
     """Assumed share of wrong labels (conservative DPO)."""
 
 
+class LoraSettings(Section):
+    """A low-rank adapter (arXiv:2106.09685) instead of the whole model's training."""
+
+    rank: PositiveInt = 16
+    """Rank of the update of each weight matrix."""
+    alpha: PositiveFloat = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Must be 0: the reference has none, and a resumed run must equal an uninterrupted one."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the layers that are adapted, such as q_proj; `all-linear`: all but the output layer."""
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> Self:
+        if self.dropout != 0:
+            raise ValueError(
+                f"dropout {self.dropout:g} must be 0: step 0 has to show the reference's "
+                "log-probabilities, and no random numbers are drawn in training"
+            )
+        return self
+
+
 class TrainerConfig(Section):
     """What training on preferences and supervised fine-tuning have in common."""
 
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """DDP replicates the parameters, FSDP2 shards them."""
-    num_workers: PositiveInt = 1
-    """Ray Train workers."""
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Ray Train workers; `[least, most]`: as many as the cluster has room for, also later on."""
+    replicas: PositiveInt = 1
+    """Copies of the sharded model, each over num_workers / replicas workers (HSDP); FSDP2 only."""
+    reshard_after_forward: bool = True
+    """FSDP2 frees a block's parameters after its forward pass; false: less traffic, more memory."""
+    cpu_offload: bool = False
+    """Keep FSDP2's shards and the optimizer in CPU memory; for CUDA workers only."""
+    compile: bool = False
+    """Compile the decoder blocks by torch.compile, once for all lengths; worth it on long runs."""
+    lora: LoraSettings | None = None
+    """Train a low-rank adapter only; it is saved beside the merged model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA with NCCL where the Ray cluster has GPUs, else CPU with gloo."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -67,13 +99,44 @@ class TrainerConfig(Section):
     checkpoint_every_steps: PositiveInt = 100
     """Steps between checkpoints; one is always written at the end."""
     keep_checkpoints: PositiveInt = 2
-    """Checkpoints that are kept."""
+    """The newest checkpoints that are kept, or, with `keep_best_by`, the best and the newest one."""
+    keep_best_by: Literal["loss", "rewards/accuracies", "rewards/margins"] | None = None
+    """The metric of the step by which checkpoints are kept; the loss is best where it is lowest."""
+    background_checkpoints: bool = False
+    """Write a checkpoint while the next step is computed."""
     max_failures: NonNegativeInt = 2
     """How often Ray Train starts the workers again after one died."""
     log_every_steps: PositiveInt = 1
     """Steps between lines of metrics."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
     """Where metrics go, beside the console and metrics.jsonl."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """The least number of workers to train with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers to train with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> Self:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(f"num_workers {self.num_workers}: give the least number first")
+        if self.strategy != "fsdp":
+            for name in ("replicas", "cpu_offload", "reshard_after_forward"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} needs `strategy: fsdp`: DDP copies the whole model")
+        if self.replicas > 1 and not isinstance(self.num_workers, int):
+            raise ValueError("replicas needs one number of workers: a range may not divide")
+        if self.most_workers % self.replicas:
+            raise ValueError(
+                f"replicas {self.replicas} must divide num_workers {self.num_workers}: each copy "
+                "is sharded over equally many workers"
+            )
+        return self
 
 
 class TrainingConfig(TrainerConfig):
@@ -108,3 +171,9 @@ class SftConfig(TrainerConfig):
     """Read only so many rows of the source."""
     learning_rate: PositiveFloat = 2e-5
     """Peak learning rate of AdamW."""
+
+    @model_validator(mode="after")
+    def _metric_exists(self) -> Self:
+        if self.keep_best_by not in (None, "loss"):
+            raise ValueError(f"keep_best_by {self.keep_best_by!r}: fine-tuning has a loss only")
+        return self

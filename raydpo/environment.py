@@ -1,16 +1,31 @@
-"""The environment of processes that compute on CPUs.
+"""The environment of processes that train or score.
 
-What comes in: nothing. What goes out: variables that must be there when a process starts.
+What comes in: what such a process holds. What goes out: variables that must be there when it
+starts; docs/training.md explains them.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Environment of CPU workers. glibc gives large blocks back to the kernel after each
-#: step otherwise, and the page faults cost more than the arithmetic.
+#: glibc gives large blocks back to the kernel after each step otherwise, and the page
+#: faults cost more than the arithmetic.
 MALLOC_ENVIRONMENT: Final = (
     ("MALLOC_MMAP_MAX_", "0"),
     ("MALLOC_TRIM_THRESHOLD_", "68719476736"),
     ("MALLOC_TOP_PAD_", "134217728"),
 )
+#: Micro-batches have all lengths: without it, cached blocks of CUDA memory fit the next badly.
+_CUDA_ENVIRONMENT: Final = (("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),)
+
+
+def worker_environment(cuda: bool, cpus: float) -> tuple[tuple[str, str], ...]:
+    """Environment variables of a Ray worker.
+
+    Args:
+        cuda: whether it computes on a GPU.
+        cpus: Ray CPUs that it holds; on the CPU it gets as many threads.
+    """
+    if cuda:
+        return _CUDA_ENVIRONMENT
+    return (*MALLOC_ENVIRONMENT, ("OMP_NUM_THREADS", str(max(1, int(cpus)))))

@@ -113,6 +113,24 @@ def load_with(auto_class: Any, model: ModelConfig, **arguments: Any) -> Any:
         ) from error
 
 
+def meta_causal_lm(model: ModelConfig) -> PreTrainedModel:
+    """What `load_causal_lm` returns, on the `meta` device: shapes, and no memory for weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    folder = local_folder(model)
+    refuse_remote_code(folder)
+    with torch.device("meta"):
+        empty: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder),
+            dtype=torch.float32,
+            attn_implementation=model.attn_implementation,
+        )
+    if (folder / "generation_config.json").is_file():
+        empty.generation_config = GenerationConfig.from_pretrained(folder)
+    return empty.eval()
+
+
 def model_config_values(model: ModelConfig) -> dict[str, Any]:
     """The content of the model's config.json.
 

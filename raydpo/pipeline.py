@@ -17,6 +17,8 @@ from raydpo.errors import ConfigError
 from raydpo.parts import Table
 from raydpo.progress import logger
 from raydpo.prompts.examples import run_examples_stage
+from raydpo.prompts.preferences import run_preferences_stage
+from raydpo.reference.sequences import score_sequences, summarize
 from raydpo.round import Round
 from raydpo.run import locked, round_folder, run_folder
 from raydpo.storage import Folder
@@ -68,6 +70,34 @@ def run_sft(config: Config) -> ModelConfig:
             return train_sft(
                 config=config, folder=folder.child("policy"), examples=examples, what="sft"
             )
+
+
+def run_score(config: Config) -> tuple[dict[str, float], Table]:
+    """Score existing preferences or examples under the model, in `<run>/score/`.
+
+    Returns:
+        The summary of `summarize`, and the table of logps.
+    """
+    if config.preferences is None and config.sft is None:
+        raise _missing("preferences", "existing preferences, or examples in an `sft` section")
+    run = run_folder(config.output, config.name)
+    with locked(run):
+        run.write_bytes("config.yaml", config_to_yaml(config).encode())
+        with connected(config):
+            folder = run.child("score")
+            if config.preferences is not None:
+                data = run_preferences_stage(config, folder.child("preferences"), "score")
+            else:
+                data = run_examples_stage(config, folder.child("examples"))
+            scored = score_sequences(
+                folder=folder.child("logps"),
+                sequences=data,
+                model=config.model,
+                settings=config.reference,
+                what="score",
+                max_quarantined_fraction=config.max_quarantined_fraction,
+            )
+            return summarize(scored, data), scored
 
 
 def _run_stages(stages: Round, until: str) -> RoundResult:

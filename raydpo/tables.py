@@ -105,6 +105,17 @@ REFERENCE: Final = pa.schema(
     ]
 )
 
+#: One row a completion of existing data, scored by `raydpo score`; `logps` is the sum in nats.
+LOGPS: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("completion", pa.int32(), nullable=False),
+        pa.field("completion_ids", _TOKENS, nullable=False),
+        pa.field("token_logps", pa.list_(pa.float32()), nullable=False),
+        pa.field("logps", pa.float64(), nullable=False),
+    ]
+)
+
 #: One row a training example of SFT. No loss on the first `prompt_tokens` tokens.
 EXAMPLES: Final = pa.schema(
     [
@@ -131,6 +142,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "votes": VOTES,
     "preferences": PREFERENCES,
     "reference": REFERENCE,
+    "logps": LOGPS,
     "examples": EXAMPLES,
     "quarantine": QUARANTINE,
 }

@@ -95,7 +95,7 @@ def _hooks(gate: Gate) -> Hooks:
 
     return Hooks(
         log=log,
-        checkpoint=lambda _step, _metrics, _save: None,
+        checkpoint=lambda _step, _metrics, _save: lambda: None,
         first_step=lambda _largest: None,
-        failed=lambda _step, _groups: None,
+        failed=lambda _failure: None,
     )

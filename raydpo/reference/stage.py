@@ -15,7 +15,7 @@ import torch
 
 from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, ReferenceConfig
-from raydpo.environment import MALLOC_ENVIRONMENT
+from raydpo.environment import worker_environment
 from raydpo.errors import NumericsError
 from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import Table, Workers, own_errors, run_parts
@@ -72,7 +72,7 @@ def score_reference(
         count=settings.workers,
         cpus=settings.cpus_per_worker,
         gpus=1.0 if cuda else 0.0,
-        environment=() if cuda else _cpu_environment(settings),
+        environment=worker_environment(cuda, settings.cpus_per_worker),
     )
     make_scorer = functools.partial(Scorer, model, settings.max_tokens_per_batch)
     return run_parts(stage, [groups], make_scorer, workers, what, max_quarantined_fraction)
@@ -158,14 +158,9 @@ def _group(row: Row) -> Group:
     return Group(row["group_id"], row["prompt_ids"], row["completions"], [], None)
 
 
-def _cpu_environment(settings: ReferenceConfig) -> tuple[tuple[str, str], ...]:
-    threads = str(max(1, int(settings.cpus_per_worker)))
-    return (*MALLOC_ENVIRONMENT, ("OMP_NUM_THREADS", threads))
-
-
 def _score_remotely(model: ModelConfig, settings: ReferenceConfig, rows: list[Row]) -> list[Row]:
     cuda = uses_cuda("auto")
-    environment = {} if cuda else {"env_vars": dict(_cpu_environment(settings))}
+    environment = {"env_vars": dict(worker_environment(cuda, settings.cpus_per_worker))}
     task = ray.remote(_score_rows).options(
         num_cpus=settings.cpus_per_worker, num_gpus=1 if cuda else 0, runtime_env=environment
     )

@@ -7,6 +7,7 @@ it under plain `python`, or under any launcher that starts a process group.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -24,11 +25,31 @@ from raydpo.training.checkpoints import load_checkpoint, save_checkpoint
 from raydpo.training.composition import Plan, rank_micro_batches
 from raydpo.training.groups import GroupDataset
 from raydpo.training.logps import TokenLogps, token_outputs
+from raydpo.training.lora import add_adapter
 from raydpo.training.objectives import Objective
 from raydpo.training.schedule import learning_rate
 from raydpo.training.sharding import World, clip_gradients, gradient_sync, parallelize
 
 Metrics = dict[str, float]
+EndSave = Callable[[], None]
+#: Begins to write this rank's share of a checkpoint into a folder; see `save_checkpoint`.
+BeginSave = Callable[[Path], EndSave]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A step that was not made, for a look.
+
+    Attributes:
+        step: counted from 1.
+        groups: names of the groups of the global batch.
+        culprits: by rank, the groups of its micro-batches whose loss is not finite; empty
+            where every loss is finite and the gradient is not.
+    """
+
+    step: int
+    groups: list[str]
+    culprits: dict[int, list[str]]
 
 
 @dataclass(frozen=True)
@@ -37,17 +58,17 @@ class Hooks:
 
     Attributes:
         log: called on every rank after each step with the step (from 1) and its metrics.
-        checkpoint: called on every rank with metrics and a function that writes this
-            rank's share of a checkpoint into a folder.
+        checkpoint: called on every rank with the step, its metrics and a function that begins
+            to write this rank's share of a checkpoint into a folder; returns what ends it.
         first_step: called on every rank before the first update with the largest logratio of
             a token, over all ranks.
-        failed: called before a non-finite loss stops the run, with the step and its groups.
+        failed: called before a non-finite loss stops the run.
     """
 
     log: Callable[[int, Metrics], None]
-    checkpoint: Callable[[int, Metrics, Callable[[Path], None]], None]
+    checkpoint: Callable[[int, Metrics, BeginSave], EndSave]
     first_step: Callable[[float], None]
-    failed: Callable[[int, list[str]], None]
+    failed: Callable[[Failure], None]
 
 
 def train(
@@ -68,22 +89,60 @@ def train(
         NumericsError: a loss or gradient is not finite; no rank has updated anything.
     """
     module.eval()  # no dropout: the reference has none either, and step 0 must show none
-    wrapped = parallelize(module, settings.strategy, world, settings.activation_checkpointing)
+    if settings.lora is not None:
+        add_adapter(module.model, settings.lora, plan.seed)
+    wrapped = parallelize(module, settings, world)
     optimizer = _optimizer(wrapped, settings)
     start = load_checkpoint(resume_from, wrapped, optimizer) if resume_from else 0
     step = Step(wrapped, module.shared, data, objective, settings, plan, world, optimizer, hooks)
+    saver = _Saver(wrapped, optimizer, hooks, settings.background_checkpoints)
     for index in range(start, plan.total_steps):
         metrics = step(index)
-        hooks.log(index + 1, metrics)
-        last = index + 1 == plan.total_steps
-        if last or (index + 1) % settings.checkpoint_every_steps == 0:
-            done = index + 1
-            hooks.checkpoint(
-                done,
-                metrics,
-                lambda folder, done=done: save_checkpoint(folder, wrapped, optimizer, done),
-            )
+        saver.end()  # what was begun after the last step was written during this one
+        done = index + 1
+        hooks.log(done, metrics)
+        if done == plan.total_steps or done % settings.checkpoint_every_steps == 0:
+            saver.begin(done, metrics, last=done == plan.total_steps)
     return wrapped
+
+
+@dataclass
+class _Saver:
+    """Checkpoints, at most one of them being written."""
+
+    module: nn.Module
+    optimizer: Optimizer
+    hooks: Hooks
+    in_background: bool
+    pending: EndSave | None = None
+
+    def begin(self, step: int, metrics: Metrics, last: bool) -> None:
+        """Begin a checkpoint, and end it too where nothing is left to do meanwhile."""
+        save = functools.partial(
+            save_checkpoint,
+            module=self.module,
+            optimizer=self.optimizer,
+            step=step,
+            in_background=self.in_background and not last,
+        )
+        self.pending = self.hooks.checkpoint(step, metrics, save)
+        if last or not self.in_background:
+            self.end()
+
+    def end(self) -> None:
+        """Wait until the checkpoint that was begun is whole."""
+        if self.pending is not None:
+            self.pending()
+            self.pending = None
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A backward pass: its groups, whether it counts, and sums over it (0-d tensors)."""
+
+    groups: list[int]
+    counts: bool
+    sums: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,25 +167,27 @@ class Step:
         started = time.perf_counter()
         groups = self.plan.step_groups(step)
         normalizer = self.objective.normalizer(groups, self.data.sizes)
-        sums = self._accumulate(step, groups, normalizer)
-        metrics = self._reduced(sums, normalizer)
+        done = self._accumulate(step, groups, normalizer)
+        metrics = self._reduced(done, normalizer)
         if not math.isfinite(metrics["loss"]):
-            self._fail(step, groups, "loss", metrics["loss"])
-        metrics["grad_norm"] = clip_gradients(self.module, self.settings.max_grad_norm)
-        if not math.isfinite(metrics["grad_norm"]):
-            self._fail(step, groups, "gradient norm", metrics["grad_norm"])
+            self._fail(step, groups, done, f"loss of step {step + 1} is {metrics['loss']}")
+        norm = clip_gradients(self.module, self.settings.max_grad_norm)
+        if not math.isfinite(norm):
+            self._fail(step, groups, done, f"gradient norm of step {step + 1} is {norm}")
+        metrics["grad_norm"] = norm
         metrics["learning_rate"] = self._update(step)
-        seconds = time.perf_counter() - started
+        seconds, tokens = time.perf_counter() - started, int(self.data.sizes.flat[groups].sum())
         return {
             **metrics,
             "epoch": (step + 1) / self.plan.steps_per_epoch,
             "step_seconds": seconds,
-            "num_tokens": float(self.data.sizes.tokens[groups].sum()),
+            "num_tokens": float(tokens),
+            "tokens_per_second": tokens / seconds,
             "groups_per_second": len(groups) / seconds,
         }
 
-    def _accumulate(self, step: int, groups: list[int], normalizer: float) -> dict[str, float]:
-        """Backward passes over this rank's micro-batches; returns this rank's sums."""
+    def _accumulate(self, step: int, groups: list[int], normalizer: float) -> list[_Done]:
+        """Backward passes over this rank's micro-batches."""
         batches = rank_micro_batches(
             groups,
             self.data.sizes,
@@ -135,29 +196,32 @@ class Step:
             self.settings.max_tokens_per_micro_batch,
             self.shared,
         )
-        sums: dict[str, float] = {"loss": 0.0}
+        passes: list[_Done] = []
         largest = 0.0
         for number, (numbers, counts) in enumerate(batches):
             batch = build_micro_batch([self.data[g] for g in numbers], self.shared)
             batch = batch.to(self.world.device)
-            with gradient_sync(self.module, number == len(batches) - 1):
+            with gradient_sync(self.module, self.settings, last=number == len(batches) - 1):
                 outputs = token_outputs(self.module, batch, self.objective.head)
                 loss, metrics = self.objective.sums(outputs, batch)
                 # Gradients are averaged over the workers, so the sum is scaled back up.
                 (loss * (self.world.size / normalizer if counts else 0.0)).backward()
             if step == 0:
                 largest = max(largest, _largest_logratio(outputs.logps, batch))
-            # A rank without a micro-batch of its own still has every name: all ranks sum them.
-            for name, value in {"loss": loss, **metrics}.items():
-                sums[name] = sums.get(name, 0.0) + (value.item() if counts else 0.0)
+            passes.append(_Done(numbers, counts, {"loss": loss.detach(), **metrics}))
         if step == 0:
             self.hooks.first_step(self.world.max(largest))
-        return sums
+        return passes
 
-    def _reduced(self, sums: dict[str, float], normalizer: float) -> Metrics:
+    def _reduced(self, passes: list[_Done], normalizer: float) -> Metrics:
         """Mean over the global batch, whatever rank a micro-batch was on."""
-        names = sorted(sums)
-        totals = self.world.sum([sums[name] for name in names])
+        # A rank without a micro-batch of its own still has every name: all ranks sum them.
+        names = sorted(passes[0].sums)
+        rows = [torch.stack([done.sums[name].double() for name in names]) for done in passes]
+        counted = torch.tensor([[float(done.counts)] for done in passes], dtype=torch.float64)
+        # One look at the device a step: each one waits for all that was queued there.
+        own = torch.where(counted > 0, torch.stack(rows).cpu(), 0.0).sum(0)
+        totals = self.world.sum(own.tolist())
         return {name: total / normalizer for name, total in zip(names, totals, strict=True)}
 
     def _update(self, step: int) -> float:
@@ -174,13 +238,26 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         return rate
 
-    def _fail(self, step: int, groups: list[int], what: str, value: float) -> None:
-        names = [self.data[g].group_id for g in groups]
-        self.hooks.failed(step + 1, names)
+    def _fail(self, step: int, groups: list[int], passes: list[_Done], what: str) -> None:
+        """Stop on every rank, before anything is updated; `passes` are this rank's."""
+        bad = [
+            group
+            for done in passes
+            if done.counts and not math.isfinite(done.sums["loss"].item())
+            for group in done.groups
+        ]
+        culprits = self.world.gather([self.data[g].group_id for g in bad])
+        failure = Failure(
+            step + 1,
+            [self.data[g].group_id for g in groups],
+            {rank: names for rank, names in enumerate(culprits) if names},
+        )
+        self.hooks.failed(failure)
+        suspects = [name for names in culprits for name in names] or failure.groups
         raise NumericsError(
-            f"the {what} of step {step + 1} is {value}",
+            f"the {what}",
             "it is finite; nothing was updated and no checkpoint was written",
-            f"look at the step's groups (first: {names[:3]}), lower learning_rate, "
+            f"look at the step's groups (first: {suspects[:3]}), lower learning_rate, "
             "or set max_grad_norm",
         )
 

@@ -6,29 +6,37 @@ stage's folder; checkpoints through Ray Train.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import ray.train
 import torch
+from pyarrow.fs import FileSelector
 from ray.train import Checkpoint
 from ray.train.torch import get_device
+from transformers import PreTrainedModel
 
 from raydpo.config import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
 from raydpo.errors import DataError, NumericsError
-from raydpo.models import load_causal_lm, load_tokenizer
+from raydpo.models import load_causal_lm, load_tokenizer, meta_causal_lm
 from raydpo.parts import Table
 from raydpo.progress import start_logging
 from raydpo.run import read_rows
 from raydpo.split import is_heldout
-from raydpo.storage import Folder, fingerprint
+from raydpo.storage import Folder, fingerprint, locate
+from raydpo.training.attention.backends import IMPLEMENTATIONS
+from raydpo.training.attention.interface import attention_of, set_attention
+from raydpo.training.checkpoints import newest_whole
 from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, example_rows, joined_rows, write_groups
 from raydpo.training.logps import TokenLogps
-from raydpo.training.loop import Hooks, Metrics, train
+from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, train
+from raydpo.training.lora import save_adapter
 from raydpo.training.metrics_log import MetricsLog
 from raydpo.training.objectives import Objective, PreferenceObjective, SftObjective
 from raydpo.training.sharding import World, current_world, full_parameters
@@ -37,6 +45,11 @@ from raydpo.training.sharing import token_module
 #: A numerical failure is the same on every rank and would come again: it is written here
 #: and the workers end, instead of being started again by Ray Train.
 ERROR_FILE: Final = "error.json"
+
+#: Folders inside the stage's folder.
+CHECKPOINTS: Final = "checkpoints"
+MODEL: Final = "model"
+ADAPTER: Final = "adapter"
 
 
 @dataclass(frozen=True)
@@ -81,15 +94,48 @@ def run_worker(arguments: dict[str, Any]) -> None:
 
 def _train(job: TrainJob, world: World) -> None:
     data = _dataset(job)
-    module = token_module(load_causal_lm(job.model), job.model, world.device)
     plan = _plan(job, len(data))
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        _train_and_export(job, world, data, module, plan, None, 0)
-        return
-    start = int(checkpoint.get_metadata()["step"])
-    with checkpoint.as_directory() as folder:
-        _train_and_export(job, world, data, module, plan, Path(folder), start)
+    module = _module(job, world)
+    with _resume_point(job) as (folder, start):
+        _train_and_export(job, world, data, module, plan, folder, start)
+
+
+def _module(job: TrainJob, world: World) -> TokenLogps:
+    """The module; where it is sharded, all ranks but the first need its shapes only."""
+    sharded = job.settings.strategy == "fsdp" and world.size > 1
+    if not sharded or world.rank == 0:
+        module = token_module(load_causal_lm(job.model), job.model, world.device)
+        if sharded:
+            world.tell(attention_of(module.model))
+        return module
+    model = meta_causal_lm(job.model)
+    attention = world.tell("")  # what rank 0 found out by a forward pass
+    set_attention(model, attention)
+    module = TokenLogps(model, job.model.precision)
+    module.shared = attention in IMPLEMENTATIONS.values()
+    return module
+
+
+@contextmanager
+def _resume_point(job: TrainJob) -> Generator[tuple[Path | None, int]]:
+    """The newest whole checkpoint, on this machine, and its step; without any, None and 0."""
+    with ExitStack() as stack:
+        local = (stack.enter_context(c.as_directory()) for c in _checkpoints(job))
+        found = newest_whole(Path(folder) for folder in local)
+        yield found or (None, 0)
+
+
+def _checkpoints(job: TrainJob) -> list[Checkpoint]:
+    """All checkpoints in the stage's folder, newest first: Ray names them by their time."""
+    folder = job.folder.child(CHECKPOINTS)
+    filesystem, path = locate(folder.uri)
+    selector = FileSelector(path, allow_not_found=True)
+    names = sorted(
+        info.base_name
+        for info in filesystem.get_file_info(selector)
+        if info.base_name.startswith("checkpoint_") and not info.is_file
+    )
+    return [Checkpoint(f"{path}/{name}", filesystem) for name in reversed(names)]
 
 
 def _train_and_export(
@@ -165,17 +211,24 @@ def _ignore_step(step: int, metrics: Metrics) -> None:
 
 def _checkpoint_hook(
     log: MetricsLog | None,
-) -> Callable[[int, Metrics, Callable[[Path], None]], None]:
-    def write(step: int, metrics: Metrics, save: Callable[[Path], None]) -> None:
-        if log is not None:
-            log.write()
-        with tempfile.TemporaryDirectory() as folder:
-            save(Path(folder))
-            checkpoint = Checkpoint.from_directory(folder)
-            checkpoint.set_metadata({"step": step})
-            ray.train.report({"step": step, **metrics}, checkpoint=checkpoint)
+) -> Callable[[int, Metrics, BeginSave], EndSave]:
+    """Checkpoints through Ray Train, which copies every rank's files into one folder."""
 
-    return write
+    def begin(step: int, metrics: Metrics, save: BeginSave) -> EndSave:
+        folder = tempfile.mkdtemp()
+        end_save = save(Path(folder))
+
+        def end() -> None:
+            end_save()
+            if log is not None:
+                log.write()
+            checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report({"step": step, **metrics}, checkpoint=checkpoint)
+            shutil.rmtree(folder)
+
+        return end
+
+    return begin
 
 
 def _first_step_check(job: TrainJob) -> Callable[[float], None]:
@@ -195,21 +248,39 @@ def _first_step_check(job: TrainJob) -> Callable[[float], None]:
     return check
 
 
-def _failure_hook(job: TrainJob, world: World) -> Callable[[int, list[str]], None]:
-    def write(step: int, groups: list[str]) -> None:
+def _failure_hook(job: TrainJob, world: World) -> Callable[[Failure], None]:
+    def write(failure: Failure) -> None:
         if world.rank == 0:
-            job.folder.write_json(f"failed-step-{step:06d}.json", {"step": step, "groups": groups})
+            job.folder.write_json(
+                f"failed-step-{failure.step:06d}.json",
+                {
+                    "step": failure.step,
+                    "groups": failure.groups,
+                    "not_finite_by_rank": failure.culprits,
+                },
+            )
 
     return write
 
 
 def _export(job: TrainJob, parameters: dict[str, torch.Tensor]) -> None:
     """Write the final model as a Hugging Face folder, in the run's precision."""
-    model = load_causal_lm(job.model)
-    model.load_state_dict(parameters)
-    if job.model.precision == "bfloat16":
-        model.bfloat16()
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        load_tokenizer(job.model).save_pretrained(folder)
-        job.folder.child("model").upload(Path(folder))
+        model = _final_model(job, parameters, Path(folder, ADAPTER))
+        if job.model.precision == "bfloat16":
+            model.bfloat16()
+        model.save_pretrained(Path(folder, MODEL))
+        load_tokenizer(job.model).save_pretrained(Path(folder, MODEL))
+        job.folder.upload(Path(folder))
+
+
+def _final_model(
+    job: TrainJob, parameters: dict[str, torch.Tensor], adapter: Path
+) -> PreTrainedModel:
+    if job.settings.lora is not None:
+        base = load_causal_lm(job.model)
+        return save_adapter(base, job.settings.lora, parameters, job.model.path, adapter)
+    model = meta_causal_lm(job.model)  # takes the parameters over, without a second copy
+    model.load_state_dict(parameters, assign=True)
+    model.tie_weights()
+    return model

@@ -1,7 +1,13 @@
 """Data parallelism: DDP or FSDP2 around the forward module, and the way back out.
 
-What comes in: a `TokenLogps` and a strategy. What goes out: a module whose gradients are
+What comes in: a `TokenLogps` and settings. What goes out: a module whose gradients are
 averaged over the workers, and its full parameters for a Hugging Face folder.
+
+Precision: master parameters, gradients and reductions are float32. `bfloat16` is torch's
+autocast, in training as in reference scoring, so that step 0 shows logratios of 0. FSDP2
+gathers what autocast would cast anyway, the weights of matrix products, as bfloat16: that is
+the same rounding, done before the communication instead of after it. Norms and embeddings
+stay float32, since autocast leaves them so.
 """
 
 from __future__ import annotations
@@ -15,16 +21,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointWrapper,
     apply_activation_checkpointing,
 )
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.nn.parallel import DistributedDataParallel
 
+from raydpo.config import TrainerConfig
+from raydpo.errors import ConfigError
 from raydpo.training.logps import TokenLogps
 
 _PREFIX = "model."
+_DDP_PREFIX = "module."
 _CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
 
@@ -52,6 +72,20 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.item()
 
+    def tell(self, value: str) -> str:
+        """Rank 0's value, on every worker."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def gather(self, value: list[str]) -> list[list[str]]:
+        """Every worker's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
 
 def current_world(device: torch.device) -> World:
     """The world of the process group, or a world of one without any."""
@@ -60,38 +94,44 @@ def current_world(device: torch.device) -> World:
     return World(0, 1, device)
 
 
-def parallelize(
-    module: TokenLogps, strategy: str, world: World, activation_checkpointing: bool
-) -> nn.Module:
+def parallelize(module: TokenLogps, settings: TrainerConfig, world: World) -> nn.Module:
     """Wrap a module for `world`: DDP replicates, FSDP2 shards each block and the root.
 
-    A world of one is left as it is.
+    A world of one is left as it is, unless its parameters are to stay in CPU memory. With
+    FSDP2 only rank 0's module needs its weights; those of the others may be on `meta`.
+
+    Raises:
+        ConfigError: the settings do not fit this world.
     """
+    if settings.strategy == "fsdp" and (world.size > 1 or settings.cpu_offload):
+        return _fsdp(module, settings, world)
     module.to(world.device)
-    if activation_checkpointing:
-        blocks = set(_blocks(module))
-        apply_activation_checkpointing(module, check_fn=lambda child: child in blocks)
+    _prepare_blocks(module, settings)
     if world.size == 1:
         return module
-    if strategy == "ddp":
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids)
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+
+
+def compile_blocks(module: TokenLogps, backend: str = "inductor") -> None:
+    """Compile each decoder block in place, once for all lengths."""
     for block in _blocks(module):
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)  # in place: the module is now an FSDPModule too
-    return module
+        block.compile(dynamic=True, backend=backend)
 
 
 @contextmanager
-def gradient_sync(module: nn.Module, enabled: bool) -> Generator[None]:
-    """Average gradients in this backward pass, or leave them for a later one to average."""
-    if isinstance(module, DistributedDataParallel) and not enabled:
+def gradient_sync(module: nn.Module, settings: TrainerConfig, last: bool) -> Generator[None]:
+    """Average gradients in this backward pass, or leave them for the `last` one to average.
+
+    FSDP2 that frees parameters early to save memory reduces in every pass: gradients that
+    wait for the last one are as large as the whole model.
+    """
+    if isinstance(module, DistributedDataParallel) and not last:
         with module.no_sync():
             yield
         return
     if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(enabled)
+        module.set_requires_gradient_sync(last or settings.reshard_after_forward)
     yield
 
 
@@ -105,17 +145,126 @@ def clip_gradients(module: nn.Module, max_norm: float | None) -> float:
 def full_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Names of the transformers model -> whole float32 tensors on the CPU of rank 0.
 
+    Parameters that are not trained, such as the base weights under an adapter, are left out.
     Every rank calls this; the other ranks get an empty dictionary.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state: dict[str, Any] = get_model_state_dict(module, options=options)
+    frozen = frozen_names(module)
+    return {n.removeprefix(_PREFIX): value for n, value in state.items() if n not in frozen}
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Names, as in a state, of the parameters that are not trained, tied ones by every name."""
     return {
-        name.removeprefix(_PREFIX).replace(_CHECKPOINT_WRAPPER, ""): value
-        for name, value in state.items()
+        name.replace(_CHECKPOINT_WRAPPER, "").removeprefix(_DDP_PREFIX)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if not parameter.requires_grad
     }
+
+
+def _fsdp(module: TokenLogps, settings: TrainerConfig, world: World) -> TokenLogps:
+    """Shard on `meta`, then hand rank 0's weights out: it holds them whole once, no other does."""
+    mesh = _mesh(settings, world)
+    ties = _tied_names(module)
+    whole = module.state_dict() if world.rank == 0 else {}
+    buffers = dict(module.named_buffers()) if world.rank == 0 else {}
+    module.to("meta")
+    _tie(module, ties)
+    _prepare_blocks(module, settings)
+    _shard(module, settings, mesh)
+    module.to_empty(device=torch.device("cpu") if settings.cpu_offload else world.device)
+    _tie(module, ties)  # `to_empty` gave each name a parameter of its own
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(module, whole, options=options)
+    _hand_out_buffers(module, buffers, world)
+    return module
+
+
+def _shard(module: TokenLogps, settings: TrainerConfig, mesh: DeviceMesh) -> None:
+    """In place: the module, its blocks and their norms become `FSDPModule`s too."""
+    exact = MixedPrecisionPolicy(cast_forward_inputs=False)
+    rounded = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    policy = exact if module.precision == "float32" else rounded
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "offload_policy": CPUOffloadPolicy() if settings.cpu_offload else OffloadPolicy(),
+    }
+    freed: dict[str, Any] = {**options, "reshard_after_forward": settings.reshard_after_forward}
+    for block in _outer_blocks(module):
+        norms = [child for child in block.modules() if _is_norm(child)]
+        if norms and policy is rounded:
+            fully_shard(norms, mp_policy=exact, **freed)
+        fully_shard(block, mp_policy=policy, **freed)
+    fully_shard(module, mp_policy=exact, **options)
+
+
+def _mesh(settings: TrainerConfig, world: World) -> DeviceMesh:
+    """All workers in one dimension, or copies of the sharded model in a first one (HSDP)."""
+    if settings.cpu_offload and world.device.type != "cuda":
+        raise ConfigError(
+            f"cpu_offload on the device {world.device.type!r}",
+            "it keeps the parameters of GPU workers in CPU memory; here they are there already",
+            "remove cpu_offload, or set `device: cuda`",
+        )
+    if settings.replicas == 1:
+        return init_device_mesh(world.device.type, (world.size,))
+    if world.size % settings.replicas:
+        raise ConfigError(
+            f"replicas {settings.replicas} with {world.size} workers",
+            "each copy of the model is sharded over equally many workers",
+            "choose a divisor of num_workers",
+        )
+    shape = (settings.replicas, world.size // settings.replicas)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def _hand_out_buffers(module: nn.Module, buffers: dict[str, Tensor], world: World) -> None:
+    """Those outside of the state too, such as rotary frequencies, which `to_empty` forgot."""
+    for name, buffer in module.named_buffers():
+        value = buffers[name] if world.rank == 0 else buffer
+        value = value.to(world.device).contiguous()
+        dist.broadcast(value, src=0)
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, value)
+
+
+def _tied_names(module: nn.Module) -> list[list[str]]:
+    """Names that stand for one parameter, such as those of tied embeddings."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _tie(module: nn.Module, ties: list[list[str]]) -> None:
+    for first, *others in ties:
+        for name in others:
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, module.get_parameter(first))
+
+
+def _prepare_blocks(module: TokenLogps, settings: TrainerConfig) -> None:
+    if settings.compile:
+        compile_blocks(module)
+    if settings.activation_checkpointing:
+        blocks = set(_blocks(module))
+        apply_activation_checkpointing(module, check_fn=lambda child: child in blocks)
 
 
 def _blocks(module: TokenLogps) -> list[nn.Module]:
     """The decoder blocks: what transformers says must not be split."""
     names: set[str] = set(getattr(module.model, "_no_split_modules", None) or ())
     return [child for child in module.modules() if type(child).__name__ in names]
+
+
+def _outer_blocks(module: TokenLogps) -> list[nn.Module]:
+    """The blocks, or what was put around them to save activations."""
+    modules: list[nn.Module] = list(module.modules())
+    return [m for m in modules if isinstance(m, CheckpointWrapper)] or _blocks(module)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module has vectors only, and so takes part in no matrix product."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and all(p.ndim < 2 for p in own) and not list(module.children())

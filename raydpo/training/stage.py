@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raydpo.cluster import uses_cuda
 from raydpo.config import Config, ModelConfig, TrainerConfig
-from raydpo.environment import MALLOC_ENVIRONMENT
+from raydpo.environment import worker_environment
 from raydpo.errors import NumericsError
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint, with_absolute_path
 from raydpo.parts import Table, own_errors
@@ -26,24 +26,29 @@ from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder, locate
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
-from raydpo.training.ray_worker import ERROR_FILE, TrainJob, run_worker
+from raydpo.training.ray_worker import CHECKPOINTS, ERROR_FILE, MODEL, TrainJob, run_worker
 
 #: Settings that change how the work is done, not what comes out (but for rounding).
 _NOT_CONTENT: Final = {
     "strategy",
     "num_workers",
+    "replicas",
+    "reshard_after_forward",
+    "cpu_offload",
+    "compile",
     "device",
     "cpus_per_worker",
     "max_tokens_per_micro_batch",
     "activation_checkpointing",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "keep_best_by",
+    "background_checkpoints",
     "max_failures",
     "log_every_steps",
     "trackers",
     "step_zero_tolerance",
 }
-MODEL_FOLDER: Final = "model"
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
@@ -114,14 +119,12 @@ def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
         },
     )
     # Only what changed is carried over: the trained folder brings its own tokenizer.
-    trained = job.model.model_copy(
-        update={"path": job.folder.child(MODEL_FOLDER).uri, "revision": None}
-    )
+    trained = job.model.model_copy(update={"path": job.folder.child(MODEL).uri, "revision": None})
     if open_stage(stage) is not None:
         logger.info("[%s] nothing to do: the model is there", job.what)
         return trained
     job.folder.delete(ERROR_FILE)
-    logger.info("[%s] starting %d workers", job.what, job.settings.num_workers)
+    logger.info("[%s] starting %s workers", job.what, _workers(job.settings))
     with _shown_progress(job.folder):
         # Ray Train's workers each work in a folder of their own.
         _fit(replace(job, model=with_absolute_path(job.model)))
@@ -140,15 +143,17 @@ def _fit(job: TrainJob) -> None:
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cuda else "gloo"),
         scaling_config=_scaling(job.settings, cuda),
         run_config=RunConfig(
-            name="checkpoints",
+            name=CHECKPOINTS,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=job.settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.settings.keep_checkpoints),
-            worker_runtime_env={"env_vars": _environment(job.settings, cuda)},
+            checkpoint_config=_checkpoint_config(job.settings),
+            worker_runtime_env={
+                "env_vars": dict(worker_environment(cuda, job.settings.cpus_per_worker))
+            },
         ),
     )
     with own_errors():
@@ -179,19 +184,25 @@ def _shown_progress(folder: Folder) -> Generator[None]:
         folder.delete(PROGRESS_FILE)
 
 
+def _checkpoint_config(settings: TrainerConfig) -> CheckpointConfig:
+    return CheckpointConfig(
+        num_to_keep=settings.keep_checkpoints,
+        checkpoint_score_attribute=settings.keep_best_by,
+        checkpoint_score_order="min" if settings.keep_best_by == "loss" else "max",
+    )
+
+
+def _workers(settings: TrainerConfig) -> str:
+    few, many = settings.fewest_workers, settings.most_workers
+    return str(few) if few == many else f"{few} to {many}"
+
+
 def _scaling(settings: TrainerConfig, cuda: bool) -> ScalingConfig:
     return ScalingConfig(
         num_workers=settings.num_workers,
         use_gpu=cuda,
         resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if cuda else {})},
     )
-
-
-def _environment(settings: TrainerConfig, cuda: bool) -> dict[str, str]:
-    if cuda:
-        return {}
-    threads = str(max(1, int(settings.cpus_per_worker)))
-    return {**dict(MALLOC_ENVIRONMENT), "OMP_NUM_THREADS": threads}
 
 
 def _raise_recorded_error(folder: Folder) -> None:

@@ -2,8 +2,8 @@
 
     python drive.py POINT ARGUMENTS...
 
-POINT is `never`, `sampling` (the second part of the candidates has been written) or
-`training` (the first checkpoint has been written).
+POINT is `never`, `sampling` (the second part of the candidates has been written),
+`training` (the first checkpoint has been written) or `checkpoints` (two of them have been).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import threading
 from pathlib import Path
 
 
-def kill_when(exists: str, run: Path) -> None:
-    """Wait in a thread until the run directory has a file of that pattern, then die."""
+def kill_when(exists: str, run: Path, count: int = 1) -> None:
+    """Wait in a thread until the run directory has `count` files of that pattern, then die."""
     tick = threading.Event()
 
     def watch() -> None:
-        while not any(run.glob(exists)):
+        while len(list(run.glob(exists))) < count:
             tick.wait(0.002)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -33,6 +33,9 @@ if __name__ == "__main__":
         kill_when("round-000/candidates/_parts/00001.json", Path(run))
     elif point == "training":
         kill_when("round-000/policy/checkpoints/checkpoint_*/.metadata", Path(run))
+    elif point == "checkpoints":
+        pattern = "round-000/policy/checkpoints/checkpoint_*/checkpoint.json"
+        kill_when(pattern, Path(run), count=2)
     from raydpo.cli import main
 
     sys.exit(main(arguments))

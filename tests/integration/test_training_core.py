@@ -3,154 +3,20 @@
 from __future__ import annotations
 
 import math
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from raydpo.config import TrainingConfig
-from raydpo.errors import NumericsError
-from raydpo.training.batch import build_micro_batch
-from raydpo.training.composition import Plan
-from raydpo.training.groups import GroupDataset, joined_rows, write_groups
-from raydpo.training.logps import TokenLogps, token_logps
-from raydpo.training.loop import Hooks, train
-from raydpo.training.objectives import PreferenceObjective
-from raydpo.training.sharding import current_world, full_parameters
+from tests.integration.training_runs import (
+    assert_same,
+    make_data,
+    run,
+    run_poisoned,
+    run_ranks,
+)
 
 pytestmark = pytest.mark.slow
-STEPS = 4
-
-
-def make_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def preference_rows(count: int) -> list[dict[str, Any]]:
-    """Groups of 2 to 4 completions of very different lengths, all pairs, odd weights."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(count):
-        k = int(rng.integers(2, 5))
-        pairs = [
-            {"chosen": i, "rejected": j, "weight": float(rng.choice([0.5, 1.0]))}
-            for i in range(k)
-            for j in range(i)
-        ]
-        rows.append(
-            {
-                "group_id": str(number),
-                "prompt_id": str(number),
-                "prompt_ids": rng.integers(3, 97, rng.integers(1, 20)).tolist(),
-                "completions": [
-                    rng.integers(3, 97, rng.integers(1, 30)).tolist() for _ in range(k)
-                ],
-                "pairs": pairs,
-            }
-        )
-    return rows
-
-
-def make_data(count: int = 10, poison: int | None = None) -> Path:
-    """Groups with the reference log-probs of the untrained model; one may be infinite."""
-    rows = preference_rows(count)
-    plain = GroupDataset(
-        write_groups(
-            ({**_arrow_columns(row), "reference_token_logps": None} for row in rows),
-            uuid.uuid4().hex,
-        )
-    )
-    scored = []
-    for number, row in enumerate(rows):
-        batch = build_micro_batch([plain[number]])
-        with torch.no_grad():
-            flat = iter(token_logps(TokenLogps(make_model()), batch).tolist())
-        values = [[next(flat) for _ in completion] for completion in row["completions"]]
-        if number == poison:
-            values[0][0] = math.inf
-        scored.append({"group_id": row["group_id"], "reference_token_logps": values})
-    return write_groups(joined_rows(rows, scored, lambda _: True), uuid.uuid4().hex)
-
-
-def _arrow_columns(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: row[k] for k in ("group_id", "prompt_ids", "completions", "pairs")}
-
-
-def run(
-    data: Path,
-    strategy: str = "ddp",
-    max_tokens: int = 400,
-    resume_from: Path | None = None,
-    save_at: tuple[int, Path] | None = None,
-    checkpointing: bool = False,
-    attention: str | None = "segments",
-) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Train for STEPS steps, or the rest of them; returns losses and final parameters."""
-    settings = TrainingConfig(
-        strategy=strategy,
-        max_tokens_per_micro_batch=max_tokens,
-        learning_rate=1e-3,
-        checkpoint_every_steps=1,
-        activation_checkpointing=checkpointing,
-    )
-    groups = GroupDataset(data)
-    plan = Plan(len(groups), 5, STEPS, STEPS, seed=3)
-    losses: list[float] = []
-
-    def checkpoint(step: int, _metrics: Any, save: Callable[[Path], None]) -> None:
-        if save_at and save_at[0] == step:
-            save(save_at[1])
-
-    hooks = Hooks(
-        log=lambda _step, metrics: losses.append(metrics["loss"]),
-        checkpoint=checkpoint,
-        first_step=lambda largest: None if largest < 1e-5 else pytest.fail(f"logratio {largest}"),
-        failed=lambda step, names: pytest.fail(f"step {step} failed"),
-    )
-    objective = PreferenceObjective(settings.objective)
-    world = current_world(torch.device("cpu"))
-    module = TokenLogps(make_model(), attention=attention)
-    wrapped = train(module, groups, objective, settings, plan, world, hooks, resume_from)
-    return losses, full_parameters(wrapped)
-
-
-def _rank(rank: int, size: int, store: str, output: str, cases: list[dict[str, Any]]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
-    results = [run(**case) for case in cases]
-    if rank == 0:
-        torch.save(results, output)
-    dist.destroy_process_group()
-
-
-def run_ranks(tmp_path: Path, size: int, cases: list[dict[str, Any]]) -> list[Any]:
-    """Run cases one after another in `size` gloo processes; results of rank 0."""
-    store, output = tmp_path / uuid.uuid4().hex, tmp_path / uuid.uuid4().hex
-    mp.spawn(_rank, (size, str(store), str(output), cases), nprocs=size)
-    return torch.load(output, weights_only=True)
-
-
-def assert_same(a: Any, b: Any, tolerance: float) -> None:
-    np.testing.assert_allclose(a[0], b[0], rtol=tolerance)
-    assert a[1].keys() == b[1].keys()
-    for name, value in a[1].items():
-        torch.testing.assert_close(value, b[1][name], rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -178,69 +44,78 @@ def test_layout_and_micro_batches_change_nothing(
 
 
 def test_activation_checkpointing_changes_nothing(data, one_worker) -> None:
-    assert_same(run(data, checkpointing=True), one_worker, 1e-6)
+    assert_same(run(data, activation_checkpointing=True), one_worker, 1e-6)
 
 
-def test_two_workers_with_ddp_and_fsdp_equal_one_worker(data, one_worker, tmp_path) -> None:
-    cases = [
-        {"data": data, "strategy": "ddp"},
-        {"data": data, "strategy": "fsdp"},
-        {"data": data, "strategy": "fsdp", "checkpointing": True, "max_tokens": 150},
-    ]
-    for result in run_ranks(tmp_path, 2, cases):
+LORA = {"rank": 4, "alpha": 8.0}
+SMALL: dict[str, Any] = {"max_tokens": 150}  # more micro-batches, not equally many on each rank
+#: Each is compared with one worker's training of the same kind.
+LAYOUTS: list[dict[str, Any]] = [
+    {"strategy": "ddp"},
+    {"strategy": "ddp", **SMALL},
+    {"strategy": "fsdp"},
+    {"strategy": "fsdp", "activation_checkpointing": True, **SMALL},
+    {"strategy": "fsdp", "reshard_after_forward": False, **SMALL},
+]
+ADAPTED: list[dict[str, Any]] = [
+    {"strategy": "ddp", "lora": LORA},
+    {"strategy": "fsdp", "lora": LORA, "activation_checkpointing": True, **SMALL},
+]
+
+
+def test_every_layout_of_two_workers_equals_one_worker(data, one_worker, tmp_path) -> None:
+    cases = [{"data": data, **layout} for layout in LAYOUTS + ADAPTED]
+    results = run_ranks(tmp_path, 2, cases)
+    for result in results[: len(LAYOUTS)]:
         assert_same(result, one_worker, 1e-5)
+    adapted = run(data, lora=LORA)
+    assert all(".lora_" in name for name in adapted[1])
+    assert adapted[0][-1] < adapted[0][0] - 0.002
+    for result in results[len(LAYOUTS) :]:
+        assert_same(result, adapted, 1e-5)
 
 
-def test_resume_equals_uninterrupted_run_bitwise(data, one_worker, tmp_path) -> None:
-    for step in range(1, STEPS):
-        folder = tmp_path / f"checkpoint-{step}"
-        run(data, save_at=(step, folder))
-        losses, parameters = run(data, resume_from=folder)
-        assert losses == one_worker[0][step:]
-        for name, value in parameters.items():
-            assert torch.equal(value, one_worker[1][name]), name
-
-
-def test_resume_with_another_number_of_workers(data, one_worker, tmp_path) -> None:
+def test_four_workers_with_two_sharded_copies_equal_one_worker(data, one_worker, tmp_path) -> None:
+    hybrid: dict[str, Any] = {"data": data, "strategy": "fsdp", "num_workers": 4, "replicas": 2}
     saved = tmp_path / "saved"
-    run(data, save_at=(2, saved))
     cases = [
-        {"data": data, "strategy": strategy, "resume_from": saved} for strategy in ("ddp", "fsdp")
+        {**hybrid, "save_to": saved},
+        {**hybrid, "resume_from": saved, **SMALL},
+        {**hybrid, "lora": LORA, **SMALL},
+    ]
+    whole, resumed, adapted = run_ranks(tmp_path, 4, cases)
+    assert_same(whole, one_worker, 1e-5)
+    assert resumed[0] == []  # all steps were done
+    assert_same((whole[0], resumed[1]), whole, 0)
+    assert_same(adapted, run(data, lora=LORA), 1e-5)
+
+
+def test_rounded_training_starts_at_the_rounded_reference_exactly(tmp_path) -> None:
+    """FSDP2's bfloat16 parameters are what autocast makes of the reference's."""
+    rounded: dict[str, Any] = {
+        "data": make_data(precision="bfloat16"),
+        "precision": "bfloat16",
+        "max_tokens": 1,  # the reference was scored a group at a time
+    }
+    alone = run(**rounded)
+    cases: list[dict[str, Any]] = [
+        {**rounded, "strategy": "ddp"},
+        {**rounded, "strategy": "fsdp"},
+        {**rounded, "strategy": "fsdp", "activation_checkpointing": True},
     ]
     for losses, parameters in run_ranks(tmp_path, 2, cases):
-        assert_same((losses, parameters), (one_worker[0][2:], one_worker[1]), 1e-5)
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-6)  # `run` refuses logratios there
+        assert_same((losses, parameters), alone, 2e-3)
 
 
-def test_infinite_loss_stops_before_the_update_and_names_the_groups() -> None:
+def test_infinite_loss_on_one_rank_stops_all_before_the_update(tmp_path) -> None:
     poisoned = make_data(count=5, poison=2)
-    seen: list[tuple[int, list[str]]] = []
-    with pytest.raises(NumericsError, match="finite"):
-        run_poisoned(poisoned, seen)
-    assert seen[0][0] == 1
-    assert sorted(seen[0][1]) == ["0", "1", "2", "3", "4"]
-
-
-def run_poisoned(data: Path, seen: list[tuple[int, list[str]]]) -> None:
-    settings = TrainingConfig(learning_rate=1e-3)
-    groups = GroupDataset(data)
-    hooks = Hooks(
-        log=lambda *_: pytest.fail("a step was finished"),
-        checkpoint=lambda *_: pytest.fail("a checkpoint was written"),
-        first_step=lambda _: None,
-        failed=lambda step, names: seen.append((step, names)),
-    )
-    model = make_model()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    try:
-        train(
-            TokenLogps(model),
-            groups,
-            PreferenceObjective(settings.objective),
-            settings,
-            Plan(len(groups), 5, 1, None, 0),
-            current_world(torch.device("cpu")),
-            hooks,
-        )
-    finally:
-        for name, value in model.state_dict().items():
-            assert torch.equal(value, before[name]), name
+    cases: list[dict[str, Any]] = [
+        {"data": poisoned, "strategy": "ddp"},
+        {"data": poisoned, "strategy": "fsdp"},
+    ]
+    for found in [run_poisoned(poisoned), *run_ranks(tmp_path, 2, cases, run_poisoned)]:
+        assert found["step"] == 1
+        assert sorted(found["groups"]) == ["0", "1", "2", "3", "4"]
+        assert len(found["culprits"]) == 1  # the other rank's losses were finite
+        assert "2" in next(iter(found["culprits"].values()))

@@ -52,6 +52,7 @@ def register(name: str, backend: Backend) -> str:
     """Make a backend known to transformers; returns its `attn_implementation`."""
     implementation = f"raydpo_{name}"
 
+    @torch.compiler.disable  # a graph for each layout of segments otherwise
     def attention(
         module: nn.Module,
         query: Tensor,

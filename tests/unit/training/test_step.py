@@ -47,9 +47,9 @@ def step_of(world: World) -> Step:
         optimizer=torch.optim.AdamW(module.parameters()),
         hooks=Hooks(
             log=lambda _step, _metrics: None,
-            checkpoint=lambda _step, _metrics, _save: None,
+            checkpoint=lambda _step, _metrics, _save: lambda: None,
             first_step=lambda _largest: None,
-            failed=lambda _step, _names: None,
+            failed=lambda _failure: None,
         ),
     )
 
@@ -57,10 +57,13 @@ def step_of(world: World) -> Step:
 def test_a_rank_without_groups_sums_the_same_metrics_as_the_others() -> None:
     ranks = [step_of(World(rank, 2, torch.device("cpu"))) for rank in (0, 1)]
     busy, idle = (rank._accumulate(1, [0], 1.0) for rank in ranks)
-    assert sorted(busy) == sorted(idle)  # else their all-reduce does not fit together
-    assert {"loss", "rewards/margins"} <= set(idle)
-    assert set(idle.values()) == {0.0}
-    assert busy["loss"] == pytest.approx(0.69, abs=0.2)
+    # Else their all-reduce does not fit together.
+    assert sorted(busy[0].sums) == sorted(idle[0].sums)
+    assert {"loss", "rewards/margins"} <= set(idle[0].sums)
+    assert [done.counts for done in (*busy, *idle)] == [True, False]
+    alone = step_of(World(0, 1, torch.device("cpu")))
+    assert alone._reduced(busy, 1.0)["loss"] == pytest.approx(0.69, abs=0.2)
+    assert set(alone._reduced(idle, 1.0).values()) == {0.0}
 
 
 def test_a_rank_without_groups_adds_no_gradient() -> None:

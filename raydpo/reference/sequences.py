@@ -1,0 +1,145 @@
+"""Sequence scoring, useful alone: how likely a model finds completions that exist already.
+
+What comes in: a table of preference groups or of supervised examples, and a model. What goes
+out: one row a completion, with the log-probability of each of its tokens and their sum. It
+is the reference's forward pass, and so the one of training.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from raydpo.cluster import uses_cuda
+from raydpo.config import ModelConfig, ReferenceConfig
+from raydpo.environment import worker_environment
+from raydpo.models import tokenizer_fingerprint, weights_fingerprint
+from raydpo.parts import Table, Workers, run_parts
+from raydpo.reference.stage import Scorer
+from raydpo.run import PartResult, Stage, read_rows
+from raydpo.storage import Folder
+from raydpo.tables import Row
+from raydpo.training.groups import example_rows
+
+
+def score_sequences(
+    *,
+    folder: Folder,
+    sequences: Table,
+    model: ModelConfig,
+    settings: ReferenceConfig,
+    what: str,
+    max_quarantined_fraction: float,
+) -> Table:
+    """Score every completion under `model`; a finished table is kept.
+
+    Args:
+        folder: of the stage.
+        sequences: a table of preferences or of examples.
+        model: the model that scores.
+        settings: workers and batches.
+        what: for the log.
+        max_quarantined_fraction: see `parts.check_quarantine_budget`.
+    """
+    stage = Stage(
+        folder=folder,
+        name="score",
+        table="logps",
+        inputs={
+            "sequences": sequences.fingerprint,
+            "model": weights_fingerprint(model),
+            "tokenizer": tokenizer_fingerprint(model),
+        },
+        settings={
+            "precision": model.precision,
+            "attention": model.attention,
+            "layout": model.layout,
+        },
+    )
+    cuda = uses_cuda("auto")
+    workers = Workers(
+        count=settings.workers,
+        cpus=settings.cpus_per_worker,
+        gpus=1.0 if cuda else 0.0,
+        environment=worker_environment(cuda, settings.cpus_per_worker),
+    )
+    examples = sequences.manifest["table"] == "examples"
+    make = functools.partial(SequenceScorer, model, settings.max_tokens_per_batch, examples)
+    return run_parts(stage, [sequences], make, workers, what, max_quarantined_fraction)
+
+
+class SequenceScorer:
+    """Scores the completions of one part of preferences or examples."""
+
+    def __init__(self, model: ModelConfig, max_tokens_per_batch: int, examples: bool) -> None:
+        self.score = Scorer(model, max_tokens_per_batch)
+        self.examples = examples
+
+    def __call__(self, rows: list[Row]) -> PartResult:
+        """One part of the input -> one part of the table of logps."""
+        groups = list(example_rows(rows)) if self.examples else rows
+        scored = self.score(groups).rows
+        return PartResult(
+            [
+                {
+                    "id": group["group_id"],
+                    "completion": number,
+                    "completion_ids": ids,
+                    "token_logps": logps,
+                    "logps": math.fsum(logps),
+                }
+                for group, values in zip(groups, scored, strict=True)
+                for number, (ids, logps) in enumerate(
+                    zip(group["completions"], values["reference_token_logps"], strict=True)
+                )
+            ]
+        )
+
+
+def summarize(scored: Table, sequences: Table) -> dict[str, float]:
+    """Means over a table of logps; of preferences also how often the chosen one is likelier.
+
+    Returns:
+        `sequences`, `tokens`, `logps_per_sequence` and `logps_per_token` (nats), `perplexity`;
+        with pairs `pairs` and, weighted, `pair_accuracy` by the sums and
+        `pair_accuracy_per_token` by the means.
+    """
+    lengths: dict[tuple[str, int], int] = {}
+    sums: dict[tuple[str, int], float] = {}
+    for row in read_rows(scored.folder, scored.manifest):
+        place = (row["id"], row["completion"])
+        lengths[place], sums[place] = len(row["token_logps"]), row["logps"]
+    tokens, total = sum(lengths.values()), math.fsum(sums.values())
+    means = {
+        "sequences": float(len(sums)),
+        "tokens": float(tokens),
+        "logps_per_sequence": total / len(sums),
+        "logps_per_token": total / tokens,
+        "perplexity": math.exp(-total / tokens),
+    }
+    if sequences.manifest["table"] == "examples":
+        return means
+    averages = {place: value / lengths[place] for place, value in sums.items()}
+    return {**means, **_pair_accuracies(sequences, sums, averages)}
+
+
+def _pair_accuracies(
+    preferences: Table,
+    sums: dict[tuple[str, int], float],
+    averages: dict[tuple[str, int], float],
+) -> dict[str, float]:
+    pairs = weights = right = right_per_token = 0.0
+    for row in read_rows(preferences.folder, preferences.manifest):
+        for pair in row["pairs"]:
+            chosen, rejected = ((row["group_id"], pair[side]) for side in ("chosen", "rejected"))
+            pairs += 1
+            weights += pair["weight"]
+            right += pair["weight"] * (sums[chosen] > sums[rejected])
+            right_per_token += pair["weight"] * (averages[chosen] > averages[rejected])
+    if not weights:  # unpaired judgements, or rankings only
+        return {"pairs": pairs}
+    return {
+        "pairs": pairs,
+        "pair_accuracy": right / weights,
+        "pair_accuracy_per_token": right_per_token / weights,
+    }

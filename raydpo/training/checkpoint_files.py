@@ -1,0 +1,161 @@
+"""The files of a checkpoint: whether they are whole, and reading them without running code.
+
+What comes in: the folder that `checkpoints` writes. What goes out: a manifest with the hash
+of every file, the names of files that are not as the manifest says, and a reader for
+torch.distributed.checkpoint that unpickles nothing but its own plain records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+from raydpo.errors import DataError
+
+MANIFEST: Final = "checkpoint.json"
+_FORMAT: Final = 1
+_BYTES_AT_A_TIME: Final = 1 << 20
+
+#: What the metadata of a checkpoint is made of; anything else in it is refused.
+_KNOWN: Final = {
+    "torch": {"Size", "float32", "float64", "float16", "bfloat16", "int64", "int32", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "pathlib": {"Path", "PosixPath"},
+}
+
+
+class SafeReader(FileSystemReader):
+    """Reads a checkpoint whose `.metadata`, a pickle, may hold known plain records only.
+
+    Raises:
+        DataError: it holds anything else, or is damaged.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The checkpoint's metadata; torch's own method unpickles whatever it finds."""
+        path = Path(self._get_metadata_path(kwargs.get("rank")))
+        try:
+            metadata: Metadata = _KnownClasses(io.BytesIO(path.read_bytes())).load()
+        except (DataError, OSError):
+            raise
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise _damaged(str(path), f"{type(error).__name__}: {error}") from error
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class SafeLoadPlanner(DefaultLoadPlanner):
+    """Loads values that are not tensors, such as an optimizer's settings, as plain data."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Torch's own method passes `weights_only=False`, which may run code."""
+        plain = torch.load(value, weights_only=True)
+        repacked = io.BytesIO()
+        torch.save(plain, repacked)
+        repacked.seek(0)
+        super().load_bytes(read_item, repacked)
+
+
+def file_entries(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files by name, read a piece at a time."""
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(files)
+    }
+
+
+def write_manifest(folder: Path, step: int, entries: dict[str, dict[str, Any]]) -> None:
+    """Write what makes a checkpoint whole, last: until it is there, the folder is none."""
+    value = {"format": _FORMAT, "step": step, "files": dict(sorted(entries.items()))}
+    partial = folder / f".{MANIFEST}.tmp"
+    partial.write_text(json.dumps({**value, "checksum": _checksum(value)}, indent=1))
+    partial.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest: `step`, and `files` with their sizes and hashes.
+
+    Raises:
+        DataError: it is missing or damaged; the file is named.
+    """
+    path = folder / MANIFEST
+    try:
+        value = json.loads(path.read_bytes())
+        checksum = value.pop("checksum")
+    except FileNotFoundError as error:
+        raise _damaged(str(path), "it is missing: the checkpoint was never finished") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise _damaged(str(path), f"{type(error).__name__}: {error}") from error
+    if checksum != _checksum(value):
+        raise _damaged(str(path), "its checksum does not match")
+    return value
+
+
+def check_files(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+    """Hold files against their manifest's entries.
+
+    Raises:
+        DataError: a file is missing or damaged; it is named.
+    """
+    for name, entry in entries.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            found = "it is missing" if size is None else f"it has {size} bytes"
+            raise _damaged(str(path), f"{found}, and had {entry['bytes']} when it was written")
+        if _sha256(path) != entry["sha256"]:
+            raise _damaged(str(path), "its hash is not that of its manifest")
+
+
+class _KnownClasses(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _KNOWN.get(module, ()):
+            raise DataError(
+                f"a checkpoint's metadata names {module}.{name}",
+                "it holds plain records of torch.distributed.checkpoint only: anything else in "
+                "a pickle may run code",
+                "this file was not written by raydpo: delete the checkpoint",
+            )
+        return super().find_class(module, name)
+
+
+def _damaged(where: str, why: str) -> DataError:
+    return DataError(
+        f"{where} is damaged: {why}",
+        "a checkpoint is loaded only where every file is as it was written",
+        "restore the file, or delete its folder: training goes on from the one before it",
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_BYTES_AT_A_TIME):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,94 @@
+"""Low-rank adapters (arXiv:2106.09685) by `peft`: put in, saved, merged.
+
+What comes in: a transformers model and the settings. What goes out: the same model whose
+linear layers add `alpha / rank * B A x`, of which only A and B are trained; B starts at 0, so
+the model with a new adapter is the model without. At the end, an adapter folder that `peft`
+loads, and the base model with the adapter merged into its weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from raydpo.config import LoraSettings
+from raydpo.errors import ConfigError
+
+_PREFIX = "base_model.model."  # of names in a PeftModel
+
+
+def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
+    """Put a new adapter into a model, in place, and freeze everything else.
+
+    Args:
+        model: its parameters may be on `meta`; then so are the adapter's.
+        settings: rank, scale and where.
+        seed: of A; with it every worker makes the same adapter.
+
+    Raises:
+        ConfigError: no layer has a name that the settings ask for.
+    """
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(_peft_config(settings), model, low_cpu_mem_usage=on_meta)
+        except ValueError as error:
+            raise ConfigError(
+                f"lora.target_modules {settings.target_modules!r}: {error}",
+                "they are names of linear layers of the model, or all-linear",
+                f"{type(model).__name__} has {_linear_names(model)}",
+            ) from error
+
+
+def save_adapter(
+    base: PreTrainedModel,
+    settings: LoraSettings,
+    parameters: dict[str, Tensor],
+    name: str,
+    folder: Path,
+) -> PreTrainedModel:
+    """Write the adapter folder, and return the model with the adapter merged into it.
+
+    Args:
+        base: the model that training started from; it is changed.
+        settings: those of the training.
+        parameters: what `full_parameters` returned.
+        name: of the base model, for the adapter's configuration.
+        folder: for adapter_config.json and adapter_model.safetensors.
+    """
+    adapted = get_peft_model(base, _peft_config(settings))
+    assert isinstance(adapted, PeftModel)
+    adapted.peft_config["default"].base_model_name_or_path = name
+    named = {_PREFIX + key: value for key, value in parameters.items()}
+    unexpected = adapted.load_state_dict(named, strict=False).unexpected_keys
+    assert not unexpected, unexpected
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    merged = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue] (peft forwards it)
+    assert isinstance(merged, PreTrainedModel)
+    return merged
+
+
+def _peft_config(settings: LoraSettings) -> LoraConfig:
+    wanted = settings.target_modules
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType] (a fraction works too)
+        lora_dropout=settings.dropout,
+        target_modules=wanted if isinstance(wanted, str) else list(wanted),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _linear_names(model: PreTrainedModel) -> str:
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), torch.Tensor) and module.weight.ndim == 2
+    }
+    return ", ".join(sorted(names))
