@@ -29,7 +29,7 @@ class Case:
     """A function of raydpo.training.losses and the formula that it must equal.
 
     Attributes:
-        name: as in docs/objectives.md.
+        name: the row of docs/objectives.md, then what is special about it.
         where: `module.function` under raydpo.training.losses.
         inputs: kind of each argument by position, see `make_inputs`.
         knobs: keyword arguments.
@@ -51,6 +51,11 @@ class Case:
     stopped: tuple[int, ...] = ()
     floor: float = 1e-250
     call: Callable[..., Tensor] | None = None
+
+    @property
+    def row(self) -> str:
+        """Its row in docs/objectives.md."""
+        return self.name.split(",")[0]
 
     @property
     def module(self) -> str:
@@ -86,6 +91,20 @@ def batch_call(
 ) -> Tensor:
     """Each row is a batch of its own: its losses summed."""
     return torch.stack([function(*row, **knobs).sum() for row in zip(*inputs, strict=True)])
+
+
+def desensitized_call(
+    function: Callable[..., Tensor], inputs: list[Tensor], knobs: dict[str, Any]
+) -> Tensor:
+    """Each row is a pair: three tokens of the chosen completion, five of the rejected."""
+    sequences, lengths = torch.tensor([0] * 3 + [1] * 5), torch.tensor([3, 5])
+    pairs = torch.tensor([[0, 1]])
+    values = []
+    for chosen, rejected in zip(*inputs, strict=True):
+        tokens = torch.cat([chosen[:3], rejected])
+        sums = function(tokens, sequences, lengths, pairs, **knobs)
+        values.append((sums[0] - 2 * sums[1]).sum())
+    return torch.stack(values)
 
 
 def make_inputs(kinds: tuple[str, ...]) -> list[Tensor]:
@@ -137,7 +156,7 @@ def kto_call(
 
 def scores(name: str, formula: Callable[..., Any], floor: float = 1e-250, **knobs: float) -> Case:
     where = f"f_divergence.{name}_scores"
-    return Case(f"f_dpo {name}, scores", where, ("logratio",), formula, knobs, floor=floor)
+    return Case(f"f_dpo, {name} scores", where, ("logratio",), formula, knobs, floor=floor)
 
 
 def f_dpo(name: str, formula: Callable[..., Any], **knobs: float) -> Case:
@@ -145,7 +164,7 @@ def f_dpo(name: str, formula: Callable[..., Any], **knobs: float) -> Case:
         return formulas.sigmoid(formula(c, **knobs), formula(r, **knobs), formulas.mp.mpf("0.1"))
 
     return Case(
-        f"f_dpo {name}",
+        f"f_dpo, {name}",
         f"f_divergence.{name}_scores",
         PAIR,
         loss,
@@ -166,16 +185,16 @@ GATE = {"alpha": 0.4, "gate_bias": -10.0, "gate_temperature": 30.0}
 KTO = {"beta": 0.1, "desirable_weight": 1.2, "undesirable_weight": 0.7}
 
 CASES = [
-    Case("sigmoid", "dpo.sigmoid_loss", PAIR, formulas.sigmoid, BETA),
+    Case("dpo", "dpo.sigmoid_loss", PAIR, formulas.sigmoid, BETA),
     Case(
-        "conservative",
+        "cdpo",
         "dpo.conservative_loss",
         PAIR,
         formulas.conservative,
         {**BETA, "label_smoothing": 0.1},
     ),
     Case(
-        "conservative, by position",
+        "cdpo, by position",
         "dpo.dpo_loss",
         PAIR,
         formulas.conservative,
@@ -221,7 +240,10 @@ CASES = [
         call=group_call,
     ),
     Case(
-        "cringe, token", "cringe.cringe_token_losses", ("logits", "logits"), formulas.cringe_token
+        "binary_cringe, token",
+        "cringe.cringe_token_losses",
+        ("logits", "logits"),
+        formulas.cringe_token,
     ),
     Case(
         "binary_cringe",
@@ -313,7 +335,7 @@ CASES = [
         formulas.discopop,
         {**BETA, "temperature": 0.05},
     ),
-    Case("sft", "anchors.sft_term", ("logps", "lengths"), formulas.sft),
+    Case("sft_weight", "anchors.sft_term", ("logps", "lengths"), formulas.sft),
     Case(
         "dpop",
         "anchors.dpop_loss",
@@ -321,8 +343,15 @@ CASES = [
         formulas.dpop,
         {**BETA, "penalty": 5.0},
     ),
-    Case("per-token mean", "length.per_token_means", ("logps", "lengths"), formulas.mean),
+    Case("length: mean", "length.per_token_means", ("logps", "lengths"), formulas.mean),
     Case(
-        "reward model", "reward_model.bradley_terry_loss", PAIR, formulas.bradley_terry, floor=1e-60
+        "length: ld_alpha",
+        "length.length_desensitized_sums",
+        ("batch", "batch"),
+        formulas.length_desensitized,
+        {"alpha": 0.4},
+        floor=1,
+        call=desensitized_call,
     ),
+    Case("reward model", "reward_model.bradley_terry_loss", PAIR, formulas.bradley_terry),
 ]

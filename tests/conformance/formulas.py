@@ -230,6 +230,11 @@ def mean(total: Number, length: Number) -> Number:
     return total / length
 
 
+def length_desensitized(c: Sequence[Number], r: Sequence[Number], alpha: Number) -> Number:
+    """Chosen minus twice rejected, of three tokens and of five."""
+    return sum(c[:3]) - 2 * (sum(r[:3]) + alpha * sum(r[3:]))
+
+
 def bradley_terry(r_c: Number, r_r: Number) -> Number:
     """Minus the log of P(y_w > y_l) = exp(r_c) / (exp(r_c) + exp(r_r))."""
     return -mp.log(mp.exp(r_c) / (mp.exp(r_c) + mp.exp(r_r)))

@@ -34,7 +34,6 @@ def test_every_public_loss_is_held() -> None:
     held_elsewhere = {
         "cringe.sampled_alternatives",
         "kto.kto_reference_point",
-        "length.length_desensitized_sums",
         "aot.matched_by_rank",
         "reference_free.log_odds",
     }

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def hinge_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float) -> Tensor:
-    """max(0, 1 - beta D): RSO's hinge-norm, arXiv:2309.06657 sec. 3.1.
+    """max(0, 1 - beta D): RSO's hinge-norm, arXiv:2309.06657.
 
     With log-probabilities in place of logratios and beta = 1/delta it is the calibration
     loss of SLiC-HF (arXiv:2305.10425 eq. 1), but for a factor delta. Once a pair has its margin
