@@ -23,8 +23,8 @@ from raydpo.config_base import (
     Temperature,
     path_shorthand,
 )
+from raydpo.config_objectives import DpoObjective
 from raydpo.config_training import (
-    DpoObjective,
     LoraSettings,
     SftConfig,
     TrainerConfig,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -114,7 +114,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for section in sections:
         inner: Any = place.get(section)
         if isinstance(inner, str):
-            inner = {"path": inner}  # the shorthand of models and prompts
+            # The shorthands: of an objective its name, of models and prompts their path.
+            inner = {"name" if section == "objective" else "path": inner}
         place[section] = dict(inner or {})
         place = place[section]
     place[last] = yaml.load(text, Loader=_Loader)  # noqa: S506
@@ -126,9 +127,18 @@ def _problem(item: Any) -> str:
         return f"{location}: unknown key{_did_you_mean(item['loc'])}"
     if item["type"] == "missing":
         return f"{location}: required, and missing"
+    if item["type"] == "union_tag_invalid":
+        return f"{location}: {_unknown_name(item['ctx']['tag'], item['ctx']['expected_tags'])}"
     message = item["msg"].removeprefix("Value error, ")
     given = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {item['input']!r})"
     return f"{location}: {message}{given}"
+
+
+def _unknown_name(name: str, listed: str) -> str:
+    known = listed.replace("'", "").split(", ")
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown name {name!r}{hint}; known here: {', '.join(known)}"
 
 
 def _did_you_mean(location: tuple[int | str, ...]) -> str:
@@ -140,23 +150,24 @@ def _did_you_mean(location: tuple[int | str, ...]) -> str:
 
 
 def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the section at `location`."""
-    section: Any = Config
+    """The keys of the section at `location`; where several may stand there, of all of them."""
+    sections: list[type[BaseModel]] = [Config]
     for part in location:
-        if isinstance(part, int):
-            continue
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        section = _section_in(field.annotation) if field else None
-        if section is None:
-            return []
-    return list(section.model_fields)
+        if not isinstance(part, int):
+            sections = [inner for section in sections for inner in _sections_below(section, part)]
+    return list(dict.fromkeys(key for section in sections for key in section.model_fields))
 
 
-def _section_in(annotation: Any) -> Any:
+def _sections_below(section: type[BaseModel], part: str) -> list[type[BaseModel]]:
+    """What a part of a location leads to: a key's sections, or one of several by its name."""
+    if part in section.model_fields:
+        return _sections_in(section.model_fields[part].annotation)
+    name = section.model_fields.get("name")
+    known_by = get_args(name.annotation) if name is not None else ()
+    return [section] if part in (*known_by, section.__name__) else []
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _section_in(inner)
-        if found is not None:
-            return found
-    return None
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_in(inner)]

@@ -5,9 +5,9 @@ What comes in: values of the sections `training` and `sft`. What goes out: froze
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from raydpo.config_base import (
     Fraction,
@@ -18,17 +18,7 @@ from raydpo.config_base import (
     Section,
     SourceFormat,
 )
-
-
-class DpoObjective(Section):
-    """Direct preference optimization (arXiv:2305.18290, eq. 7); cDPO with label smoothing."""
-
-    name: Literal["dpo"] = "dpo"
-    """The objective."""
-    beta: PositiveFloat = 0.1
-    """Strength of the KL constraint."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of wrong labels (conservative DPO)."""
+from raydpo.config_objectives import DpoObjective, Objective
 
 
 class LoraSettings(Section):
@@ -142,8 +132,8 @@ class TrainerConfig(Section):
 class TrainingConfig(TrainerConfig):
     """The policy's training on preference groups."""
 
-    objective: DpoObjective = DpoObjective()
-    """The loss."""
+    objective: Objective = DpoObjective()
+    """The loss; each has options of its own (`config_objectives.py`)."""
     global_batch_groups: PositiveInt = 64
     """Preference groups of one optimizer step, over all workers."""
     step_zero_tolerance: PositiveFloat = 1e-3

@@ -15,6 +15,7 @@ from raydpo.evaluation.stage import evaluate
 from raydpo.labeling.preferences import build_preferences
 from raydpo.labeling.stage import score_candidates
 from raydpo.parts import Table
+from raydpo.progress import logger
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.prompts.stage import run_prompts_stage
 from raydpo.reference.stage import score_reference, verify_reference
@@ -105,8 +106,14 @@ class Round:
             )
         return Table(folder, manifest)
 
-    def reference(self, preferences: Table) -> Table:
-        """The reference's log-probs of all completions in the preferences."""
+    def reference(self, preferences: Table) -> Table | None:
+        """The reference's log-probs of all completions; None where the objective needs none."""
+        training = self.config.training
+        if training is not None and not training.objective.uses_reference:
+            logger.info(
+                "[%s] skipped: %s needs none", self._what("reference"), training.objective.name
+            )
+            return None
         return score_reference(
             folder=self.folder.child("reference"),
             groups=preferences,
@@ -116,10 +123,10 @@ class Round:
             max_quarantined_fraction=self.config.max_quarantined_fraction,
         )
 
-    def train(self, preferences: Table, reference: Table) -> ModelConfig:
+    def train(self, preferences: Table, reference: Table | None) -> ModelConfig:
         """The policy, trained on the preferences; before that, a sample of the reference is checked."""
         folder = self.folder.child("policy")
-        if not folder.exists("manifest.json"):
+        if reference is not None and not folder.exists("manifest.json"):
             verify_reference(
                 groups=preferences,
                 reference=reference,
@@ -136,7 +143,9 @@ class Round:
             what=self._what("train"),
         )
 
-    def evaluate(self, preferences: Table, reference: Table, policy: ModelConfig) -> dict[str, Any]:
+    def evaluate(
+        self, preferences: Table, reference: Table | None, policy: ModelConfig
+    ) -> dict[str, Any]:
         """The trained policy against the reference; the content of metrics.json."""
         config = self.config
         assert config.evaluation is not None
@@ -153,7 +162,7 @@ class Round:
             reference_model=self._reference_model(),
             heldout=self.heldout(preferences),
             what=what,
-            inputs={"reference": reference.fingerprint},
+            inputs={"reference": reference.fingerprint if reference is not None else ""},
             training_log=read_metrics(self.folder.child("policy")),
             stage_counts=self._counts(),
         )

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from raydpo.config import ModelConfig, TrainingConfig
 from raydpo.training.groups import GroupDataset, write_groups
 from raydpo.training.loop import Hooks, Metrics, train
-from raydpo.training.objectives import PreferenceObjective
+from raydpo.training.objectives import make_objective
 from raydpo.training.sharding import World
 from raydpo.training.sharing import token_module
 
@@ -81,7 +81,7 @@ def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
     train(
         module,
         data,
-        PreferenceObjective(settings.objective),
+        make_objective(settings.objective),
         settings,
         plan(scenario),
         World(0, 1, torch.device(scenario.device)),

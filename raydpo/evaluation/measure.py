@@ -39,7 +39,7 @@ def measure(
             "read the reasons in the quarantine folders of the evaluation, or give more prompts",
         )
     _refuse_non_finite(logps, pairs)
-    beta = config.training.objective.beta if config.training else None
+    beta = config.training.objective.kl_beta if config.training else None
     return {
         "judge": _judge(config, evaluation.judge),
         "reference": _model_values(reference, evaluation.judge),

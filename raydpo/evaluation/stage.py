@@ -124,7 +124,7 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
             [reward.function, reward.classifier]
             for reward in (config.labeling.reward if config.labeling else ())
         ],
-        "beta": config.training.objective.beta if config.training else None,
+        "beta": config.training.objective.kl_beta if config.training else None,
         "seed": config.seed,
         **{
             name: [model.precision, model.attention, model.layout] for name, model in models.items()

@@ -72,6 +72,12 @@ class MicroBatch:
         }
         return MicroBatch(**moved)
 
+    @property
+    def token_positions(self) -> Tensor:
+        """[N] int64, place of each token in its completion, from 0."""
+        starts = self.sequence_lengths.cumsum(0) - self.sequence_lengths
+        return torch.arange(len(self.sequences), device=starts.device) - starts[self.sequences]
+
     def sequence_sums(self, token_values: Tensor) -> Tensor:
         """Sum values of completion tokens by sequence: [N] -> [R] float32."""
         sums = torch.zeros(len(self.sequence_lengths), device=token_values.device)

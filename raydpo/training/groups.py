@@ -171,14 +171,14 @@ def write_groups(rows: Iterable[Row], key: str) -> Path:
 
 
 def joined_rows(
-    preferences: Iterable[Row], reference: Iterable[Row], keep: Callable[[str], bool]
+    preferences: Iterable[Row], reference: Iterable[Row], keep: Callable[[Row], bool]
 ) -> Iterator[Row]:
     """Preference rows with their reference log-probs, which stand in the same order.
 
     Args:
         preferences: rows of the preferences table.
         reference: rows of the reference table.
-        keep: given a prompt's id, whether its groups are trained on.
+        keep: whether a row of the preferences is trained on.
 
     Raises:
         DataError: a row has no reference, or one of another length; it is named.
@@ -199,7 +199,7 @@ def joined_rows(
                 "there is one for each completion token",
                 "delete the round's `reference` folder and run the same command again",
             )
-        if keep(row["prompt_id"]):
+        if keep(row):
             yield _group_row(row, logps["reference_token_logps"])
 
 
@@ -217,15 +217,15 @@ def example_rows(examples: Iterable[Row]) -> Iterator[Row]:
 
 
 def rows_without_reference(
-    preferences: Iterable[Row], keep: Callable[[str], bool]
+    preferences: Iterable[Row], keep: Callable[[Row], bool]
 ) -> Iterator[Row]:
     """Preference rows for an objective that needs no reference.
 
     Args:
         preferences: rows of the preferences table.
-        keep: given a prompt's id, whether its groups are trained on.
+        keep: whether a row of the preferences is trained on.
     """
-    return (_group_row(row, None) for row in preferences if keep(row["prompt_id"]))
+    return (_group_row(row, None) for row in preferences if keep(row))
 
 
 def _group_row(row: Row, reference_token_logps: list[list[float]] | None) -> Row:

@@ -61,6 +61,21 @@ class TokenLogps(nn.Module):
         if attention is not None:
             set_attention(model, IMPLEMENTATIONS[attention])
 
+    def put_beside(self, reference: TokenLogps) -> None:
+        """Hold a reference beside this policy, frozen.
+
+        Raises:
+            ModelError: they take different layouts.
+        """
+        if reference.shared != self.shared:
+            raise ModelError(
+                "policy and reference lay out micro-batches differently: one of them cannot "
+                "share prompts",
+                "this objective runs both on the same micro-batches",
+                "set model.layout and reference.model.layout to `padded`",
+            )
+        self._reference = (reference.requires_grad_(False).eval(),)
+
     def forward(
         self, batch: MicroBatch, request: HeadRequest
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:

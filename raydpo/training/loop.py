@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,9 +26,11 @@ from raydpo.training.composition import Plan, rank_micro_batches
 from raydpo.training.groups import GroupDataset
 from raydpo.training.logps import TokenLogps, token_outputs
 from raydpo.training.lora import add_adapter
+from raydpo.training.measures.values import GlobalBatch
 from raydpo.training.objectives import Objective
 from raydpo.training.schedule import learning_rate
 from raydpo.training.sharding import World, clip_gradients, gradient_sync, parallelize
+from raydpo.training.survey import survey_logps
 
 Metrics = dict[str, float]
 EndSave = Callable[[], None]
@@ -166,8 +168,9 @@ class Step:
         """Do step number `step` (from 0); returns its metrics, equal on all ranks."""
         started = time.perf_counter()
         groups = self.plan.step_groups(step)
-        normalizer = self.objective.normalizer(groups, self.data.sizes)
-        done = self._accumulate(step, groups, normalizer)
+        objective = self._objective(step, groups)
+        normalizer = objective.normalizer(groups, self.data.sizes)
+        done = self._accumulate(step, objective, groups, normalizer)
         metrics = self._reduced(done, normalizer)
         if not math.isfinite(metrics["loss"]):
             self._fail(step, groups, done, f"loss of step {step + 1} is {metrics['loss']}")
@@ -186,9 +189,17 @@ class Step:
             "groups_per_second": len(groups) / seconds,
         }
 
-    def _accumulate(self, step: int, groups: list[int], normalizer: float) -> list[_Done]:
-        """Backward passes over this rank's micro-batches."""
-        batches = rank_micro_batches(
+    def _objective(self, step: int, groups: list[int]) -> Objective:
+        """The objective, with what it must know of the whole global batch."""
+        known = GlobalBatch(step, groups, self.data.sizes)
+        if self.objective.surveys:
+            batches = self._micro_batches(groups)
+            logps = survey_logps(self.module, self.shared, self.data, groups, batches, self.world)
+            known = replace(known, groups=[self.data[g] for g in groups], logps=logps)
+        return self.objective.at_step(known)
+
+    def _micro_batches(self, groups: list[int]) -> list[tuple[list[int], bool]]:
+        return rank_micro_batches(
             groups,
             self.data.sizes,
             self.world.size,
@@ -196,14 +207,20 @@ class Step:
             self.settings.max_tokens_per_micro_batch,
             self.shared,
         )
+
+    def _accumulate(
+        self, step: int, objective: Objective, groups: list[int], normalizer: float
+    ) -> list[_Done]:
+        """Backward passes over this rank's micro-batches."""
+        batches = self._micro_batches(groups)
         passes: list[_Done] = []
         largest = 0.0
         for number, (numbers, counts) in enumerate(batches):
-            batch = build_micro_batch([self.data[g] for g in numbers], self.shared)
-            batch = batch.to(self.world.device)
+            shown = [objective.view(self.data[g]) for g in numbers]
+            batch = build_micro_batch(shown, self.shared).to(self.world.device)
             with gradient_sync(self.module, self.settings, last=number == len(batches) - 1):
-                outputs = token_outputs(self.module, batch, self.objective.head)
-                loss, metrics = self.objective.sums(outputs, batch)
+                outputs = token_outputs(self.module, batch, objective.head)
+                loss, metrics = objective.sums(outputs, batch)
                 # Gradients are averaged over the workers, so the sum is scaled back up.
                 (loss * (self.world.size / normalizer if counts else 0.0)).backward()
             if step == 0:

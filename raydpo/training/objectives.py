@@ -1,23 +1,31 @@
 """What a train step minimises: from token outputs to a loss sum and metric sums.
 
-What comes in: `TokenOutputs` of the policy for a micro-batch. What goes out: sums over it, not
-means: the loop divides by the normalizer of the whole global batch, so that neither
-micro-batches nor workers weigh in.
+What comes in: the section `training.objective`, then `TokenOutputs` of micro-batches. What
+goes out: sums over a micro-batch, not means: the loop divides by the normalizer of the
+whole global batch, so that neither micro-batches nor workers weigh in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from raydpo.config import DpoObjective
+from raydpo import config_objectives as sections
 from raydpo.training.batch import MicroBatch
-from raydpo.training.groups import GroupSizes
+from raydpo.training.groups import Group, GroupSizes
 from raydpo.training.head import HeadRequest, TokenOutputs
-from raydpo.training.losses.dpo import dpo_loss
+from raydpo.training.losses.anchors import sft_term
+from raydpo.training.measures.cringe import cringe_measure
+from raydpo.training.measures.pairs import logratio_measure, reference_free_measure, tdpo_measure
+from raydpo.training.measures.rankings import ranking_measure
+from raydpo.training.measures.surveyed import aot_measure, judged_completions, kto_measure
+from raydpo.training.measures.values import GlobalBatch, Measure, Values
+
+Sums = tuple[Tensor, dict[str, Tensor]]
 
 
 class Objective(Protocol):
@@ -28,61 +36,174 @@ class Objective(Protocol):
         """What it needs of each completion token beyond the log-prob."""
         ...
 
+    @property
+    def surveys(self) -> bool:
+        """Whether each step needs the policy's log-probs of the global batch beforehand."""
+        ...
+
+    def view(self, group: Group) -> Group:
+        """What of a group is trained on."""
+        ...
+
+    def at_step(self, known: GlobalBatch) -> Objective:
+        """The objective of one step."""
+        ...
+
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
         """What the loss sum of these groups (the global batch) is divided by."""
         ...
 
-    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
         """Loss summed over the micro-batch, and metrics summed over it (detached)."""
         ...
 
 
+def make_objective(settings: sections.Objective, seed: int = 0) -> Objective:
+    """The objective of a section.
+
+    Args:
+        settings: `training.objective`.
+        seed: the run's, for objectives that draw.
+    """
+    if isinstance(settings, sections.SumObjective):
+        terms = [(t.weight, PreferenceObjective(t.objective, seed)) for t in settings.terms]
+        return SumOfObjectives(tuple(terms))
+    return PreferenceObjective(settings, seed)
+
+
 @dataclass(frozen=True)
 class PreferenceObjective:
-    """DPO on preference groups: the weighted mean over all pairs of the global batch."""
+    """One objective: the weighted mean over all units that it learns from in the global batch.
 
-    settings: DpoObjective
+    Attributes:
+        settings: its section.
+        seed: the run's seed.
+        known: of the step.
+    """
+
+    settings: sections.SingleObjective
+    seed: int = 0
+    known: GlobalBatch | None = None
 
     @property
     def head(self) -> HeadRequest:
-        """Log-probs are enough."""
-        return HeadRequest()
+        """Top logits for Cringe, the reference's KL for TDPO."""
+        settings = self.settings
+        tdpo = isinstance(settings, sections.Tdpo1Objective | sections.Tdpo2Objective)
+        top_k = settings.top_k if isinstance(settings, sections.CringeObjective) else 0
+        return HeadRequest(top_k=top_k, reference_kl=tdpo)
+
+    @property
+    def surveys(self) -> bool:
+        """KTO for its reference point, AOT for the order of the pairs."""
+        return isinstance(self.settings, sections.KtoObjective | sections.AotObjective)
+
+    def view(self, group: Group) -> Group:
+        """The group; of unpaired data the judged completions alone."""
+        return judged_completions(group) if self.settings.unit == "completions" else group
+
+    def at_step(self, known: GlobalBatch) -> PreferenceObjective:
+        """With what is known of the step."""
+        return replace(self, known=known)
 
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
-        """Sum of the weights of the groups' pairs."""
-        return float(sizes.pair_weight[groups].sum())
+        """Sum of the weights of the groups' pairs, or their number of rankings or judgements."""
+        match self.settings.unit:
+            case "pairs":
+                return float(sizes.pair_weight[groups].sum())
+            case "rankings":
+                return float(sizes.rankings[groups].sum())
+            case "completions":
+                return float(sizes.judged[groups].sum())
 
-    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
         """Weighted loss sum, and TRL's metrics of it."""
-        token_logps = outputs.logps
-        assert batch.reference_token_logps is not None
-        logratios = batch.sequence_sums(token_logps - batch.reference_token_logps)
-        chosen, rejected = batch.pairs.unbind(1)
-        losses = dpo_loss(
-            logratios[chosen],
-            logratios[rejected],
-            self.settings.beta,
-            self.settings.label_smoothing,
-        )
-        with torch.no_grad():
-            metrics = self._metrics(token_logps, logratios, batch)
-        return (batch.pair_weights * losses).sum(), metrics
+        values = self._measure(outputs, batch)
+        losses, metrics = values.losses, values.metrics
+        if self.settings.sft_weight:
+            anchor = _anchor(values, outputs, batch)
+            losses = losses + self.settings.sft_weight * anchor
+            metrics = {**metrics, "nll_loss": anchor.detach()}
+        weighted = {name: (values.weights * value).sum() for name, value in metrics.items()}
+        return (values.weights * losses).sum(), weighted
 
-    def _metrics(
-        self, token_logps: Tensor, logratios: Tensor, batch: MicroBatch
-    ) -> dict[str, Tensor]:
-        chosen, rejected = batch.pairs.unbind(1)
-        rewards, logps = self.settings.beta * logratios, batch.sequence_sums(token_logps)
-        margins = rewards[chosen] - rewards[rejected]
-        values = {
-            "rewards/chosen": rewards[chosen],
-            "rewards/rejected": rewards[rejected],
-            "rewards/margins": margins,
-            "rewards/accuracies": (margins > 0).float(),
-            "logps/chosen": logps[chosen],
-            "logps/rejected": logps[rejected],
-        }
-        return {name: (batch.pair_weights * value).sum() for name, value in values.items()}
+    @cached_property
+    def _measure(self) -> Measure:
+        return measure_of(self.settings, self.seed, self.known)
+
+
+def measure_of(settings: sections.SingleObjective, seed: int, known: GlobalBatch | None) -> Measure:
+    """The measure of a section, in the step of `known`."""
+    match settings:
+        case sections.KtoObjective():
+            assert known is not None, "KTO reads the whole global batch"
+            return kto_measure(settings, known)
+        case sections.AotObjective():
+            assert known is not None, "AOT reads the whole global batch"
+            return aot_measure(settings, known)
+        case sections.BinaryCringeObjective() | sections.PairwiseCringeObjective():
+            return cringe_measure(settings, seed, known.step if known else 0)
+        case sections.Tdpo1Objective() | sections.Tdpo2Objective():
+            return tdpo_measure(settings)
+        case sections.SimpoObjective() | sections.OrpoObjective():
+            return reference_free_measure(settings)
+        case sections.PlackettLuceObjective() | sections.BestOfKObjective():
+            return ranking_measure(settings)
+        case _:
+            return logratio_measure(settings)
+
+
+@dataclass(frozen=True)
+class SumOfObjectives:
+    """A weighted sum of objectives, each the mean over its own units of the global batch.
+
+    Attributes:
+        terms: weights and objectives.
+        normalizers: of the terms in this step.
+    """
+
+    terms: tuple[tuple[float, PreferenceObjective], ...]
+    normalizers: tuple[float, ...] = ()
+
+    @property
+    def head(self) -> HeadRequest:
+        """What all terms together need."""
+        heads = [term.head for _, term in self.terms]
+        return HeadRequest(
+            top_k=max(head.top_k for head in heads),
+            reference_kl=any(head.reference_kl for head in heads),
+        )
+
+    @property
+    def surveys(self) -> bool:
+        """Whether any term does."""
+        return any(term.surveys for _, term in self.terms)
+
+    def view(self, group: Group) -> Group:
+        """What the terms, which learn from the same data, are trained on."""
+        return self.terms[0][1].view(group)
+
+    def at_step(self, known: GlobalBatch) -> SumOfObjectives:
+        """With what is known of the step."""
+        terms = tuple((weight, term.at_step(known)) for weight, term in self.terms)
+        normalizers = tuple(term.normalizer(known.numbers, known.sizes) for _, term in terms)
+        return SumOfObjectives(terms, normalizers)
+
+    def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
+        """1: each term has its own."""
+        return 1.0
+
+    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
+        """Weighted sum of the terms' means; metrics are the first term's, and each term's loss."""
+        total = outputs.logps.new_zeros(())
+        metrics: dict[str, Tensor] = {}
+        for (weight, term), normalizer in zip(self.terms, self.normalizers, strict=True):
+            loss, values = term.sums(outputs, batch)
+            total = total + weight * loss / normalizer
+            means = {f"loss/{term.settings.name}": loss.detach() / normalizer}
+            means |= {name: value / normalizer for name, value in values.items()}
+            metrics = {**means, **metrics}
+        return total, metrics
 
 
 @dataclass(frozen=True)
@@ -94,10 +215,32 @@ class SftObjective:
         """Log-probs are enough."""
         return HeadRequest()
 
+    @property
+    def surveys(self) -> bool:
+        """No."""
+        return False
+
+    def view(self, group: Group) -> Group:
+        """All of it."""
+        return group
+
+    def at_step(self, known: GlobalBatch) -> SftObjective:
+        """All steps are alike."""
+        return self
+
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
         """Number of target tokens."""
         return float(sizes.targets[groups].sum())
 
-    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
         """Summed negative log-likelihood; there are no further metrics."""
         return -outputs.logps.sum(), {}
+
+
+def _anchor(values: Values, outputs: TokenOutputs, batch: MicroBatch) -> Tensor:
+    """[U] cross-entropy per token of the preferred completion; 0 where there is none."""
+    there = values.preferred >= 0
+    sequences = values.preferred.clamp(min=0)
+    logps = batch.sequence_sums(outputs.logps)[sequences]
+    term = sft_term(logps, batch.sequence_lengths[sequences])
+    return torch.where(there, term, 0.0)

@@ -22,6 +22,8 @@ from ray.train.torch import get_device
 from transformers import PreTrainedModel
 
 from raydpo.config import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
+from raydpo.config_objective_base import COLUMN_OF_UNIT, Unit
+from raydpo.config_objectives import single_objectives
 from raydpo.errors import DataError, NumericsError
 from raydpo.models import load_causal_lm, load_tokenizer, meta_causal_lm
 from raydpo.parts import Table
@@ -29,16 +31,23 @@ from raydpo.progress import start_logging
 from raydpo.run import read_rows
 from raydpo.split import is_heldout
 from raydpo.storage import Folder, fingerprint, locate
+from raydpo.tables import Row
 from raydpo.training.attention.backends import IMPLEMENTATIONS
 from raydpo.training.attention.interface import attention_of, set_attention
 from raydpo.training.checkpoints import newest_whole
 from raydpo.training.composition import Plan
-from raydpo.training.groups import GroupDataset, example_rows, joined_rows, write_groups
+from raydpo.training.groups import (
+    GroupDataset,
+    example_rows,
+    joined_rows,
+    rows_without_reference,
+    write_groups,
+)
 from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, train
 from raydpo.training.lora import save_adapter
 from raydpo.training.metrics_log import MetricsLog
-from raydpo.training.objectives import Objective, PreferenceObjective, SftObjective
+from raydpo.training.objectives import Objective, SftObjective, make_objective
 from raydpo.training.sharding import World, current_world, full_parameters
 from raydpo.training.sharing import token_module
 
@@ -60,7 +69,9 @@ class TrainJob:
         model: where the parameters start.
         settings: `training` or `sft` of the configuration.
         table: preferences, or examples for SFT.
-        reference: reference log-probs of the preferences; None for SFT.
+        reference: reference log-probs of the preferences; None for SFT, and for objectives
+            that need none.
+        reference_model: the reference itself, where the objective runs it beside the policy.
         folder: the stage's folder.
         seed: of the order of groups.
         heldout_fraction: share of prompts left out.
@@ -73,6 +84,7 @@ class TrainJob:
     settings: TrainerConfig
     table: Table
     reference: Table | None
+    reference_model: ModelConfig | None
     folder: Folder
     seed: int
     heldout_fraction: float
@@ -96,6 +108,9 @@ def _train(job: TrainJob, world: World) -> None:
     data = _dataset(job)
     plan = _plan(job, len(data))
     module = _module(job, world)
+    if job.reference_model is not None:
+        frozen = load_causal_lm(job.reference_model)
+        module.put_beside(token_module(frozen, job.reference_model, world.device))
     with _resume_point(job) as (folder, start):
         _train_and_export(job, world, data, module, plan, folder, start)
 
@@ -163,16 +178,21 @@ def _train_and_export(
 
 def _dataset(job: TrainJob) -> GroupDataset:
     rows = read_rows(job.table.folder, job.table.manifest)
-    key = [job.table.fingerprint, job.heldout_fraction, job.seed]
+    if not isinstance(job.settings, TrainingConfig):
+        return GroupDataset(write_groups(example_rows(rows), fingerprint([job.table.fingerprint])))
+    needed: list[Unit] = sorted({one.unit for one in single_objectives(job.settings.objective)})
+    key = [job.table.fingerprint, job.heldout_fraction, job.seed, needed]
+
+    def trained_on(row: Row) -> bool:
+        heldout = is_heldout(row["prompt_id"], job.heldout_fraction, job.seed)
+        return not heldout and all(row[COLUMN_OF_UNIT[unit]] for unit in needed)
+
     if job.reference is None:
-        return GroupDataset(write_groups(example_rows(rows), fingerprint(key)))
-    reference = read_rows(job.reference.folder, job.reference.manifest)
-
-    def trained_on(prompt_id: str) -> bool:
-        return not is_heldout(prompt_id, job.heldout_fraction, job.seed)
-
-    kept = joined_rows(rows, reference, trained_on)
-    key.append(job.reference.fingerprint)
+        kept = rows_without_reference(rows, trained_on)
+    else:
+        key.append(job.reference.fingerprint)
+        reference = read_rows(job.reference.folder, job.reference.manifest)
+        kept = joined_rows(rows, reference, trained_on)
     return GroupDataset(write_groups(kept, fingerprint(key)))
 
 
@@ -194,7 +214,7 @@ def _plan(job: TrainJob, groups: int) -> Plan:
 
 def _objective(job: TrainJob) -> Objective:
     if isinstance(job.settings, TrainingConfig):
-        return PreferenceObjective(job.settings.objective)
+        return make_objective(job.settings.objective, job.seed)
     return SftObjective()
 
 

@@ -26,6 +26,7 @@ from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder, locate
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
+from raydpo.training.objectives import make_objective
 from raydpo.training.ray_worker import CHECKPOINTS, ERROR_FILE, MODEL, TrainJob, run_worker
 
 #: Settings that change how the work is done, not what comes out (but for rounding).
@@ -53,28 +54,37 @@ _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
 def train_policy(
-    *, config: Config, folder: Folder, preferences: Table, reference: Table, what: str
+    *, config: Config, folder: Folder, preferences: Table, reference: Table | None, what: str
 ) -> ModelConfig:
     """Train the policy on preference groups; returns where it is.
+
+    Without a `reference` table the objective must be one that needs none.
 
     Raises:
         NumericsError: step 0 shows logratios, or a loss is not finite.
     """
     assert config.training is not None
     heldout = config.evaluation.heldout_fraction if config.evaluation else 0.0
-    reference_weights = reference.manifest["inputs"]["model"]
+    inputs = {"preferences": preferences.fingerprint}
+    starts_at_reference = False
+    if reference is not None:
+        inputs["reference"] = reference.fingerprint
+        weights = reference.manifest["inputs"]["model"]
+        starts_at_reference = weights == weights_fingerprint(config.model)
+    needs_live_reference = make_objective(config.training.objective).head.reference_kl
+    live = config.reference.model or config.model if needs_live_reference else None
     job = TrainJob(
         model=config.model,
         settings=config.training,
         table=preferences,
         reference=reference,
+        reference_model=live,
         folder=folder,
         seed=config.seed,
         heldout_fraction=heldout,
-        starts_at_reference=reference_weights == weights_fingerprint(config.model),
+        starts_at_reference=starts_at_reference,
         what=what,
     )
-    inputs = {"preferences": preferences.fingerprint, "reference": reference.fingerprint}
     return _run(job, inputs)
 
 
@@ -90,6 +100,7 @@ def train_sft(*, config: Config, folder: Folder, examples: Table, what: str) -> 
         settings=config.sft,
         table=examples,
         reference=None,
+        reference_model=None,
         folder=folder,
         seed=config.seed,
         heldout_fraction=0.0,
@@ -127,7 +138,8 @@ def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
     logger.info("[%s] starting %s workers", job.what, _workers(job.settings))
     with _shown_progress(job.folder):
         # Ray Train's workers each work in a folder of their own.
-        _fit(replace(job, model=with_absolute_path(job.model)))
+        live = job.reference_model and with_absolute_path(job.reference_model)
+        _fit(replace(job, model=with_absolute_path(job.model), reference_model=live))
     _raise_recorded_error(job.folder)
     rows = read_metrics(job.folder)
     commit_files(

@@ -29,7 +29,7 @@ from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, joined_rows, write_groups
 from raydpo.training.logps import TokenLogps, token_logps
 from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, train
-from raydpo.training.objectives import PreferenceObjective
+from raydpo.training.objectives import Objective, make_objective
 from raydpo.training.sharding import current_world, full_parameters
 
 STEPS = 4
@@ -202,10 +202,10 @@ def _config(max_tokens: int, **settings: Any) -> TrainingConfig:
 
 def _job(
     data: Path, config: TrainingConfig
-) -> tuple[GroupDataset, PreferenceObjective, TrainingConfig, Plan]:
+) -> tuple[GroupDataset, Objective, TrainingConfig, Plan]:
     groups = GroupDataset(data)
     plan = Plan(len(groups), 5, STEPS, STEPS, seed=3)
-    return groups, PreferenceObjective(config.objective), config, plan
+    return groups, make_objective(config.objective), config, plan
 
 
 def _model_for(config: TrainingConfig) -> LlamaForCausalLM:

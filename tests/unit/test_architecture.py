@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from raydpo import config
+from raydpo import config, config_objectives
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "raydpo"
@@ -24,6 +24,8 @@ STAGES = {"prompts", "sampling", "labeling", "reference", "training", "evaluatio
 #: A module imports from its own layer and from those before it.
 LAYERS = [
     {"errors", "config_base", "environment", "tables"},
+    {"config_objective_base"},
+    {"config_objectives"},
     {"config_training"},
     {"config"},
     {
@@ -258,7 +260,7 @@ def test_every_setting_is_read_somewhere() -> None:
     read |= {n.attr for n in ast.walk(tree(PACKAGE / "config.py")) if isinstance(n, ast.Attribute)}
     sections = [
         value
-        for value in vars(config).values()
+        for value in (vars(config) | vars(config_objectives)).values()
         if isinstance(value, type) and issubclass(value, BaseModel)
     ]
     unread = {f"{s.__name__}.{name}" for s in sections for name in s.model_fields} - {

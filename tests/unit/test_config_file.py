@@ -119,3 +119,47 @@ def test_reward_takes_one_source() -> None:
     values["labeling"]["reward"] = [{"classifier": "a"}, {"function": "b:c", "weight": 0.5}]
     rewards = config_from_values(values, "test").labeling.reward
     assert [reward.scorer for reward in rewards] == ["a", "b:c"]
+
+
+def objective_of(path, given: str):
+    return load_config(path, [f"training.objective={given}"]).training.objective
+
+
+def test_objective_is_chosen_by_name_and_has_options_of_its_own(path) -> None:
+    assert objective_of(path, "ipo").tau == 0.1
+    assert objective_of(path, "{beta: 0.3}").name == "dpo"
+    simpo = objective_of(path, "{name: simpo, gamma: 0.5}")
+    assert (simpo.gamma, simpo.uses_reference, simpo.kl_beta) == (0.5, False, None)
+    kto = objective_of(path, "{name: kto, beta: 0.2}")
+    assert (kto.unit, kto.uses_reference, kto.kl_beta) == ("completions", True, 0.2)
+
+
+def test_a_sum_uses_the_reference_if_any_term_does(path) -> None:
+    terms = "{name: sum, terms: [{objective: simpo}, {weight: 2, objective: {name: %s}}]}"
+    mixed, free = objective_of(path, terms % "ipo"), objective_of(path, terms % "orpo")
+    assert (mixed.uses_reference, mixed.kl_beta) == (True, 0.1)
+    assert (free.uses_reference, free.kl_beta) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("dppo", "objective: unknown name 'dppo'; did you mean 'dpo'?"),
+        ("{name: ipo, beta: 1}", "objective.ipo.beta: unknown key; known here: sft_weight, name"),
+        ("{name: f_dpo, alpha: 0.3}", "`alpha` is given with `divergence: alpha`"),
+        ("{name: f_dpo, divergence: alpha}", "`alpha` is given with `divergence: alpha`"),
+        ("{name: kto, length: mean}", "objective.kto.length: unknown key"),
+        ("{name: dpo, length: {ld_alfa: 1}}", "unknown key; did you mean 'ld_alpha'?"),
+        ("{name: sum, terms: []}", "a sum has at least one term"),
+        ("{name: sum, terms: [{objective: {name: ipo, tauu: 1}}]}", "did you mean 'tau'?"),
+    ],
+)
+def test_options_that_an_objective_does_not_read_are_refused(path, given, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        objective_of(path, given)
+    assert message in str(caught.value)
+
+
+def test_override_of_an_objective_given_by_its_name(path) -> None:
+    config = load_config(path, ["training.objective=ipo", "training.objective.tau=0.4"])
+    assert config.training.objective.tau == 0.4

@@ -28,13 +28,13 @@ def reference(number: int) -> dict:
     }
 
 
-def everyone(prompt_id: str) -> bool:
+def everyone(row: dict) -> bool:
     return True
 
 
 def test_groups_of_heldout_prompts_are_left_out() -> None:
     rows = joined_rows(
-        map(preference, range(4)), map(reference, range(4)), lambda prompt_id: prompt_id != "p2"
+        map(preference, range(4)), map(reference, range(4)), lambda row: row["prompt_id"] != "p2"
     )
     assert [row["group_id"] for row in rows] == ["g0", "g1", "g3"]
 

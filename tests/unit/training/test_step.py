@@ -13,7 +13,7 @@ from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, write_groups
 from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import Hooks, Step
-from raydpo.training.objectives import PreferenceObjective
+from raydpo.training.objectives import make_objective
 from raydpo.training.sharding import World
 
 GROUP = {
@@ -40,7 +40,7 @@ def step_of(world: World) -> Step:
         module=module,
         shared=module.shared,
         data=GroupDataset(write_groups([GROUP], uuid.uuid4().hex)),
-        objective=PreferenceObjective(settings.objective),
+        objective=make_objective(settings.objective),
         settings=settings,
         plan=Plan(1, 1, 2, 2, seed=0),
         world=world,
@@ -56,7 +56,7 @@ def step_of(world: World) -> Step:
 
 def test_a_rank_without_groups_sums_the_same_metrics_as_the_others() -> None:
     ranks = [step_of(World(rank, 2, torch.device("cpu"))) for rank in (0, 1)]
-    busy, idle = (rank._accumulate(1, [0], 1.0) for rank in ranks)
+    busy, idle = (rank._accumulate(1, rank.objective, [0], 1.0) for rank in ranks)
     # Else their all-reduce does not fit together.
     assert sorted(busy[0].sums) == sorted(idle[0].sums)
     assert {"loss", "rewards/margins"} <= set(idle[0].sums)
@@ -68,5 +68,5 @@ def test_a_rank_without_groups_sums_the_same_metrics_as_the_others() -> None:
 
 def test_a_rank_without_groups_adds_no_gradient() -> None:
     idle = step_of(World(1, 2, torch.device("cpu")))
-    idle._accumulate(1, [0], 1.0)
+    idle._accumulate(1, idle.objective, [0], 1.0)
     assert all(not p.grad.any() for p in idle.module.parameters() if p.grad is not None)

@@ -1,0 +1,170 @@
+"""Objectives that must know the whole global batch before they see a micro-batch: KTO and AOT.
+
+What comes in: a `GlobalBatch` with the policy's log-probs of all its completions, found in a
+pass without gradient. What goes out: a `Measure` whose sums over the micro-batches, however
+they are cut and on whatever worker, are loss and gradient of the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from raydpo import config_objectives as sections
+from raydpo.training.batch import MicroBatch
+from raydpo.training.groups import Group
+from raydpo.training.head import TokenOutputs
+from raydpo.training.losses.aot import matched_by_rank
+from raydpo.training.losses.dpo import conservative_loss
+from raydpo.training.losses.kto import kto_loss, kto_reference_point
+from raydpo.training.measures.values import (
+    GlobalBatch,
+    Measure,
+    Values,
+    pair_metrics,
+    pair_sums,
+    token_logratios,
+)
+
+
+def judged_completions(group: Group) -> Group:
+    """An unpaired group without completions of other prompts: they are not trained on."""
+    judgements = group.desirable or []
+    return group.only([i for i, judgement in enumerate(judgements) if judgement is not None])
+
+
+def kto_measure(settings: sections.KtoObjective, known: GlobalBatch) -> Measure:
+    """Of KTO in one step: z0 is that of the whole global batch."""
+    judgements = [j for group in known.groups for j in group.desirable or []]
+    mismatched = [
+        logratio
+        for group in known.groups
+        for logratio, judgement in zip(_logratios(group, known), group.desirable or [], strict=True)
+        if judgement is None
+    ]
+    point = kto_reference_point(torch.tensor(mismatched)).item() if mismatched else 0.0
+    judged = [j for j in judgements if j is not None]
+    shares = {side: len(judged) / max(judged.count(side), 1) for side in (True, False)}
+    return partial(_measure_kto, settings, point, shares)
+
+
+def _measure_kto(
+    settings: sections.KtoObjective,
+    reference_point: float,
+    shares: dict[bool, float],
+    outputs: TokenOutputs,
+    batch: MicroBatch,
+) -> Values:
+    """Loss of each judged completion, and TRL's metrics.
+
+    `shares` are judged completions over desirable (or undesirable) ones: with them the mean
+    over all judged completions of a metric is its mean over that side.
+    """
+    sums = batch.sequence_sums(token_logratios(outputs, batch))
+    logratios, desirable = sums[batch.judged], batch.desirable
+    losses = kto_loss(
+        logratios,
+        desirable,
+        reference_point,
+        beta=settings.beta,
+        desirable_weight=settings.desirable_weight,
+        undesirable_weight=settings.undesirable_weight,
+    )
+    rewards = settings.beta * logratios.detach()
+    logps = batch.sequence_sums(outputs.logps.detach())[batch.judged]
+    good, bad = desirable * shares[True], ~desirable * shares[False]
+    metrics = {
+        "rewards/chosen": rewards * good,
+        "rewards/rejected": rewards * bad,
+        "rewards/margins": rewards * (good - bad),
+        "logps/chosen": logps * good,
+        "logps/rejected": logps * bad,
+        "kl": torch.full_like(rewards, reference_point),
+    }
+    preferred = torch.where(desirable, batch.judged, -1)
+    return Values(losses, torch.ones_like(rewards), preferred, metrics)
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """Of each pair of a group: what has the same rank in the global batch, without gradient.
+
+    Attributes:
+        value: [p] what the pair's own value is compared with.
+        chosen: [p] unpaired: the chosen log-ratio of the rank of its rejected one.
+        chosen_weight: [p] unpaired: the weight of that chosen one's pair.
+    """
+
+    value: Tensor
+    chosen: Tensor
+    chosen_weight: Tensor
+
+
+def aot_measure(settings: sections.AotObjective, known: GlobalBatch) -> Measure:
+    """Of AOT in one step: values are matched by their rank in the whole global batch."""
+    values = [row for group in known.groups for row in _pair_logps(group, known)]
+    rows = torch.tensor(values, dtype=torch.float64).reshape(-1, 4)
+    weights = torch.tensor([pair.weight for group in known.groups for pair in group.pairs])
+    matched = _match(settings.alignment, rows, weights)
+    counts = [len(group.pairs) for group in known.groups]
+    numbers = [group.number for group in known.groups]
+    split = zip(*(values.float().split(counts) for values in matched), strict=True)
+    by_group = {n: _Matched(*values) for n, values in zip(numbers, split, strict=True)}
+    return partial(_measure_aot, settings, by_group)
+
+
+def _match(alignment: str, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[P] matched values, chosen values and their weights of all pairs of the global batch."""
+    chosen, rejected, reference_chosen, reference_rejected = rows.unbind(1)
+    if alignment == "paired":
+        margins = chosen - rejected
+        value = matched_by_rank(margins, reference_chosen - reference_rejected)
+        return value, torch.zeros_like(value), torch.zeros_like(value)
+    own, other = chosen - reference_chosen, rejected - reference_rejected
+    partners = own.argsort(stable=True)[other.argsort(stable=True).argsort()]
+    return matched_by_rank(own, other), own[partners], weights[partners]
+
+
+def _measure_aot(
+    settings: sections.AotObjective,
+    by_group: dict[int, _Matched],
+    outputs: TokenOutputs,
+    batch: MicroBatch,
+) -> Values:
+    found = [by_group[number] for number in batch.group_numbers.tolist()]
+    device = batch.pairs.device
+    value = torch.cat([one.value for one in found]).to(device)
+    chosen, rejected = pair_sums(token_logratios(outputs, batch), batch, "sum")
+    loss = partial(conservative_loss, beta=settings.beta, label_smoothing=settings.label_smoothing)
+    if settings.alignment == "paired":
+        logps = pair_sums(outputs.logps, batch, "sum")
+        losses = loss(logps[0] - logps[1], value)
+    else:
+        partner = torch.cat([one.chosen for one in found]).to(device)
+        weight = torch.cat([one.chosen_weight for one in found]).to(device)
+        # A pair's loss stands at its chosen completion. Its rejected one has the gradient of
+        # another pair's loss: that loss, less its own value.
+        there = weight / batch.pair_weights * loss(partner, rejected)
+        losses = loss(chosen, value) + there - there.detach()
+    metrics = pair_metrics(settings.beta * chosen, settings.beta * rejected, outputs, batch)
+    return Values(losses, batch.pair_weights, batch.pairs[:, 0], metrics)
+
+
+def _logratios(group: Group, known: GlobalBatch) -> list[float]:
+    reference = group.reference_token_logps
+    assert reference is not None, "this objective needs a reference"
+    sums = zip(known.logps[group.number], map(sum, reference), strict=True)
+    return [policy - other for policy, other in sums]
+
+
+def _pair_logps(group: Group, known: GlobalBatch) -> list[tuple[float, float, float, float]]:
+    """Of each pair the policy's log-probs of chosen and rejected, then the reference's."""
+    assert group.reference_token_logps is not None, "this objective needs a reference"
+    policy, reference = known.logps[group.number], [sum(r) for r in group.reference_token_logps]
+    return [
+        (policy[p.chosen], policy[p.rejected], reference[p.chosen], reference[p.rejected])
+        for p in group.pairs
+    ]
