@@ -68,6 +68,7 @@ def check_sections(config: Config, findings: Findings) -> None:
             findings.attempt(_check_reward, "evaluation.judge", reward, findings)
     _say_what_is_missing(config, findings)
     findings.attempt(_check_trackers, config)
+    findings.attempt(_check_peft, config)
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -259,6 +260,16 @@ def _check_trackers(config: Config) -> None:
             f"trackers {', '.join(missing)}: not installed here",
             "a tracker is an installed package",
             "install raydpo[trackers], or remove it from `trackers`",
+        )
+
+
+def _check_peft(config: Config) -> None:
+    asked = any(section.lora for section in (config.training, config.sft) if section)
+    if asked and importlib.util.find_spec("peft") is None:
+        raise ConfigError(
+            "lora: peft is not installed here",
+            "adapters are made, saved and merged by peft",
+            "install raydpo[lora], or remove `lora`",
         )
 
 

@@ -53,6 +53,9 @@ def check_resources(config: Config, findings: Findings) -> None:
             cuda = uses_cuda_here(device)
             needs = (workers * per_worker, workers * gpus_each if cuda else 0)
             findings.attempt(_check_stage, name, device, needs, (cpus, gpus))
+        for name, section in (("training", config.training), ("sft", config.sft)):
+            if section is not None:
+                findings.attempt(_check_offload, name, section)
         findings.attempt(_check_tensor_parallel, config)
     for name, section in (("training", config.training), ("sft", config.sft)):
         if section is not None:
@@ -121,6 +124,15 @@ def _check_stage(name: str, device: str, needs: tuple[float, float], has: tuple[
                 f"this machine has {there}: the stage would wait for ever",
                 "lower the number of workers or what each of them holds, or give `ray_address`",
             )
+
+
+def _check_offload(name: str, section: TrainerConfig) -> None:
+    if section.cpu_offload and not uses_cuda_here(section.device):
+        raise ConfigError(
+            f"{name}.cpu_offload, and the workers run on the CPU",
+            "it keeps the parameters of GPU workers in CPU memory; here they are there already",
+            "remove it",
+        )
 
 
 def _check_tensor_parallel(config: Config) -> None:

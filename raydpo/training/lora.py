@@ -9,14 +9,17 @@ loads, and the base model with the adapter merged into its weights.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from raydpo.config import LoraSettings
 from raydpo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _PREFIX = "base_model.model."  # of names in a PeftModel
 
@@ -32,6 +35,8 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> No
     Raises:
         ConfigError: no layer has a name that the settings ask for.
     """
+    from peft import inject_adapter_in_model  # an extra, and slow to import
+
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,6 +66,8 @@ def save_adapter(
         name: of the base model, for the adapter's configuration.
         folder: for adapter_config.json and adapter_model.safetensors.
     """
+    from peft import PeftModel, get_peft_model
+
     adapted = get_peft_model(base, _peft_config(settings))
     assert isinstance(adapted, PeftModel)
     adapted.peft_config["default"].base_model_name_or_path = name
@@ -74,6 +81,8 @@ def save_adapter(
 
 
 def _peft_config(settings: LoraSettings) -> LoraConfig:
+    from peft import LoraConfig
+
     wanted = settings.target_modules
     return LoraConfig(
         r=settings.rank,

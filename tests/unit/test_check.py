@@ -14,7 +14,7 @@ from raydpo.check import check, run_check
 from raydpo.check_models import parameter_count
 from raydpo.check_resources import training_bytes
 from raydpo.cli import main
-from raydpo.config import Config, ModelConfig, TrainerConfig
+from raydpo.config import Config, LoraSettings, ModelConfig, TrainerConfig
 from raydpo.config_file import config_from_values
 from raydpo.errors import ConfigError, DataError, ModelError, QuarantineBudgetError, RunLockedError
 from raydpo.run import locked, run_folder
@@ -131,6 +131,11 @@ def test_rows_limits_what_is_read(pairs_job: Job) -> None:
         ({"model": "./missing"}, ModelError, "no such folder"),
         ({"training": {"device": "cuda"}}, ConfigError, "device 'cuda'"),
         ({"training": {"num_workers": 4096}}, ConfigError, "training asks for 4096 CPUs"),
+        (
+            {"training": {"strategy": "fsdp", "cpu_offload": True}},
+            ConfigError,
+            "training.cpu_offload",
+        ),
         ({"training": {"cpus_per_worker": 4096}}, ConfigError, "training asks for 4096 CPUs"),
         ({"reference": {"workers": 4096}}, ConfigError, "reference asks for 4096 CPUs"),
         ({"sft": {"data": "missing.jsonl", "max_sequence_tokens": 8}}, DataError, "missing.jsonl"),
@@ -330,6 +335,10 @@ def test_memory_is_for_each_worker_in_ddp_and_shared_in_fsdp(pairs_job: Job) -> 
     ddp, fsdp = (TrainerConfig(strategy=s, num_workers=4) for s in ("ddp", "fsdp"))
     assert training_bytes(ddp, 100) == (1600, 6400)
     assert training_bytes(fsdp, 100) == (400, 1600)
+    hybrid = TrainerConfig(strategy="fsdp", num_workers=4, replicas=2)
+    assert training_bytes(hybrid, 100) == (800, 3200)
+    adapter = TrainerConfig(strategy="fsdp", num_workers=(2, 4), lora=LoraSettings())
+    assert training_bytes(adapter, 100) == (200, 400)  # frozen weights, of the fewest workers
 
 
 def test_training_that_does_not_fit_the_memory(
