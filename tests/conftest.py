@@ -1,4 +1,4 @@
-"""What tests share: a tiny model made here, real data where it is there, one Ray cluster a module."""
+"""What tests share: a tiny model made here, real data where it is there, one Ray cluster."""
 
 from __future__ import annotations
 
@@ -129,9 +129,13 @@ def make_tokenizer():
     return fast
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """One local Ray cluster for a module, on loopback, with this machine's CPUs."""
+    """One local Ray cluster for all tests of this process, on loopback, with this machine's CPUs.
+
+    A cluster takes seconds to start. Whatever a test starts on it, it ends; a test that needs a
+    cluster of its own, or other environment variables in it, runs in a process of its own.
+    """
     import ray
 
     from raydpo.cluster import start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -180,11 +181,17 @@ def test_another_page_is_made_from_the_same_samples(
     assert not (folder / "plots" / "training.png").exists()
 
 
-def test_another_policy_has_the_kl_that_its_sampler_saw(work: Path, config: Config, prompts: Table):
+def test_another_policy_has_the_kl_that_its_sampler_saw_and_the_same_reference_samples(
+    same: dict[str, Any], work: Path, config: Config, prompts: Table
+):
     """vLLM's own log-probs of the samples against the log-prob stage's."""
-    folder = work / "other"
+    folder = shutil.copytree(work / "same", work / "other")
+    before = committed(folder)
     policy = ModelConfig(path=str(make_tiny_model(work / "policy", seed=1)))
     metrics = run(config, folder, prompts, policy=policy)
+    after = committed(folder)
+    assert after["reference_samples"] == before["reference_samples"]
+    assert after["policy_samples"] != before["policy_samples"]
     samples = _rows(folder / "policy_samples")
     reference = {
         row["group_id"]: row["reference_token_logps"] for row in _rows(folder / "kl_reference")
