@@ -2,8 +2,8 @@
 
 What comes in: hidden states that predict completion tokens, and those tokens. What goes
 out: their log-probs and, where asked for, top logits or the reference's KL, float32. The
-layer runs in chunks that are computed again in the backward pass, so that the logits of
-a whole batch never exist.
+layer runs in chunks; large logits are computed again in the backward pass, so that those of
+a whole batch never exist, and small ones are kept, in the precision they come in.
 
 Shapes: N completion tokens, H hidden, V vocabulary, k top logits.
 """
@@ -21,6 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 #: Positions whose logits exist at one time.
 CHUNK_POSITIONS = 1024
+#: Logits of a micro-batch are kept for the backward pass up to this size.
+KEPT_LOGIT_BYTES = 64 << 20
+#: Logits that are brought to float32 at one time on a CPU: they fit its cache.
+_CPU_BLOCK = 1 << 18
 
 #: From hidden states [n, H] to logits [n, V].
 OutputLayer = Callable[[Tensor], Tensor]
@@ -82,8 +86,10 @@ def head_outputs(
         request: what to compute beside log-probs.
         reference: needed for `request.reference_kl`.
     """
+    kept = request == HeadRequest() and _logit_bytes(layer, hidden) <= KEPT_LOGIT_BYTES
     chunks: list[Any] = [
         _run_chunk(
+            kept,
             layer,
             hidden[start : start + CHUNK_POSITIONS],
             targets[start : start + CHUNK_POSITIONS],
@@ -104,8 +110,15 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _run_chunk(*arguments: Any) -> tuple[Tensor | None, ...]:
-    if not torch.is_grad_enabled():
+def _logit_bytes(layer: OutputLayer, hidden: Tensor) -> int:
+    """Size of all logits, in the dtype that the layer gives."""
+    with torch.no_grad():
+        one = layer(hidden[:1])
+    return len(hidden) * one.numel() * one.element_size()
+
+
+def _run_chunk(kept: bool, *arguments: Any) -> tuple[Tensor | None, ...]:
+    if kept or not torch.is_grad_enabled():
         return _chunk(*arguments)
     outputs: Any = checkpoint(_chunk, *arguments, use_reentrant=False)
     return outputs
@@ -123,7 +136,11 @@ def _chunk(
     request: HeadRequest,
     reference: ReferenceHead | None,
 ) -> tuple[Tensor | None, ...]:
-    logits = at_least_float32(layer(hidden))
+    logits = layer(hidden)
+    if not request.top_k and reference is None:
+        logps: Any = _Logps.apply(logits, targets)
+        return logps, None, None, None
+    logits = at_least_float32(logits)
     target_logits = logits.gather(-1, targets[:, None]).squeeze(-1)
     logps = target_logits - logits.logsumexp(-1)
     kl = None if reference is None else _kl(reference, logits)
@@ -139,3 +156,34 @@ def _kl(reference: ReferenceHead, logits: Tensor) -> Tensor:
         reference_logps = at_least_float32(reference.layer(reference.hidden)).log_softmax(-1)
     logps = logits.log_softmax(-1)
     return F.kl_div(logps, reference_logps, reduction="none", log_target=True).sum(-1)
+
+
+class _Logps(torch.autograd.Function):
+    """Log-softmax at the targets, [n, V] -> [n], without a float32 copy of all logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        normalizers = [block.to(wide).logsumexp(-1) for block in logits.split(_block(logits))]
+        normalizer = torch.cat(normalizers)
+        ctx.save_for_backward(logits, targets, normalizer)
+        return logits.gather(-1, targets[:, None]).squeeze(-1).to(wide) - normalizer
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """D logp / d logit = [target] - softmax."""
+        logits, targets, normalizer = ctx.saved_tensors
+        rows, result = _block(logits), torch.empty_like(logits)
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
+            gradient = gradients[0][part, None]
+            block = logits[part].to(normalizer.dtype) - normalizer[part, None]
+            block.exp_().mul_(-gradient).scatter_add_(-1, targets[part, None], gradient)
+            result[part] = block
+        return result, None
+
+
+def _block(logits: Tensor) -> int:
+    """Rows that are brought to float32 at one time."""
+    rows, vocabulary = logits.shape
+    return max(1, _CPU_BLOCK // vocabulary) if logits.device.type == "cpu" else rows

@@ -14,6 +14,7 @@ most n queries and m keys.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,15 +117,24 @@ def attend(
     queries = gather_rows(query.reshape(-1, query.shape[-1]), plan.queries)
     keys = gather_rows(key.reshape(-1, key.shape[-1]), plan.keys)
     values = gather_rows(value.reshape(-1, value.shape[-1]), plan.keys)
-    outputs: list[Tensor] = []
-    query_row = key_row = 0
-    for number, batch in enumerate(plan.batches):
-        query_rows, key_rows = int(np.prod(batch.query_shape)), int(np.prod(batch.key_shape))
-        q = queries[query_row : query_row + query_rows].view(*batch.query_shape, -1)
-        k = keys[key_row : key_row + key_rows].view(*batch.key_shape, -1)
-        v = values[key_row : key_row + key_rows].view(*batch.key_shape, -1)
-        outputs.append(_attend_batch(q, k, v, batch, layout, number, scores).flatten(0, 2))
-        query_row, key_row = query_row + query_rows, key_row + key_rows
+    query_rows = [math.prod(batch.query_shape) for batch in plan.batches]
+    key_rows = [math.prod(batch.key_shape) for batch in plan.batches]
+    # split, whose backward pass is one copy; a slice's would fill all of the rows
+    parts = zip(
+        queries.split(query_rows), keys.split(key_rows), values.split(key_rows), strict=True
+    )
+    outputs = [
+        _attend_batch(
+            q.view(*batch.query_shape, -1),
+            k.view(*batch.key_shape, -1),
+            v.view(*batch.key_shape, -1),
+            batch,
+            layout,
+            number,
+            scores,
+        ).flatten(0, 2)
+        for number, (batch, (q, k, v)) in enumerate(zip(plan.batches, parts, strict=True))
+    ]
     return gather_rows(torch.cat(outputs), plan.outputs).view(-1, heads, value.shape[-1])
 
 

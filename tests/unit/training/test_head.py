@@ -10,9 +10,13 @@ from raydpo.training.head import HeadRequest, ReferenceHead, head_outputs
 TOKENS, HIDDEN, VOCABULARY = 13, 8, 31
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch) -> None:
+@pytest.fixture(autouse=True, params=["kept", "computed again"])
+def small_chunks(request, monkeypatch) -> None:
+    """Several chunks, and several blocks in each."""
     monkeypatch.setattr(head_module, "CHUNK_POSITIONS", 5)
+    monkeypatch.setattr(head_module, "_CPU_BLOCK", 2 * VOCABULARY)
+    if request.param == "computed again":
+        monkeypatch.setattr(head_module, "KEPT_LOGIT_BYTES", 0)
 
 
 def make() -> tuple[nn.Linear, Tensor, Tensor]:
@@ -27,6 +31,10 @@ def test_log_probs_are_those_of_the_whole_softmax() -> None:
     logps, target_logits, top_logits, kl = head_outputs(layer, hidden, targets, HeadRequest())
     expected = layer(hidden).log_softmax(-1)[torch.arange(TOKENS), targets]
     torch.testing.assert_close(logps, expected)
+    ours = torch.autograd.grad((logps**2).sum(), [hidden, layer.weight])
+    theirs = torch.autograd.grad((expected**2).sum(), [hidden, layer.weight])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
     assert target_logits is None
     assert top_logits is None
     assert kl is None
