@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from raydpo.config import Config
 from raydpo.errors import ConfigError, RaydpoError, RunLockedError
+from raydpo.fit import check_config_fits
 from raydpo.run import run_folder
 
 P = ParamSpec("P")
@@ -84,6 +85,7 @@ def check(config: Config, rows: int | None = None) -> Report:
     check_models.check_models(config, findings)
     check_models.check_sections(config, findings)
     check_resources.check_resources(config, findings)
+    findings.attempt(check_config_fits, config)
     check_data.check_data(config, rows, findings)
     return Report(tuple(findings.facts), tuple(findings.example), tuple(findings.problems))
 

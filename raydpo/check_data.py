@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from raydpo.check import Findings
 from raydpo.config import Config
 from raydpo.errors import QuarantineBudgetError
+from raydpo.fit import check_counts_fit
 from raydpo.models import load_tokenizer
 from raydpo.prompts.examples import example_parts
 from raydpo.prompts.preferences import preference_parts
@@ -156,21 +157,24 @@ def _read(source: _Source, config: Config, findings: Findings) -> Row | None:
             )
         )
     check_not_empty(source.name, counts)
+    if source.name == "preferences":
+        findings.attempt(check_counts_fit, config, counts)
     return first
 
 
 def _preference_example(row: Row) -> Example:
-    """The prompt with the chosen completion of the first pair."""
-    chosen, rejected = row["pairs"][0]["chosen"], row["pairs"][0]["rejected"]
+    """The prompt with the chosen completion of the first pair, or with the judged one."""
     texts = row["completion_texts"]
+    if row["desirable"]:
+        word = "desirable" if row["desirable"][0] else "undesirable"
+        shown, others = 0, ((f"{word} (in the table below)", texts[0]),)
+    else:
+        shown, rejected = row["pairs"][0]["chosen"], row["pairs"][0]["rejected"]
+        others = (("chosen (in the table below)", texts[shown]), ("rejected", texts[rejected]))
     return Example(
-        [*row["prompt_ids"], *row["completions"][chosen]],
+        [*row["prompt_ids"], *row["completions"][shown]],
         len(row["prompt_ids"]),
-        (
-            ("prompt", row["prompt"]),
-            ("chosen (in the table below)", texts[chosen]),
-            ("rejected", texts[rejected]),
-        ),
+        (("prompt", row["prompt"]), *others),
     )
 
 

@@ -14,6 +14,7 @@ from raydpo.cluster import connected
 from raydpo.config import Config, ModelConfig
 from raydpo.config_file import config_to_yaml
 from raydpo.errors import ConfigError
+from raydpo.fit import check_config_fits, check_counts_fit
 from raydpo.parts import Table
 from raydpo.progress import logger
 from raydpo.prompts.examples import run_examples_stage
@@ -109,6 +110,7 @@ def _run_stages(stages: Round, until: str) -> RoundResult:
         if last < STAGES.index("label"):
             return RoundResult(stages.folder)
         preferences = stages.label(candidates)
+    check_counts_fit(stages.config, preferences.manifest["counts"])
     if last < STAGES.index("reference"):
         return RoundResult(stages.folder, preferences)
     reference = stages.reference(preferences)
@@ -134,6 +136,7 @@ def _check_sections(config: Config, until: str) -> None:
         )
     if config.training is None and last >= STAGES.index("train"):
         raise _missing("training", "an objective and its hyperparameters")
+    check_config_fits(config)
     if config.evaluation is None and until == "evaluate":
         logger.info("no `evaluation` section: the run ends with the policy")
 

@@ -34,6 +34,7 @@ LAYERS = [
         "storage",
         "split",
         "rankings",
+        "fit",
         "run",
         "models",
         "cluster",

@@ -1,0 +1,105 @@
+"""Whether an objective and the data fit together, as early as it can be known.
+
+What comes in: the configuration, or the counts of a preferences table. What goes out:
+nothing, or an error that says what the objective learns from and where that comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from raydpo.config import Config, TrainingConfig
+from raydpo.config_objectives import (
+    SingleObjective,
+    SoftLabelObjective,
+    SppoObjective,
+    single_objectives,
+)
+from raydpo.errors import ConfigError
+
+#: What data may offer -> in words, and the way to get it.
+_KINDS: Final = {
+    "pairs": (
+        "pairs of a chosen and a rejected completion",
+        "use `kto` for single judged completions, or data with pairs",
+    ),
+    "rankings": (
+        "rankings of a prompt's completions",
+        "give `labeling` a reward, or preferences of the layout `ranked`; where rewards are "
+        "often equal, set `ranking_ties: by_candidate`",
+    ),
+    "completions": (
+        "single completions that were judged good or bad",
+        "give preferences of the layout `unpaired` (prompt, completion, label), or use `dpo` for pairs",
+    ),
+    "soft labels": (
+        "pairs with the probability that chosen wins",
+        "give `labeling` a reward, people's votes, or preferences of the layout `ranked`; or use "
+        "`cdpo`, which takes one rate for all labels",
+    ),
+}
+
+
+def check_config_fits(config: Config) -> None:
+    """Hold the objective against what the configured data can offer at best.
+
+    Raises:
+        ConfigError: the objective learns from something else.
+    """
+    if config.training is None:
+        return
+    if config.preferences is not None:
+        layout = config.preferences.layout
+        if layout != "auto":  # that is known when the first row was read
+            _check(config.training, _of_layout(layout), f"preferences.layout {layout!r}")
+    elif config.prompts is not None and config.labeling is not None:
+        _check(config.training, {"pairs", "rankings", "soft labels"}, "`labeling` by rewards")
+    elif config.prompts is not None:
+        _check(config.training, {"pairs", "soft labels"}, "people's votes")
+
+
+def check_counts_fit(config: Config, counts: Mapping[str, int]) -> None:
+    """Hold the objective against a preferences table.
+
+    Args:
+        config: the job.
+        counts: of the table's manifest.
+
+    Raises:
+        ConfigError: there is nothing that the objective learns from.
+    """
+    check_config_fits(config)
+    if config.training is None:
+        return
+    offered = {
+        "pairs": counts.get("pairs", 0),
+        "rankings": counts.get("rankings", 0),
+        "completions": counts.get("desirable", 0) + counts.get("undesirable", 0),
+        "soft labels": counts.get("soft_labels", 0),
+    }
+    _check(config.training, {kind for kind, count in offered.items() if count}, "the preferences")
+
+
+def _of_layout(layout: str) -> set[str]:
+    if layout == "unpaired":
+        return {"completions"}
+    return {"pairs", "rankings", "soft labels"} if layout == "ranked" else {"pairs", "rankings"}
+
+
+def _check(training: TrainingConfig, offered: set[str], source: str) -> None:
+    for objective in single_objectives(training.objective):
+        for needed in sorted(_needs(objective) - offered):
+            words, way_out = _KINDS[needed]
+            there = ", ".join(_KINDS[kind][0] for kind in sorted(offered)) or "nothing"
+            raise ConfigError(
+                f"objective {objective.name!r} with {source}: what is there is {there}",
+                f"{objective.name} learns from {words}",
+                way_out,
+            )
+
+
+def _needs(objective: SingleObjective) -> set[str]:
+    soft = isinstance(objective, SoftLabelObjective)
+    soft |= isinstance(objective, SppoObjective) and objective.win_rates == "soft"
+    return {objective.unit, "soft labels"} if soft else {objective.unit}
