@@ -27,7 +27,7 @@ BETA = 0.3
 PairLoss = Callable[[Tensor, Tensor], Tensor]
 
 logratio = st.floats(-1e3, 1e3, width=32)
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=30, deadline=None)
 
 
 def scalar(value: float) -> Tensor:

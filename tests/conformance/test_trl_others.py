@@ -13,6 +13,8 @@ from tests.conformance import peers
 from tests.conftest import make_tiny_model
 
 pytest.importorskip("trl")
+#: Importing the trainers of TRL takes longer than all fast checks of losses together.
+pytestmark = pytest.mark.slow
 
 BETA = 0.3
 ARGUMENTS: dict[str, Any] = {

@@ -1,0 +1,24 @@
+"""The job that plots where objectives lead: its table and its picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import plot_convergence
+
+
+def test_consistent_objectives_end_at_the_optimum_and_others_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "plot.png"
+    monkeypatch.setattr(sys, "argv", ["plot_convergence.py", "--output", str(picture)])
+    plot_convergence.main()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = {line[:32].strip(): line[32:].split() for line in capsys.readouterr().out.splitlines()}
+    for name in ("sigmoid", "robust, 20% flipped", "plackett_luce, K = 4", "best_of_k, K = 4"):
+        assert table[name] == ["under", "1e-15", "under", "1e-15"]
+    for name in ("sigmoid, 20% flipped", "conservative", "exo", "apo_zero"):
+        assert float(table[name][1]) > 1e-3
