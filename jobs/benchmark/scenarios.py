@@ -15,6 +15,8 @@ from .processes import Turns
 from .spec import (
     OURS,
     OURS_FLEX,
+    OURS_MALLOC,
+    OURS_MASK,
     OURS_PADDED,
     SCORE_OURS,
     SCORE_PADDED,
@@ -152,7 +154,7 @@ def _quick(choices: Choices) -> list[Experiment]:
 def _full(choices: Choices) -> list[Experiment]:
     turns = _turns(choices, Turns(repeats=7, count=3))
     few = _turns(choices, Turns(repeats=5, count=2))
-    everyone = (*our_contenders(choices), OURS_PADDED, *TRAINERS[1:])
+    everyone = (*our_contenders(choices), *TRAINERS[1:])
     against = (*our_contenders(choices), TRL_TUNED, TRL_COMPACT)
     pairs, fours = base(choices), groups_of_four(choices)
     scorers = (SCORE_OURS, SCORE_PADDED, SCORE_SORTED, *((SCORE_VLLM,) if choices.vllm else ()))
@@ -167,6 +169,7 @@ def _full(choices: Choices) -> list[Experiment]:
             )
             for v in (32768, 131072)
         ),
+        *(Experiment(_parts_left_out(s), _ablations(choices), few) for s in (pairs, fours)),
         Experiment(_scoring(pairs), scorers, replace(few, warm_up=1, count=1)),
         Experiment(_scoring(fours), scorers, replace(few, warm_up=1, count=1)),
     ]
@@ -175,6 +178,16 @@ def _full(choices: Choices) -> list[Experiment]:
 def _turns(choices: Choices, turns: Turns) -> Turns:
     peak = 2048 if choices.device == "cpu" else 8192
     return replace(turns, repeats=choices.repeats or turns.repeats, peak_size=peak)
+
+
+def _ablations(choices: Choices) -> tuple[Contender, ...]:
+    """Our step without one of its parts."""
+    parts = (OURS, OURS_MASK, OURS_PADDED)
+    return (*parts, OURS_MALLOC) if choices.device == "cpu" else parts
+
+
+def _parts_left_out(scenario: Scenario) -> Scenario:
+    return replace(scenario, name=f"{scenario.name.split(',')[0]}, a part left out")
 
 
 def _ratios(choices: Choices) -> list[Scenario]:

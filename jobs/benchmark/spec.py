@@ -131,6 +131,15 @@ OURS_PADDED = replace(
     says="the same without the shared layout: each completion has its own prompt, padded",
     layout="padded",
 )
+OURS_MASK = replace(
+    OURS,
+    name="raydpo_mask",
+    says="the shared layout with one explicit mask over all tokens, the tests' oracle",
+    attention="mask",
+)
+OURS_MALLOC = replace(
+    OURS, name="raydpo_malloc", says="with glibc's malloc as it comes", malloc=False
+)
 OURS_FLEX = replace(
     OURS,
     name="raydpo_flex",
