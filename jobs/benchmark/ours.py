@@ -69,6 +69,7 @@ def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
         schedule="constant",
         warmup_fraction=0.0,
         global_batch_groups=scenario.data.groups_per_step,
+        max_tokens_per_micro_batch=contender.max_tokens or 1 << 20,
         checkpoint_every_steps=scenario.data.steps,
     )
     model = random_model(scenario)

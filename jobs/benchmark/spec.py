@@ -100,6 +100,7 @@ class Contender:
         malloc: whether its process gets `raydpo.environment.MALLOC_ENVIRONMENT`.
         attention: the model's attention implementation; None for what it takes by itself.
         layout: `shared` computes a prompt once (ours), `padded` once for each completion.
+        max_tokens: flat tokens of one forward pass (ours); None for all of a step.
         batch_pairs: pairs of one forward pass (TRL); None for all of a step.
         gradient_checkpointing: TRL's default is to recompute activations.
         compaction: run TRL's output layer on completion positions only, as it does on CUDA.
@@ -113,6 +114,7 @@ class Contender:
     malloc: bool = True
     attention: str | None = None
     layout: str = "auto"
+    max_tokens: int | None = None
     batch_pairs: int | None = None
     gradient_checkpointing: bool = False
     compaction: bool = False
