@@ -62,10 +62,10 @@ def check_sections(config: Config, findings: Findings) -> None:
     if config.labeling is not None:
         findings.attempt(_check_candidates, config)
         for reward in config.labeling.reward:
-            findings.attempt(_check_reward, "labeling.reward", reward, findings)
+            findings.attempt(_check_reward, "labeling.reward", reward, findings, config)
     if config.evaluation is not None:
         for reward in config.evaluation.judge:
-            findings.attempt(_check_reward, "evaluation.judge", reward, findings)
+            findings.attempt(_check_reward, "evaluation.judge", reward, findings, config)
     _say_what_is_missing(config, findings)
     findings.attempt(_check_trackers, config)
     findings.attempt(_check_peft, config)
@@ -224,7 +224,13 @@ def _check_candidates(config: Config) -> None:
         )
 
 
-def _check_reward(what: str, reward: RewardConfig, findings: Findings) -> None:
+def _check_reward(what: str, reward: RewardConfig, findings: Findings, config: Config) -> None:
+    if reward.implicit:
+        from raydpo.labeling.implicit import refuse_equal_models
+
+        refuse_equal_models(config.model, config.reference.model or config.model)
+        findings.facts.append(f"{what}: {reward.weight:g} times the log-ratio to reference.model")
+        return
     if reward.function is not None:
         from raydpo.labeling.rewards import resolve_function
 

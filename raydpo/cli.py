@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "run", "the whole round: prompts in, a better policy and a report out", _run)
     for name, text in _STAGES.items():
         _add(commands, name, f"up to one stage: {text}", _run, until=name)
+    _add(commands, "online", "rounds: the policy of one samples for the next", _online)
     _add(commands, "sft", "supervised fine-tuning: the model that sampling starts from", _sft)
     _add(commands, "score", "log-probabilities of existing completions under the model", _score)
     check = _add(commands, "check", "say, without a cluster, all that would go wrong", _check)
@@ -119,6 +120,29 @@ def _run(options: argparse.Namespace) -> int:
         print(summary_table(result.metrics))
     elif result.policy is not None:
         print(f"policy: {result.policy.path}")
+    return 0
+
+
+def _online(options: argparse.Namespace) -> int:
+    from raydpo.config_file import load_config
+    from raydpo.progress import start_logging
+
+    config = load_config(options.config, options.overrides)
+    start_logging(options.verbose)
+    from raydpo.check_online import check_sections_of_rounds
+
+    check_sections_of_rounds(config)
+    if _refused(config):
+        return 1
+    from raydpo.online import run_online
+    from raydpo.online_summary import online_table
+
+    result = run_online(config)
+    print(online_table(result.folder, result.records))
+    if result.stopped:
+        print(f"ended early: {result.stopped}")
+    print(f"engines were started {result.engine_starts} time(s)")
+    print(f"best policy: {result.best.policy} (after {result.best.rounds_done} round(s))")
     return 0
 
 

@@ -24,6 +24,7 @@ from raydpo.config_base import (
     path_shorthand,
 )
 from raydpo.config_objectives import DpoObjective
+from raydpo.config_online import OnlineConfig, ReplayConfig, StoppingConfig
 from raydpo.config_training import (
     LoraSettings,
     SftConfig,
@@ -39,14 +40,17 @@ __all__ = [
     "LabelingConfig",
     "LoraSettings",
     "ModelConfig",
+    "OnlineConfig",
     "PairsConfig",
     "PreferencesConfig",
     "PromptsConfig",
     "ReferenceConfig",
+    "ReplayConfig",
     "RewardConfig",
     "SamplingConfig",
     "SftConfig",
     "SourceFormat",
+    "StoppingConfig",
     "TrainerConfig",
     "TrainingConfig",
 ]
@@ -179,6 +183,8 @@ class RewardConfig(Section):
     """`package.module:name` of a function (prompts, completions) -> rewards, lists of equal length."""
     classifier: str | None = None
     """A sequence-classification model: folder, URI or hub name."""
+    implicit: bool = False
+    """The run's own model: log-prob under `model` minus log-prob under the reference, in nats; `weight` is its beta."""
     label: str | int | None = None
     """The class whose score counts (name or index); one-output reward models need none."""
     output: Literal["probability", "log_odds", "logit"] = "log_odds"
@@ -196,16 +202,17 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
-        if (self.function is None) == (self.classifier is None):
+        if [self.function is None, self.classifier is None, not self.implicit].count(False) != 1:
             raise ValueError(
-                "a reward takes exactly one of `function` and `classifier`: give one of them"
+                "a reward takes exactly one of `function`, `classifier` and `implicit`: give one"
             )
         return self
 
     @property
     def scorer(self) -> str:
         """Name of this scorer in the scores table."""
-        return self.name or str(self.function or self.classifier).rstrip("/").rsplit("/", 1)[-1]
+        source = self.function or self.classifier or "implicit"
+        return self.name or source.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _one_or_many(value: Any) -> Any:
@@ -242,6 +249,17 @@ class LabelingConfig(Section):
     pairs: PairsConfig = PairsConfig()
     """How the scores of a prompt's candidates become pairs."""
 
+    @property
+    def is_implicit(self) -> bool:
+        """Whether the run's own model labels."""
+        return self.reward[0].implicit
+
+    @model_validator(mode="after")
+    def _implicit_stands_alone(self) -> LabelingConfig:
+        if len(self.reward) > 1 and any(reward.implicit for reward in self.reward):
+            raise ValueError("an `implicit` reward stands alone: take out the others")
+        return self
+
 
 class ReferenceConfig(Section):
     """Offline per-token log-probabilities of the frozen reference."""
@@ -275,6 +293,12 @@ class EvaluationConfig(Section):
     """Share of the preference groups kept out of training, for accuracy and margins."""
     report_samples: PositiveInt = 12
     """Prompts whose samples the report shows side by side."""
+
+    @model_validator(mode="after")
+    def _judges_are_others(self) -> EvaluationConfig:
+        if any(judge.implicit for judge in self.judge):
+            raise ValueError("a policy does not judge itself: give a `function` or a `classifier`")
+        return self
 
 
 class Config(Section):
@@ -310,6 +334,8 @@ class Config(Section):
     """Policy against reference, and the report."""
     sft: SftConfig | None = None
     """Supervised fine-tuning, for `raydpo sft`."""
+    online: OnlineConfig | None = None
+    """Rounds, for `raydpo online`."""
 
     @model_validator(mode="before")
     @classmethod

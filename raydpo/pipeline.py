@@ -116,6 +116,7 @@ def _run_stages(stages: Round, until: str) -> RoundResult:
     reference = stages.reference(preferences)
     if last < STAGES.index("train"):
         return RoundResult(stages.folder, preferences)
+    stages.verify(preferences, reference)
     policy = stages.train(preferences, reference)
     if last < STAGES.index("evaluate") or stages.config.evaluation is None:
         return RoundResult(stages.folder, preferences, policy)

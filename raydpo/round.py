@@ -6,13 +6,17 @@ a policy, metrics. `pipeline.py` runs them once, `online.py` round after round.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from raydpo.config import Config, ModelConfig
 from raydpo.errors import ConfigError
+from raydpo.evaluation.samples import groups_of_samples
 from raydpo.evaluation.stage import evaluate
+from raydpo.labeling.implicit import implicit_scores, refuse_equal_models
 from raydpo.labeling.preferences import build_preferences
+from raydpo.labeling.self_play import self_play_preferences
 from raydpo.labeling.stage import score_candidates
 from raydpo.parts import Table
 from raydpo.progress import logger
@@ -20,6 +24,7 @@ from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.prompts.stage import run_prompts_stage
 from raydpo.reference.stage import score_reference, verify_reference
 from raydpo.run import PartResult, Stage, commit, open_stage, read_manifest, write_part
+from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.stage import sample_candidates
 from raydpo.split import is_heldout
 from raydpo.storage import Folder
@@ -35,11 +40,13 @@ class Round:
         config: the job; its `model` samples and is what training starts from.
         folder: of the round.
         index: the round's number, from 0.
+        pool: gives engines that outlive the round; without it sampling starts its own.
     """
 
     config: Config
     folder: Folder
     index: int
+    pool: Callable[[], EnginePool] | None = None
 
     def existing_preferences(self) -> Table:
         """Preference data that the configuration names."""
@@ -57,7 +64,6 @@ class Round:
     def sample(self, prompts: Table) -> Table:
         """K candidates of the configured model for each prompt."""
         config = self.config
-        assert config.prompts is not None
         return sample_candidates(
             folder=self.folder.child("candidates"),
             prompts=prompts,
@@ -65,9 +71,10 @@ class Round:
             sampling=config.sampling,
             seed=config.seed,
             round_index=self.index,
-            max_prompt_tokens=config.prompts.max_prompt_tokens,
+            max_prompt_tokens=longest_prompt(config),
             what=self._what("sample"),
             max_quarantined_fraction=config.max_quarantined_fraction,
+            pool=self.pool,
         )
 
     def label(self, candidates: Table) -> Table:
@@ -75,13 +82,16 @@ class Round:
         config = self.config
         if config.labeling is None:
             return self._preferences_of_people(candidates)
-        scores = score_candidates(
-            folder=self.folder.child("scores"),
-            candidates=candidates,
-            rewards=config.labeling.reward,
-            what=self._what("score"),
-            max_quarantined_fraction=config.max_quarantined_fraction,
-        )
+        if config.labeling.is_implicit:
+            scores = self._implicit_scores(candidates, config.labeling.reward[0].scorer)
+        else:
+            scores = score_candidates(
+                folder=self.folder.child("scores"),
+                candidates=candidates,
+                rewards=config.labeling.reward,
+                what=self._what("score"),
+                max_quarantined_fraction=config.max_quarantined_fraction,
+            )
         return build_preferences(
             folder=self.folder.child("preferences"),
             candidates=candidates,
@@ -91,6 +101,43 @@ class Round:
             round_index=self.index,
             what=self._what("label"),
             max_quarantined_fraction=config.max_quarantined_fraction,
+        )
+
+    def self_play(self, candidates: Table, examples: Table) -> Table:
+        """Preferences for the data's completions over the policy's own."""
+        return self_play_preferences(
+            config=self.config,
+            folder=self.folder.child("preferences"),
+            candidates=candidates,
+            examples=examples,
+            what=self._what("label"),
+        )
+
+    def _implicit_scores(self, candidates: Table, scorer: str) -> Table:
+        """The policy judges: log-ratios of the candidates to the reference."""
+        refuse_equal_models(self.config.model, self._reference_model())
+        groups = groups_of_samples(self.folder.child("score-groups"), candidates)
+        policy, reference = (
+            score_reference(
+                folder=self.folder.child(name),
+                groups=groups,
+                model=model,
+                settings=self.config.reference,
+                what=self._what(name.replace("-", ", ")),
+                max_quarantined_fraction=self.config.max_quarantined_fraction,
+            )
+            for name, model in (
+                ("score-policy", self.config.model),
+                ("score-reference", self._reference_model()),
+            )
+        )
+        return implicit_scores(
+            folder=self.folder.child("scores"),
+            candidates=candidates,
+            policy_logps=policy,
+            reference_logps=reference,
+            scorer=scorer,
+            what=self._what("score"),
         )
 
     def _preferences_of_people(self, candidates: Table) -> Table:
@@ -123,10 +170,9 @@ class Round:
             max_quarantined_fraction=self.config.max_quarantined_fraction,
         )
 
-    def train(self, preferences: Table, reference: Table | None) -> ModelConfig:
-        """The policy, trained on the preferences; before that, a sample of the reference is checked."""
-        folder = self.folder.child("policy")
-        if reference is not None and not folder.exists("manifest.json"):
+    def verify(self, preferences: Table, reference: Table | None) -> None:
+        """Score a sample of the preferences again before training, and hold it against the table."""
+        if reference is not None and not self.folder.exists("policy/manifest.json"):
             verify_reference(
                 groups=preferences,
                 reference=reference,
@@ -135,9 +181,12 @@ class Round:
                 seed=self.config.seed,
                 what=self._what("reference"),
             )
+
+    def train(self, preferences: Table, reference: Table | None) -> ModelConfig:
+        """The policy, trained on the preferences."""
         return train_policy(
             config=self.config,
-            folder=folder,
+            folder=self.folder.child("policy"),
             preferences=preferences,
             reference=reference,
             what=self._what("train"),
@@ -201,3 +250,11 @@ class Round:
 
     def _what(self, stage: str) -> str:
         return f"round {self.index}, {stage}"
+
+
+def longest_prompt(config: Config) -> int:
+    """Tokens of the longest prompt that is sampled for: of `prompts`, or of `sft` in self-play."""
+    if config.prompts is not None:
+        return config.prompts.max_prompt_tokens
+    assert config.sft is not None
+    return config.sft.max_sequence_tokens

@@ -164,6 +164,41 @@ def scores_by_prompt(reference: Sequence[float], policy: Sequence[float], unit: 
     return _png(figure)
 
 
+@_styled()
+def rewards_by_round(runs: dict[str, Sequence[dict[str, Any]]], unit: str) -> bytes:
+    """Held-out reward and KL after each round, and reward against KL; bars are 95 % intervals.
+
+    Args:
+        runs: by name, the evaluations of a run's policies, the original model first; a
+            single run needs no name.
+        unit: what the reward is.
+    """
+    figure, axes = _figure(width=10.0, height=3.2, columns=3)
+    looks = ((POLICY_COLOUR, "o-"), (REFERENCE_COLOUR, "s--"), (_INK, "^:"))
+    for (name, rows), (colour, line) in zip(runs.items(), looks, strict=False):
+        kls, rewards = [r["kl_nats_per_completion"] for r in rows], [r["reward"] for r in rows]
+        rounds = [float(number) for number in range(len(rows))]
+        for axis, places, values in (
+            (axes[0], rounds, rewards),
+            (axes[1], rounds, kls),
+            (axes[2], [k["mean"] for k in kls], rewards),
+        ):
+            means, bars = [v["mean"] for v in values], [_half_width(v) or 0.0 for v in values]
+            axis.errorbar(
+                places, means, bars, fmt=line, color=colour, capsize=3, markersize=5, label=name
+            )
+    for axis, title in zip(axes, ("reward", "KL", "reward against KL"), strict=True):
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("rounds done")
+        _whole_numbers(axis)
+    axes[0].set_ylabel(f"held-out reward\n({unit})")
+    axes[1].set_ylabel("KL(policy || original)\n(nats per completion)")
+    axes[2].set_xlabel("KL (nats per completion)")
+    if len(runs) > 1:
+        axes[0].legend(loc="best")
+    return _png(figure)
+
+
 def _two_histograms(
     axis: Axes, reference: Sequence[float], policy: Sequence[float], edges: Any
 ) -> None:

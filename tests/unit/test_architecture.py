@@ -26,7 +26,7 @@ LAYERS = [
     {"errors", "config_base", "environment", "tables"},
     {"config_objective_base"},
     {"config_objectives"},
-    {"config_training"},
+    {"config_training", "config_online"},
     {"config"},
     {
         "config_file",
@@ -42,8 +42,8 @@ LAYERS = [
     },
     STAGES,
     {"round"},
-    {"pipeline", "online", "show", "annotate"}
-    | {"check", "check_data", "check_models", "check_resources"},
+    {"pipeline", "online", "online_record", "online_summary", "show", "annotate"}
+    | {"check", "check_data", "check_models", "check_online", "check_resources"},
     {"cli"},
 ]
 #: Stage packages do not import each other, but for these.

@@ -15,7 +15,7 @@ from raydpo.config_file import config_from_values, config_to_yaml, load_config
 ROOT = Path(__file__).parents[2]
 JOBS = ROOT / "jobs"
 CONFIGS = sorted(JOBS.glob("*.yaml"))
-ENTRY_POINTS = ["demo.py", "offline_dpo.py", "sft.py"]
+ENTRY_POINTS = ["demo.py", "offline_dpo.py", "online_dpo.py", "sft.py"]
 
 
 def run_job(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +41,7 @@ def test_jobs_that_a_comment_names_are_there(path: Path) -> None:
         assert (ROOT / name).is_file(), name
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "offline_dpo.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "offline_dpo.yaml", "online_dpo.yaml"])
 def test_the_local_jobs_need_nothing_but_the_repository(name: str) -> None:
     config = load_config(JOBS / name)
     assert config.prompts is not None
@@ -51,6 +51,19 @@ def test_the_local_jobs_need_nothing_but_the_repository(name: str) -> None:
     paths += [str(r.classifier) for r in (*config.labeling.reward, *config.evaluation.judge)]
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+def test_the_online_study_compares_as_many_samples_and_steps() -> None:
+    from jobs.online_study import one_round
+
+    rounds = load_config(JOBS / "online_dpo.yaml")
+    offline = load_config(JOBS / "online_dpo.yaml", one_round(rounds)[1::2])
+    assert rounds.online is not None
+    assert offline.online is not None
+    assert rounds.online.prompts_per_round is not None
+    assert offline.online.rounds == 1
+    assert offline.online.prompts_per_round == 3 * rounds.online.prompts_per_round
+    assert offline.name != rounds.name
 
 
 def test_the_imdb_job_starts_from_what_its_sft_job_makes() -> None:

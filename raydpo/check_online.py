@@ -1,0 +1,128 @@
+"""What `raydpo check` and `raydpo online` hold online rounds against; see `check.py`.
+
+What comes in: the configuration. What goes out: facts and problems in `Findings`, among
+them whether engines that stay alive leave room for the train workers.
+"""
+
+from __future__ import annotations
+
+import os
+
+from raydpo.check import Findings
+from raydpo.check_resources import gpu_count, is_remote, uses_cuda_here
+from raydpo.config import Config, OnlineConfig
+from raydpo.errors import ConfigError
+
+#: CPUs of the worker that builds preferences, and of each that runs a reward.
+_LABELING_CPUS = 1.0
+
+
+def check_online(config: Config, findings: Findings) -> None:
+    """Note what stands in the way of online rounds."""
+    if config.online is None:
+        return
+    findings.attempt(check_sections_of_rounds, config)
+    if config.evaluation is not None and config.evaluation.heldout_fraction > 0:
+        findings.facts.append(
+            f"note: {config.evaluation.heldout_fraction:.0%} of the preference groups are kept out of "
+            "training (evaluation.heldout_fraction), and rounds measure nothing on them"
+        )
+    if config.online.keep_engines and config.training is not None and not is_remote(config):
+        findings.attempt(_check_room, config, findings)
+
+
+def check_sections_of_rounds(config: Config) -> OnlineConfig:
+    """The `online` section of a job that has all sections that rounds need.
+
+    Raises:
+        ConfigError: a section is missing.
+    """
+    needed = ["online", "training"]
+    self_play = config.online is not None and config.online.pairs == "self_play"
+    needed += ["sft"] if self_play else ["prompts", "labeling"]
+    missing = [f"`{name}`" for name in needed if getattr(config, name) is None]
+    if missing or config.online is None:
+        raise ConfigError(
+            f"the configuration has no {' and no '.join(missing)} section",
+            "rounds sample for prompts, label by rewards (or prefer the data of `sft`: "
+            "online.pairs), and train, again and again",
+            "add what is missing; jobs/online_dpo.yaml is an example",
+        )
+    if self_play:
+        _check_self_play(config)
+    elif config.labeling is not None and config.labeling.is_implicit:
+        _check_implicit(config.online)
+    limits = config.online.stopping.model_dump(exclude={"max_displacement_nats"}, exclude_none=True)
+    if limits and config.evaluation is None:
+        raise ConfigError(
+            f"online.stopping sets {', '.join(limits)}, and there is no `evaluation` section",
+            "these limits are held against samples for held-out prompts after each round",
+            "add `evaluation:`, or take the limits out",
+        )
+    return config.online
+
+
+def _check_self_play(config: Config) -> None:
+    assert config.sft is not None
+    if config.sft.loss_on == "all":
+        raise ConfigError(
+            "online.pairs is 'self_play', and sft.loss_on is 'all'",
+            "self-play needs prompts and completions: what is chosen is a completion of the data",
+            "give data with prompts, and set sft.loss_on to 'completion'",
+        )
+    for name in ("prompts", "labeling"):
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"online.pairs is 'self_play', and there is a `{name}` section",
+                "prompts and chosen completions are those of the `sft` section's data",
+                f"take `{name}` out, or set online.pairs to 'labels'",
+            )
+
+
+def _check_implicit(online: OnlineConfig) -> None:
+    if online.reference == "previous":
+        raise ConfigError(
+            "labeling.reward is `implicit`, and online.reference is 'previous'",
+            "policy and reference would be the same model, and every implicit reward 0",
+            "take online.reference 'original' or 'ema'",
+        )
+
+
+def _check_room(config: Config, findings: Findings) -> None:
+    """Engines that live through training hold what no train worker can have."""
+    assert config.training is not None
+    engines, training = config.sampling.engines, config.training
+    held = {"CPUs": engines.count * engines.cpus, "GPUs": 0.0}
+    if uses_cuda_here(engines.device):
+        held["GPUs"] = float(engines.count * engines.tensor_parallel)
+    asked = {"CPUs": max(_cpus_of_stages(config)), "GPUs": 0.0}
+    if uses_cuda_here(training.device):
+        asked["GPUs"] = float(training.fewest_workers)
+    there = {"CPUs": float(os.cpu_count() or 1), "GPUs": float(gpu_count())}
+    for kind, total in there.items():
+        findings.facts.append(
+            f"rounds: engines keep {held[kind]:g} of {total:g} {kind}, the largest stage beside "
+            f"them asks for {asked[kind]:g}"
+        )
+        if held[kind] + asked[kind] > total + 1e-9:
+            raise ConfigError(
+                f"engines that stay alive keep {held[kind]:g} {kind}, and the largest stage beside "
+                f"them asks for {asked[kind]:g}",
+                f"this machine has {total:g}: training would wait for ever",
+                "lower sampling.engines.cpus (Ray's CPUs are only counted: 0.1 takes no thread "
+                "away) or training.cpus_per_worker; on too few GPUs set online.keep_engines=false",
+            )
+
+
+def _cpus_of_stages(config: Config) -> list[float]:
+    """Ray CPUs of the stages that run while the engines live."""
+    assert config.training is not None
+    training, reference = config.training, config.reference
+    judges = config.evaluation.judge if config.evaluation else ()
+    rewards = [*(config.labeling.reward if config.labeling else ()), *judges]
+    return [
+        training.fewest_workers * training.cpus_per_worker,
+        reference.workers * reference.cpus_per_worker,
+        *(reward.workers * _LABELING_CPUS for reward in rewards),
+        _LABELING_CPUS,
+    ]

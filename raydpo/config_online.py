@@ -1,0 +1,94 @@
+"""The configuration's section on online rounds: sample, label, train, and again with the new policy.
+
+What comes in: values of the section `online`. What goes out: frozen models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from raydpo.config_base import PositiveFloat, PositiveInt, Section
+
+#: TR-DPO's best weights of the policy in a soft update lie at 0.5 to 0.6 (arXiv:2404.09656).
+DEFAULT_EMA_ALPHA = 0.5
+
+
+class ReplayConfig(Section):
+    """Preference groups of earlier rounds among those of a round."""
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a round's groups that come from earlier rounds; less where there are fewer."""
+    max_age_rounds: PositiveInt = 1
+    """The oldest groups that are replayed: 1 takes those of the round before only."""
+
+
+class StoppingConfig(Section):
+    """When the rounds end early. The numbers are those of the evaluation after each round."""
+
+    patience_rounds: PositiveInt | None = None
+    """So many rounds in a row without a new best held-out reward; null never stops for it."""
+    max_kl_nats: PositiveFloat | None = None
+    """KL(policy || original model), in nats per completion, above this."""
+    max_displacement_nats: PositiveFloat | None = None
+    """`logps/chosen` falling by more than this between the first and the last tenth of a round's steps."""
+    max_length_growth: Annotated[float, Field(gt=1)] | None = None
+    """Held-out completions longer than those of the original model by more than this factor."""
+
+
+class OnlineConfig(Section):
+    """Rounds in which the policy of one round samples in the next."""
+
+    rounds: PositiveInt = 3
+    """Rounds, where nothing stops them before."""
+    prompts: Literal["cycle", "sample", "split"] = "cycle"
+    """Prompts of a round: the next of a shuffled circle, drawn anew, or one of as many equal shares as there are rounds."""
+    prompts_per_round: PositiveInt | None = None
+    """With `cycle` and `sample`; without it all prompts stand in every round."""
+    pairs: Literal["labels", "self_play"] = "labels"
+    """By `labeling`; or SPIN: the data of `sft` give prompts and chosen completions, the policy's own are rejected."""
+    reference: Literal["original", "previous", "ema"] = "original"
+    """pi_ref: the original, the policy before the round (TR-DPO's hard update), or an average of both (soft)."""
+    reference_every_rounds: PositiveInt | None = None
+    """With `previous` and `ema`: rounds between two updates of the reference; without it 1."""
+    ema_alpha: Annotated[float, Field(gt=0, le=1)] | None = None
+    """With `ema`: the policy's weight in the average; without it 0.5."""
+    min_spread_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Curriculum: train only on groups whose reward spread (best - worst) reaches this quantile of the round."""
+    replay: ReplayConfig = ReplayConfig()
+    """Preference groups of earlier rounds among those of a round."""
+    keep_engines: bool = True
+    """Engines live through all rounds and are given new weights; false ends them before training, where both find no room."""
+    lookahead: Literal[0, 1] = 0
+    """1: the next round samples while this one trains, from the policy before it: one round stale, and recorded."""
+    stopping: StoppingConfig = StoppingConfig()
+    """When the rounds end early."""
+
+    @model_validator(mode="after")
+    def _nothing_is_given_in_vain(self) -> OnlineConfig:
+        if self.prompts == "split" and self.prompts_per_round is not None:
+            raise ValueError("`prompts: split` shares all prompts: leave out `prompts_per_round`")
+        if self.reference == "original" and self.reference_every_rounds is not None:
+            raise ValueError(
+                "`reference: original` never changes: leave out `reference_every_rounds`"
+            )
+        if self.reference != "ema" and self.ema_alpha is not None:
+            raise ValueError("only `reference: ema` has an `ema_alpha`: leave it out")
+        if self.lookahead and not self.keep_engines:
+            raise ValueError("`lookahead` samples during training: engines must be kept")
+        return self
+
+    @property
+    def reference_update_alpha(self) -> float:
+        """Weight of the policy in an updated reference; 1 replaces it."""
+        return (self.ema_alpha or DEFAULT_EMA_ALPHA) if self.reference == "ema" else 1.0
+
+    def sampler_of(self, round_index: int) -> int:
+        """How many rounds the policy has been through that samples for a round."""
+        return max(0, round_index - self.lookahead)
+
+    def updates_reference(self, round_index: int) -> bool:
+        """Whether the round has another reference than the one before it."""
+        every = self.reference_every_rounds or 1
+        return self.reference != "original" and round_index > 0 and round_index % every == 0

@@ -1,0 +1,119 @@
+"""A reference that follows the policy: pi_ref <- alpha * policy + (1 - alpha) * pi_ref.
+
+What comes in: two models of one architecture. What goes out: a third one as a Hugging
+Face folder, a stage of its own. TR-DPO's soft update (arXiv:2404.09656, eq. 4).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import ray
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from raydpo.config import ModelConfig
+from raydpo.errors import ModelError
+from raydpo.models import (
+    local_folder,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+    with_absolute_path,
+)
+from raydpo.parts import own_errors
+from raydpo.progress import logger
+from raydpo.run import Stage, commit_files, open_stage
+from raydpo.storage import Folder
+
+MODEL_FOLDER: Final = "model"
+
+
+def averaged_reference(
+    *, folder: Folder, policy: ModelConfig, reference: ModelConfig, alpha: float, what: str
+) -> ModelConfig:
+    """The weighted average of policy and reference, in `folder`; one that is there is kept.
+
+    Args:
+        folder: of the stage.
+        policy: its tokenizer and settings are kept.
+        reference: a model with tensors of the same names and shapes.
+        alpha: the policy's weight, in (0, 1].
+        what: the stage and round, for the log.
+
+    Raises:
+        ModelError: the two models have other tensors.
+    """
+    stage = Stage(
+        folder=folder,
+        name="average",
+        table=None,
+        inputs={
+            "policy": weights_fingerprint(policy),
+            "reference": weights_fingerprint(reference),
+            "tokenizer": tokenizer_fingerprint(policy),
+        },
+        settings={"alpha": alpha},
+    )
+    target = folder.child(MODEL_FOLDER)
+    averaged = policy.model_copy(update={"path": target.uri, "revision": None})
+    if open_stage(stage) is None:
+        models = with_absolute_path(policy), with_absolute_path(reference)
+        task = ray.remote(write_average).options(num_cpus=1)
+        with own_errors():
+            ray.get(task.remote(target, *models, alpha))
+        commit_files(stage, weights_fingerprint(averaged))
+        logger.info("[%s] the reference is %g policy and %g reference", what, alpha, 1 - alpha)
+    return averaged
+
+
+def write_average(
+    target: Folder, policy: ModelConfig, reference: ModelConfig, alpha: float
+) -> None:
+    """Write alpha * policy + (1 - alpha) * reference as a Hugging Face folder, file by file.
+
+    Raises:
+        ModelError: the two models have other tensors.
+    """
+    source, other = local_folder(policy), local_folder(reference)
+    with tempfile.TemporaryDirectory() as partial:
+        for file in source.iterdir():
+            if file.is_file() and file.suffix != ".safetensors":
+                shutil.copy(file, partial)
+        for file in sorted(source.glob("*.safetensors")):
+            save_file(
+                _averaged_file(file, other, alpha), Path(partial, file.name), {"format": "pt"}
+            )
+        target.upload(Path(partial))
+
+
+def _averaged_file(file: Path, other: Path, alpha: float) -> dict[str, torch.Tensor]:
+    """The averages of one file's tensors, in float32 arithmetic and the policy's dtype."""
+    averages: dict[str, torch.Tensor] = {}
+    with safe_open(file, "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+            ours, theirs = tensors.get_tensor(name), _tensor(other, name)
+            if ours.shape != theirs.shape:
+                raise _different(name, str(other))
+            mixed = torch.lerp(theirs.float(), ours.float(), alpha)
+            averages[name] = mixed.to(ours.dtype)
+    return averages
+
+
+def _tensor(folder: Path, name: str) -> torch.Tensor:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            if name in tensors.keys():  # noqa: SIM118
+                return tensors.get_tensor(name)
+    raise _different(name, str(folder))
+
+
+def _different(name: str, folder: str) -> ModelError:
+    return ModelError(
+        f"{folder} has no tensor {name!r} of the policy's shape",
+        "a reference that is averaged with the policy has the same architecture",
+        "take online.reference 'original' or 'previous', or a reference.model like the policy",
+    )

@@ -1,0 +1,192 @@
+"""Online rounds for real: engines that live through them, and a run that is killed in its second round."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raydpo.run import read_manifest, read_rows
+from raydpo.storage import folder_of
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+STARTS = ["the film was", "I loved the", "the plot is", "a bad", "it was very", "the scene"]
+TABLES = ("candidates", "scores", "preferences", "training-groups", "reference", "policy")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder with prompts and a configuration that names them."""
+    folder = tmp_path_factory.mktemp("online")
+    prompts = [{"prompt": f"{start} {number}"} for number in range(4) for start in STARTS]
+    lines = [json.dumps(prompt) + "\n" for prompt in prompts]
+    (folder / "prompts.jsonl").write_text("".join(lines))
+    (folder / "heldout.jsonl").write_text("".join(lines[:6]).replace("the", "a"))
+    (folder / "job.yaml").write_text(yaml.safe_dump(job(folder, tiny_model)))
+    return folder
+
+
+def job(folder: Path, model: Path) -> dict[str, Any]:
+    reward = {"function": "tests.integration.rewards:count_e"}
+    return {
+        "name": "run",
+        "output": str(folder),
+        "seed": 5,
+        "rows_per_part": 6,
+        "model": str(model),
+        "prompts": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
+        "sampling": {"candidates": 3, "max_completion_tokens": 12, "engines": {"cpus": 0.1}},
+        "labeling": {"reward": reward, "pairs": {"builder": "all_pairs"}},
+        "training": {
+            "cpus_per_worker": 0.5,
+            "global_batch_groups": 4,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "checkpoint_every_steps": 2,
+            "trackers": [],
+        },
+        "online": {
+            "rounds": 2,
+            "prompts_per_round": 12,
+            "reference": "ema",
+            "min_spread_quantile": 0.1,
+            "replay": {"share": 0.3},
+        },
+        "evaluation": {
+            "prompts": {"path": str(folder / "heldout.jsonl"), "max_prompt_tokens": 32},
+            "judge": reward,
+            "samples_per_prompt": 2,
+            "heldout_fraction": 0,
+        },
+    }
+
+
+def drive(point: str, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, from the repository's root."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.integration.drive", point, str(run), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=1000,
+        cwd=ROOT,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work: Path) -> tuple[Path, str]:
+    """A finished run: its directory, and what the command printed."""
+    done = drive("never", work / "run", "online", str(work / "job.yaml"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return work / "run", done.stdout + done.stderr
+
+
+def manifest(run: Path, round_index: int, stage: str) -> dict[str, Any]:
+    found = read_manifest(folder_of(str(run / f"round-{round_index:03d}" / stage)))
+    assert found is not None
+    return found
+
+
+def rows(run: Path, round_index: int, stage: str) -> list[dict[str, Any]]:
+    folder = folder_of(str(run / f"round-{round_index:03d}" / stage))
+    return list(read_rows(folder, manifest(run, round_index, stage)))
+
+
+def policies(run: Path) -> list[dict[str, Any]]:
+    return json.loads((run / "online.json").read_text())["policies"]
+
+
+def test_engines_start_once_and_each_round_samples_from_the_newest_policy(undisturbed) -> None:
+    run, output = undisturbed
+    assert output.count("starting 1 engine(s)") == 1
+    assert "engines were started 1 time(s)" in output
+    original, first, second = policies(run)
+    for index, sampler in ((0, original), (1, first)):
+        sampled = {row["policy"] for row in rows(run, index, "candidates")}
+        assert sampled == {sampler["policy_weights"]}
+    assert second["sampler_weights"] == first["policy_weights"] != original["policy_weights"]
+    assert manifest(run, 1, "policy")["inputs"]["model"] == first["policy_weights"]
+
+
+def test_the_engines_log_probs_are_the_trained_policys_own(undisturbed) -> None:
+    """After a push: what the engine says of its samples, against transformers' forward pass."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    run, _ = undisturbed
+    model = AutoModelForCausalLM.from_pretrained(run / "round-000/policy/model")
+    for row in rows(run, 1, "candidates")[:6]:
+        ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+        with torch.no_grad():
+            logps = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+        found = logps[len(row["prompt_ids"]) - 1 :, 0].tolist()
+        assert row["sampler_token_logps"] == pytest.approx(found, abs=1e-3)
+
+
+def test_the_reference_moves_and_replayed_groups_are_scored_under_it(undisturbed) -> None:
+    run, _ = undisturbed
+    original, first, second = policies(run)
+    assert first["reference_weights"] == original["policy_weights"]
+    average = manifest(run, 1, "reference-model")["fingerprint"]
+    assert second["reference_weights"] == average
+    assert manifest(run, 1, "reference")["inputs"]["model"] == average
+    groups = rows(run, 1, "training-groups")
+    replayed = [group for group in groups if group["group_id"].endswith("@round-000")]
+    assert len(replayed) == second["replayed"] > 0
+    old = {row["group_id"]: row["reference_token_logps"] for row in rows(run, 0, "reference")}
+    new = {row["group_id"]: row["reference_token_logps"] for row in rows(run, 1, "reference")}
+    assert len(new) == len(groups)
+    for group in replayed:
+        before = old.get(group["group_id"].removesuffix("@round-000"))
+        assert before is None or new[group["group_id"]] != before
+
+
+def test_held_out_numbers_of_every_policy_are_recorded_and_drawn(undisturbed) -> None:
+    run, output = undisturbed
+    evaluations = [policy["evaluation"] for policy in policies(run)]
+    assert evaluations[0]["kl_nats_per_completion"]["mean"] == pytest.approx(0, abs=1e-3)
+    assert evaluations[1]["kl_nats_per_completion"]["mean"] > 0.01
+    for before, after in itertools.pairwise(evaluations):
+        difference = after["reward"]["mean"] - before["reward"]["mean"]
+        assert after["gain"]["mean"] == pytest.approx(difference)
+    assert (run / "online.png").read_bytes().startswith(b"\x89PNG")
+    seconds = json.loads((run / "round-001/round.json").read_text())["seconds"]
+    assert seconds["training start-up"] > 0
+    assert sum(v for k, v in seconds.items() if k != "total") == pytest.approx(seconds["total"])
+    assert "outside work" in output
+
+
+def test_a_finished_run_has_nothing_to_do_and_starts_no_engine(undisturbed, work) -> None:
+    run, _ = undisturbed
+    kept = {p: p.read_bytes() for p in run.rglob("*.json")}
+    done = drive("never", run, "online", str(work / "job.yaml"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "engines were started 0 time(s)" in done.stdout
+    assert "starting" not in done.stderr
+    assert {p: p.read_bytes() for p in run.rglob("*.json")} == kept
+
+
+@pytest.mark.timeout(1200)
+def test_engine_train_worker_and_driver_killed_in_round_1_end_as_if_undisturbed(
+    undisturbed, work
+) -> None:
+    run, killed = undisturbed[0], work / "killed"
+    shutil.copytree(run, killed, ignore=shutil.ignore_patterns("round-001", "online.*"))
+    command = ("online", str(work / "job.yaml"), "--set", "name=killed")
+    first = drive("round-1", killed, *command)
+    assert first.returncode == -9, first.stderr[-4000:]
+    assert "killed ray::Engine" in first.stderr
+    assert "killed RayTrainWorker" in first.stderr
+    assert not (killed / "round-001/policy/manifest.json").exists()
+    last = drive("never", killed, *command)
+    assert last.returncode == 0, last.stderr[-4000:]
+    for stage in TABLES:
+        assert manifest(killed, 1, stage)["fingerprint"] == manifest(run, 1, stage)["fingerprint"]
+    assert [p["evaluation"] for p in policies(killed)] == [p["evaluation"] for p in policies(run)]

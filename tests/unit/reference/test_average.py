@@ -1,0 +1,37 @@
+"""A reference that follows the policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raydpo.config import ModelConfig
+from raydpo.errors import ModelError
+from raydpo.models import load_causal_lm, load_tokenizer
+from raydpo.reference.average import write_average
+from raydpo.storage import folder_of
+from tests.conftest import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+def test_every_parameter_is_the_weighted_average(tiny_model, other, tmp_path: Path) -> None:
+    policy, reference = ModelConfig(path=str(tiny_model)), ModelConfig(path=str(other))
+    write_average(folder_of(str(tmp_path / "mixed")), policy, reference, 0.25)
+    mixed = ModelConfig(path=str(tmp_path / "mixed"))
+    ours, theirs, found = (load_causal_lm(m).state_dict() for m in (policy, reference, mixed))
+    for name, value in found.items():
+        torch.testing.assert_close(value, 0.25 * ours[name] + 0.75 * theirs[name])
+    assert load_tokenizer(mixed).pad_token_id == load_tokenizer(policy).pad_token_id
+
+
+def test_another_architecture_is_refused(tiny_model, tmp_path: Path) -> None:
+    wide = make_tiny_model(tmp_path / "wide", seed=0, intermediate_size=96)
+    models = ModelConfig(path=str(tiny_model)), ModelConfig(path=str(wide))
+    with pytest.raises(ModelError, match="same architecture"):
+        write_average(folder_of(str(tmp_path / "mixed")), *models, 0.5)

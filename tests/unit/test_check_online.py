@@ -1,0 +1,134 @@
+"""Online rounds are refused before any cluster work where they could not be carried to their end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from raydpo.check import Findings
+from raydpo.check_online import check_online, check_sections_of_rounds
+from raydpo.cli import main
+from raydpo.config import Config, OnlineConfig
+from raydpo.config_file import config_from_values, config_to_yaml, load_config
+from raydpo.errors import ConfigError
+
+REWARD = {"function": "tests.integration.rewards:count_e"}
+
+
+def job(**changes: Any) -> Config:
+    values: dict[str, Any] = {
+        "name": "rounds",
+        "model": "model",
+        "prompts": "prompts.jsonl",
+        "sampling": {"engines": {"cpus": 0.1}},
+        "labeling": {"reward": REWARD},
+        "training": {"cpus_per_worker": 0.5},
+        "online": {},
+    }
+    return config_from_values({**values, **changes}, "test")
+
+
+def problems(config: Config) -> list[str]:
+    findings = Findings()
+    check_online(config, findings)
+    return [str(problem) for problem in findings.problems]
+
+
+def test_a_complete_job_passes(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert problems(job()) == []
+
+
+@pytest.mark.parametrize("section", ["online", "labeling", "training"])
+def test_a_missing_section_is_named(section) -> None:
+    with pytest.raises(ConfigError, match=f"no `{section}`"):
+        check_sections_of_rounds(job(**{section: None}))
+
+
+def test_limits_on_held_out_numbers_need_an_evaluation() -> None:
+    config = job(online={"stopping": {"max_kl_nats": 3, "max_displacement_nats": 2}})
+    with pytest.raises(ConfigError, match="sets max_kl_nats, and there is no `evaluation`"):
+        check_sections_of_rounds(config)
+    check_sections_of_rounds(job(online={"stopping": {"max_displacement_nats": 2}}))
+
+
+def test_self_play_takes_the_data_of_sft_and_nothing_else() -> None:
+    sft = {"data": "chat.jsonl"}
+    online = {"pairs": "self_play", "reference": "previous"}
+    check_sections_of_rounds(job(prompts=None, labeling=None, sft=sft, online=online))
+    with pytest.raises(ConfigError, match="no `sft`"):
+        check_sections_of_rounds(job(labeling=None, online=online))
+    with pytest.raises(ConfigError, match="there is a `prompts` section"):
+        check_sections_of_rounds(job(labeling=None, sft=sft, online=online))
+    full_text = {**sft, "loss_on": "all"}
+    with pytest.raises(ConfigError, match="'all'"):
+        check_sections_of_rounds(job(prompts=None, labeling=None, sft=full_text, online=online))
+
+
+def test_an_implicit_reward_needs_a_reference_that_stays_behind() -> None:
+    labeling = {"reward": {"implicit": True}}
+    check_sections_of_rounds(job(labeling=labeling, online={"reference": "ema"}))
+    with pytest.raises(ConfigError, match="every implicit reward 0"):
+        check_sections_of_rounds(job(labeling=labeling, online={"reference": "previous"}))
+
+
+def test_engines_that_stay_alive_leave_room_for_the_train_workers(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cpus = os.cpu_count() or 1
+    full = {"num_workers": cpus, "cpus_per_worker": 1.0}
+    found = problems(job(training=full))
+    assert len(found) == 1
+    assert f"asks for {cpus}" in found[0]
+    assert "keep_engines=false" in found[0]
+    assert problems(job(training=full, online={"keep_engines": False})) == []
+    assert problems(job(training=full, ray_address="ray://elsewhere:1")) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompts": "split", "prompts_per_round": 4},
+        {"reference": "original", "reference_every_rounds": 2},
+        {"reference": "previous", "ema_alpha": 0.5},
+        {"reference": "ema", "ema_alpha": 0.0},
+        {"rounds": 0},
+        {"lookahead": 1, "keep_engines": False},
+        {"lookahead": 2},
+        {"replay": {"share": 1.0}},
+        {"stopping": {"max_length_growth": 1.0}},
+    ],
+)
+def test_values_that_contradict_each_other_or_mean_nothing_are_refused(values) -> None:
+    with pytest.raises(ValidationError):
+        OnlineConfig.model_validate(values)
+
+
+def test_when_the_reference_changes() -> None:
+    hard = OnlineConfig(reference="previous", reference_every_rounds=2)
+    assert [hard.updates_reference(r) for r in range(5)] == [False, False, True, False, True]
+    assert hard.reference_update_alpha == 1
+    soft = OnlineConfig(reference="ema", ema_alpha=0.25)
+    assert [soft.updates_reference(r) for r in range(3)] == [False, True, True]
+    assert soft.reference_update_alpha == 0.25
+    assert not any(OnlineConfig().updates_reference(r) for r in range(5))
+
+
+def test_with_lookahead_the_sampler_is_one_round_behind() -> None:
+    assert [OnlineConfig().sampler_of(r) for r in range(3)] == [0, 1, 2]
+    assert [OnlineConfig(lookahead=1).sampler_of(r) for r in range(4)] == [0, 0, 1, 2]
+
+
+def test_the_saved_configuration_reads_back(tmp_path: Path) -> None:
+    config = job(online={"reference": "ema", "replay": {"share": 0.2}})
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_the_command_line_refuses_a_job_without_rounds(tmp_path: Path, capsys) -> None:
+    (tmp_path / "job.yaml").write_text(config_to_yaml(job(online=None)))
+    assert main(["online", str(tmp_path / "job.yaml")]) == 1
+    assert "no `online` section" in capsys.readouterr().err
