@@ -193,13 +193,6 @@ CASES = [
         formulas.conservative,
         {**BETA, "label_smoothing": 0.1},
     ),
-    Case(
-        "cdpo, by position",
-        "dpo.dpo_loss",
-        PAIR,
-        formulas.conservative,
-        {**BETA, "label_smoothing": 0.1},
-    ),
     # Its terms cancel where the loss crosses zero.
     Case("robust", "dpo.robust_loss", PAIR, formulas.robust, {**BETA, "flip_rate": 0.2}, floor=1),
     Case(

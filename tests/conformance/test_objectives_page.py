@@ -1,9 +1,11 @@
 """docs/objectives.md has a row for every objective, with a measured error in it."""
 
 import re
+import typing
 
 import torch
 
+from raydpo import config_objectives
 from tests.conformance.cases import CASES
 from tests.conformance.golden import TOLERANCE
 from tests.conformance.measure_errors import PAGE, row_name, written
@@ -23,6 +25,14 @@ def test_every_objective_has_a_row_with_its_error() -> None:
         double, single = map(float, error.groups())
         assert double < TOLERANCE[torch.float64]
         assert single < TOLERANCE[torch.float32]
+
+
+def test_every_objective_that_can_be_configured_has_a_row() -> None:
+    union, _ = typing.get_args(config_objectives.SingleObjective)
+    names = {section.model_fields["name"].annotation for section in typing.get_args(union)}
+    configured = {name for literal in names for name in typing.get_args(literal)}
+    assert len(configured) > 20
+    assert configured <= set(rows())
 
 
 def test_rows_are_whole() -> None:

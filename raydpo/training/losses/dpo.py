@@ -118,12 +118,3 @@ def soft_label_loss(
     """
     logits = beta * (chosen_logratios - rejected_logratios)
     return -labels * F.logsigmoid(logits) - (1 - labels) * F.logsigmoid(-logits)
-
-
-def dpo_loss(
-    chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float, label_smoothing: float
-) -> Tensor:
-    """`conservative_loss` by position, as the trainer calls it; with e = 0 it is plain DPO."""
-    return conservative_loss(
-        chosen_logratios, rejected_logratios, beta=beta, label_smoothing=label_smoothing
-    )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from raydpo.training.losses.dpo import dpo_loss
+from raydpo.training.losses.dpo import conservative_loss
 
 
 def plain(chosen: float, rejected: float, beta: float, smoothing: float) -> float:
@@ -23,7 +23,10 @@ def test_loss_equals_equation_seven(beta: float, smoothing: float) -> None:
     chosen, rejected = torch.tensor(values).unbind(1)
     expected = torch.tensor([plain(c, r, beta, smoothing) for c, r in values])
     torch.testing.assert_close(
-        dpo_loss(chosen, rejected, beta, smoothing), expected, rtol=1e-5, atol=1e-6
+        conservative_loss(chosen, rejected, beta=beta, label_smoothing=smoothing),
+        expected,
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -31,7 +34,8 @@ def test_loss_is_log_two_where_policy_equals_reference() -> None:
     zero = torch.zeros(3)
     for smoothing in (0.0, 0.3):
         torch.testing.assert_close(
-            dpo_loss(zero, zero, 0.1, smoothing), torch.full((3,), math.log(2))
+            conservative_loss(zero, zero, beta=0.1, label_smoothing=smoothing),
+            torch.full((3,), math.log(2)),
         )
 
 
@@ -39,7 +43,7 @@ def test_gradient_weighs_pairs_by_how_wrong_the_implicit_reward_is() -> None:
     beta = 0.3
     chosen = torch.tensor([0.5, -2.0, 4.0], requires_grad=True)
     rejected = torch.tensor([1.0, -3.0, -4.0], requires_grad=True)
-    dpo_loss(chosen, rejected, beta, 0.0).sum().backward()
+    conservative_loss(chosen, rejected, beta=beta, label_smoothing=0.0).sum().backward()
     weight = torch.sigmoid(beta * (rejected - chosen)).detach()
     torch.testing.assert_close(chosen.grad, -beta * weight)
     torch.testing.assert_close(rejected.grad, beta * weight)
@@ -48,6 +52,6 @@ def test_gradient_weighs_pairs_by_how_wrong_the_implicit_reward_is() -> None:
 def test_smoothed_loss_is_least_at_the_log_odds_of_the_labels() -> None:
     smoothing, beta = 0.2, 0.5
     d = torch.linspace(-10, 10, 4001)
-    losses = dpo_loss(d, torch.zeros_like(d), beta, smoothing)
+    losses = conservative_loss(d, torch.zeros_like(d), beta=beta, label_smoothing=smoothing)
     best = d[losses.argmin()].item()
     assert best == pytest.approx(math.log((1 - smoothing) / smoothing) / beta, abs=0.01)
