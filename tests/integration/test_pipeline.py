@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from raydpo.cli import main
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.parts import Table
 from raydpo.run import read_manifest, read_rows
@@ -150,12 +152,11 @@ def test_show_lists_every_stage_with_its_counts(undisturbed) -> None:
     assert "output 72" in text
 
 
-def test_second_run_has_nothing_to_do(undisturbed, work) -> None:
+def test_second_run_has_nothing_to_do(undisturbed, work, ray_cluster, capsys) -> None:
     run, _ = undisturbed
     before = {path: path.read_bytes() for path in run.rglob("manifest.json")}
-    done = drive("never", run, "run", str(work / "job.yaml"))
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr.count("nothing to do") >= 6
+    assert main(["run", str(work / "job.yaml")]) == 0
+    assert capsys.readouterr().err.count("nothing to do") >= 6
     assert {path: path.read_bytes() for path in run.rglob("manifest.json")} == before
 
 
@@ -203,19 +204,42 @@ def test_trained_folder_gives_the_same_greedy_tokens_in_transformers_and_vllm(
         assert row["completion_ids"] == output[0, ids.shape[1] :].tolist()
 
 
-def test_constant_reward_is_an_error_that_says_so(undisturbed, work) -> None:
-    done = drive(
-        "never",
-        work / "run",
-        "label",
-        str(work / "job.yaml"),
-        "--set",
-        "labeling.reward.function=tests.integration.rewards:constant",
-        "--set",
-        "name=constant",
-        "--set",
-        "prompts.limit=6",
-    )
-    assert done.returncode == 1
-    assert "DataError" in done.stderr
-    assert not (work / "constant/round-000/preferences/manifest.json").exists()
+def copy_of(run: Path, name: str, *stages: str) -> Path:
+    """Another run that has some stages of this one finished already."""
+    for stage in stages:
+        shutil.copytree(run / "round-000" / stage, run.parent / name / "round-000" / stage)
+    return run.parent / name
+
+
+def test_constant_reward_is_an_error_that_says_so(undisturbed, work, ray_cluster, capsys) -> None:
+    other = copy_of(undisturbed[0], "constant", "prompts", "candidates", "scores", "preferences")
+    reward = "labeling.reward.function=tests.integration.rewards:constant"
+    command = ["label", str(work / "job.yaml"), "--set", "name=constant", "--set", reward]
+    assert main(command) == 1
+    assert "DataError" in capsys.readouterr().err
+    assert not (other / "round-000/preferences/manifest.json").exists()
+
+
+def test_votes_of_people_become_the_preferences_that_the_reference_scores(
+    undisturbed, work, ray_cluster
+) -> None:
+    run = copy_of(undisturbed[0], "people", "prompts", "candidates")
+    values = yaml.safe_load((work / "job.yaml").read_text())
+    kept = {k: v for k, v in values.items() if k not in ("labeling", "training", "evaluation")}
+    (work / "people.yaml").write_text(yaml.safe_dump({**kept, "name": "people"}))
+    reference = ["reference", str(work / "people.yaml")]
+    assert main(reference) == 1  # nobody has judged anything yet
+    assert main(["annotate", "export", str(run)]) == 0
+    pairs = [json.loads(line) for line in (run / "annotation.jsonl").open()]
+    votes = [{**pair, "choice": "a", "annotator": who} for pair in pairs for who in ("ann", "bo")]
+    (work / "votes.jsonl").write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+    assert main(["annotate", "import", str(run), str(work / "votes.jsonl")]) == 0
+    assert main(reference) == 0
+    chosen = {
+        row["completion_texts"][pair["chosen"]]
+        for row in rows(run, "preferences")
+        for pair in row["pairs"]
+    }
+    assert chosen == {pair["completion_a"] for pair in pairs}
+    scored = manifest(run, "reference")["counts"]["output"]
+    assert scored == manifest(run, "preferences")["counts"]["output"] == len(pairs)
