@@ -90,9 +90,10 @@ def make_data(count: int = 10, poison: int | None = None, precision: str = "floa
     )
     scored = []
     for number, row in enumerate(rows):
-        batch = build_micro_batch([plain[number]])
+        batch = build_micro_batch([plain[number]], shared=True)  # as `run` lays them out
+        module = TokenLogps(make_model(), precision, "segments")
         with torch.no_grad():
-            flat = iter(token_logps(TokenLogps(make_model(), precision), batch).tolist())
+            flat = iter(token_logps(module, batch).tolist())
         values = [[next(flat) for _ in completion] for completion in row["completions"]]
         if number == poison:
             values[0][0] = math.inf
