@@ -28,8 +28,8 @@ PARTS = 6
 CANDIDATES = 2
 
 
-def killable_engine(order: Path) -> type[Engine]:
-    """An engine that, once `order` holds a number k, SIGKILLs itself at its k-th finished prompt."""
+def killable_engine(orders: Path) -> type[Engine]:
+    """An engine that SIGKILLs itself at its k-th finished prompt, once `kill_at` ordered it."""
 
     class KillableEngine(Engine):
         def __init__(self, model: ModelConfig, arguments: dict[str, Any]) -> None:
@@ -40,6 +40,7 @@ def killable_engine(order: Path) -> type[Engine]:
             import os
             import signal
 
+            order = orders / str(os.getpid())  # each engine has its own: none reads another's
             if output.finished and order.exists():
                 left = int(order.read_text()) - 1
                 order.write_text(str(left))
@@ -51,12 +52,19 @@ def killable_engine(order: Path) -> type[Engine]:
     return KillableEngine
 
 
+def kill_at(orders: Path, pool: EnginePool, engine: int, finished_prompts: int) -> Path:
+    """Order an engine's death; the file is gone when it has died."""
+    order = orders / str(process_id(pool, engine))
+    order.write_text(str(finished_prompts))
+    return order
+
+
 def pool_of(
-    model: Path, order: Path, max_restarts: int, count: int = 1
+    model: Path, orders: Path, max_restarts: int, count: int = 1
 ) -> AbstractContextManager[EnginePool]:
     sampling = settings(max_restarts, count)
     config = ModelConfig(path=str(model))
-    engine_class = killable_engine(order)
+    engine_class = killable_engine(orders)
     return engine_pool(config, sampling, MAX_PROMPT_TOKENS, "test", engine_class=engine_class)
 
 
@@ -69,14 +77,14 @@ def settings(max_restarts: int, count: int = 1) -> SamplingConfig:
 
 
 @pytest.fixture(scope="module")
-def order(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("order") / "kill"
+def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("orders")
 
 
 @pytest.fixture(scope="module")
-def pool(ray_cluster: None, tiny_model: Path, order: Path) -> Iterator[EnginePool]:
+def pool(ray_cluster: None, tiny_model: Path, orders: Path) -> Iterator[EnginePool]:
     """One engine that may be started again."""
-    with pool_of(tiny_model, order, max_restarts=2) as engines:
+    with pool_of(tiny_model, orders, max_restarts=2) as engines:
         yield engines
 
 
@@ -110,10 +118,10 @@ def undisturbed(
     return sample(tmp_path_factory.mktemp("undisturbed"), prompts, tiny_model, pool)
 
 
-def process_id(pool: EnginePool) -> int:
+def process_id(pool: EnginePool, engine: int = 0) -> int:
     import ray
 
-    return ray.get(pool.engines[0].process_id.remote())
+    return ray.get(pool.engines[engine].process_id.remote())
 
 
 def test_a_killed_engine_changes_no_token(
@@ -121,11 +129,11 @@ def test_a_killed_engine_changes_no_token(
     prompts: Table,
     tiny_model: Path,
     pool: EnginePool,
-    order: Path,
+    orders: Path,
     tmp_path: Path,
 ) -> None:
     before = process_id(pool)
-    order.write_text("10")
+    order = kill_at(orders, pool, 0, finished_prompts=10)
     table = sample(tmp_path, prompts, tiny_model, pool)
     assert not order.exists()
     assert process_id(pool) != before
@@ -137,19 +145,20 @@ def test_a_killed_engine_changes_no_token(
 def test_dead_engines_leave_their_work_to_the_others_and_the_stage_goes_on_later(
     undisturbed: Table, prompts: Table, tiny_model: Path, pool: EnginePool, tmp_path: Path
 ) -> None:
-    order = tmp_path / "kill"
-    folder = tmp_path / "candidates"
-    with pool_of(tiny_model, order, max_restarts=0, count=2) as fragile:
-        order.write_text("5")  # either of them dies at the fifth prompt, and stays dead
+    orders, folder = tmp_path / "orders", tmp_path / "candidates"
+    orders.mkdir()
+    with pool_of(tiny_model, orders, max_restarts=0, count=2) as fragile:
+        order = kill_at(orders, fragile, 0, finished_prompts=5)
         table = sample(tmp_path / "survived", prompts, tiny_model, fragile, max_restarts=0)
         assert not order.exists()
         assert table.fingerprint == undisturbed.fingerprint
-        # At this prompt at most PARTS_IN_FLIGHT parts are open, so two at least are written.
-        order.write_text(str(ROWS_PER_PART * (PARTS_IN_FLIGHT + 2)))
+        # All parts but the last prompt: the workers, PARTS_IN_FLIGHT for each of two engines,
+        # have written what they had before the parts that are open.
+        kill_at(orders, fragile, 1, finished_prompts=PARTS * ROWS_PER_PART - 1)
         with pytest.raises(EngineError, match="every engine died"):
             sample(folder, prompts, tiny_model, fragile, max_restarts=0)
     written = {f.name: f.stat().st_mtime_ns for f in folder.glob("part-*.parquet")}
-    assert 2 <= len(written) < PARTS
+    assert PARTS - 2 * PARTS_IN_FLIGHT <= len(written) < PARTS
 
     completions_before, _ = pool.made()
     table = sample(folder, prompts, tiny_model, pool)
@@ -161,7 +170,7 @@ def test_dead_engines_leave_their_work_to_the_others_and_the_stage_goes_on_later
 
 
 def test_pushed_weights_forget_what_was_cached_and_outlive_the_engine(
-    tiny_model: Path, pool: EnginePool, order: Path, tmp_path: Path
+    tiny_model: Path, pool: EnginePool, orders: Path, tmp_path: Path
 ) -> None:
     """Greedy tokens are those of the pushed weights, after a push and after a kill."""
     base = ModelConfig(path=str(tiny_model))
@@ -170,16 +179,15 @@ def test_pushed_weights_forget_what_was_cached_and_outlive_the_engine(
     prompts = [[1, 5, 9, 11], [1, *range(3, 160)]]  # the second fills a block of 128 tokens
     requests = [Request(str(number), ids, 0) for number, ids in enumerate(prompts)]
     before = process_id(pool)
-    for model, kill_at in [(base, 0), (pushed, 0), (pushed, 2), (base, 0)]:
+    for model, die_at in [(base, 0), (pushed, 0), (pushed, 2), (base, 0)]:
         weights = weights_of(model)
         pool.push(weights, "test")
-        if kill_at:
-            order.write_text(str(kill_at))
+        order = kill_at(orders, pool, 0, finished_prompts=die_at) if die_at else None
         _, given = pool.generate(0, requests, greedy, weights)
         expected = [greedy_tokens(model, ids, 16) for ids in prompts]
         assert [answer[0].token_ids for answer in given.answers] == expected  # type: ignore[index]
         assert given.policy == weights.fingerprint
-    assert not order.exists()
+        assert order is None or not order.exists()
     assert process_id(pool) != before
 
 
