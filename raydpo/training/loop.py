@@ -192,11 +192,21 @@ class Step:
     def _objective(self, step: int, groups: list[int]) -> Objective:
         """The objective, with what it must know of the whole global batch."""
         known = GlobalBatch(step, groups, self.data.sizes)
-        if self.objective.surveys:
-            batches = self._micro_batches(groups)
-            logps = survey_logps(self.module, self.shared, self.data, groups, batches, self.world)
+        if self.objective.surveyed(self.data[groups[0]]):
+            logps = self._survey(groups)
             known = replace(known, groups=[self.data[g] for g in groups], logps=logps)
         return self.objective.at_step(known)
+
+    def _survey(self, groups: list[int]) -> dict[int, list[float]]:
+        return survey_logps(
+            self.module,
+            self.shared,
+            self.data,
+            groups,
+            self._micro_batches(groups),
+            self.objective.surveyed,
+            self.world,
+        )
 
     def _micro_batches(self, groups: list[int]) -> list[tuple[list[int], bool]]:
         return rank_micro_batches(

@@ -22,7 +22,12 @@ from raydpo.training.losses.anchors import sft_term
 from raydpo.training.measures.cringe import cringe_measure
 from raydpo.training.measures.pairs import logratio_measure, reference_free_measure, tdpo_measure
 from raydpo.training.measures.rankings import ranking_measure
-from raydpo.training.measures.surveyed import aot_measure, judged_completions, kto_measure
+from raydpo.training.measures.surveyed import (
+    aot_measure,
+    judged_completions,
+    kto_measure,
+    mismatched_completions,
+)
 from raydpo.training.measures.values import GlobalBatch, Measure, Values
 
 Sums = tuple[Tensor, dict[str, Tensor]]
@@ -36,9 +41,8 @@ class Objective(Protocol):
         """What it needs of each completion token beyond the log-prob."""
         ...
 
-    @property
-    def surveys(self) -> bool:
-        """Whether each step needs the policy's log-probs of the global batch beforehand."""
+    def surveyed(self, group: Group) -> list[int]:
+        """Completions whose log-probs each step needs, of the whole global batch, beforehand."""
         ...
 
     def view(self, group: Group) -> Group:
@@ -93,10 +97,15 @@ class PreferenceObjective:
         top_k = settings.top_k if isinstance(settings, sections.CringeObjective) else 0
         return HeadRequest(top_k=top_k, reference_kl=tdpo)
 
-    @property
-    def surveys(self) -> bool:
-        """KTO for its reference point, AOT for the order of the pairs."""
-        return isinstance(self.settings, sections.KtoObjective | sections.AotObjective)
+    def surveyed(self, group: Group) -> list[int]:
+        """KTO: the mismatched ones, for its reference point; AOT: all, for their order."""
+        match self.settings:
+            case sections.KtoObjective():
+                return mismatched_completions(group)
+            case sections.AotObjective():
+                return list(range(len(group.completions)))
+            case _:
+                return []
 
     def view(self, group: Group) -> Group:
         """The group; of unpaired data the judged completions alone."""
@@ -174,10 +183,9 @@ class SumOfObjectives:
             reference_kl=any(head.reference_kl for head in heads),
         )
 
-    @property
-    def surveys(self) -> bool:
-        """Whether any term does."""
-        return any(term.surveys for _, term in self.terms)
+    def surveyed(self, group: Group) -> list[int]:
+        """What any term needs."""
+        return sorted({index for _, term in self.terms for index in term.surveyed(group)})
 
     def view(self, group: Group) -> Group:
         """What the terms, which learn from the same data, are trained on."""
@@ -215,10 +223,9 @@ class SftObjective:
         """Log-probs are enough."""
         return HeadRequest()
 
-    @property
-    def surveys(self) -> bool:
-        """No."""
-        return False
+    def surveyed(self, group: Group) -> list[int]:
+        """Nothing."""
+        return []
 
     def view(self, group: Group) -> Group:
         """All of it."""

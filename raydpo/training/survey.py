@@ -1,20 +1,20 @@
 """A pass over the global batch without gradients, for objectives that must know it first.
 
 What comes in: a step's micro-batches on every rank. What goes out: the policy's log-prob
-of every completion of the global batch, on every rank. It costs one forward pass a step,
-and only objectives that ask for it (KTO, AOT) pay.
+of every completion of the global batch that the objective asks for, on every rank. It costs
+one forward pass over these a step, and only objectives that ask (KTO, AOT) pay.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from raydpo.training.batch import build_micro_batch
-from raydpo.training.groups import GroupDataset
+from raydpo.training.groups import Group, GroupDataset
 from raydpo.training.logps import token_logps
 from raydpo.training.sharding import World
 
@@ -26,6 +26,7 @@ def survey_logps(
     data: GroupDataset,
     groups: list[int],
     micro_batches: Iterable[tuple[list[int], bool]],
+    surveyed: Callable[[Group], list[int]],
     world: World,
 ) -> dict[int, list[float]]:
     """Log-prob of each completion, summed over its tokens, by group number.
@@ -36,20 +37,22 @@ def survey_logps(
         data: all groups.
         groups: numbers of the global batch's groups.
         micro_batches: this rank's, as `composition.rank_micro_batches` gives them.
+        surveyed: which completions of a group are looked at; the others are given as 0.
         world: the ranks, which all call this.
     """
-    counts = [int(data.sizes.sequences[group]) for group in groups]
-    starts = dict(zip(groups, itertools.accumulate(counts, initial=0), strict=False))
-    values = [0.0] * sum(counts)
-    for numbers, counts_here in micro_batches:
-        batch = build_micro_batch([data[number] for number in numbers], shared)
-        batch = batch.to(world.device)
-        sums = iter(batch.sequence_sums(token_logps(module, batch)).tolist())
-        for number in numbers if counts_here else ():
-            size = int(data.sizes.sequences[number])
-            values[starts[number] : starts[number] + size] = itertools.islice(sums, size)
+    sizes = [int(data.sizes.sequences[group]) for group in groups]
+    starts = dict(zip(groups, itertools.accumulate(sizes, initial=0), strict=False))
+    values = [0.0] * sum(sizes)
+    for numbers, counts in micro_batches:
+        wanted = [surveyed(data[number]) for number in numbers]
+        shown = [data[n].only(indexes) for n, indexes in zip(numbers, wanted, strict=True)]
+        batch = build_micro_batch(shown, shared).to(world.device)
+        sums = batch.sequence_sums(token_logps(module, batch)).tolist()
+        places = [starts[n] + i for n, all_ in zip(numbers, wanted, strict=True) for i in all_]
+        for place, value in zip(places, sums, strict=True) if counts else ():
+            values[place] = value
     totals = world.sum(values)
     return {
-        group: totals[starts[group] : starts[group] + count]
-        for group, count in zip(groups, counts, strict=True)
+        group: totals[starts[group] : starts[group] + size]
+        for group, size in zip(groups, sizes, strict=True)
     }

@@ -36,14 +36,18 @@ def judged_completions(group: Group) -> Group:
     return group.only([i for i, judgement in enumerate(judgements) if judgement is not None])
 
 
+def mismatched_completions(group: Group) -> list[int]:
+    """Completions of an unpaired group that answer another prompt."""
+    return [i for i, judgement in enumerate(group.desirable or []) if judgement is None]
+
+
 def kto_measure(settings: sections.KtoObjective, known: GlobalBatch) -> Measure:
     """Of KTO in one step: z0 is that of the whole global batch."""
     judgements = [j for group in known.groups for j in group.desirable or []]
     mismatched = [
-        logratio
+        _logratio(group, index, known)
         for group in known.groups
-        for logratio, judgement in zip(_logratios(group, known), group.desirable or [], strict=True)
-        if judgement is None
+        for index in mismatched_completions(group)
     ]
     point = kto_reference_point(torch.tensor(mismatched)).item() if mismatched else 0.0
     judged = [j for j in judgements if j is not None]
@@ -153,11 +157,9 @@ def _measure_aot(
     return Values(losses, batch.pair_weights, batch.pairs[:, 0], metrics)
 
 
-def _logratios(group: Group, known: GlobalBatch) -> list[float]:
-    reference = group.reference_token_logps
-    assert reference is not None, "this objective needs a reference"
-    sums = zip(known.logps[group.number], map(sum, reference), strict=True)
-    return [policy - other for policy, other in sums]
+def _logratio(group: Group, completion: int, known: GlobalBatch) -> float:
+    assert group.reference_token_logps is not None, "this objective needs a reference"
+    return known.logps[group.number][completion] - sum(group.reference_token_logps[completion])
 
 
 def _pair_logps(group: Group, known: GlobalBatch) -> list[tuple[float, float, float, float]]:

@@ -1,0 +1,198 @@
+"""The noise study on the demo's model: sample, score, flip, train, look at clean held-out pairs.
+
+What comes in: the models and prompts in assets/, a flip rate. What goes out: the accuracy of
+the implicit reward on held-out pairs whose labels were not flipped. All of it runs in this
+process, through the same pair building and the same train loop as a job, without Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from noise.contenders import Result, contenders
+from raydpo.config import ModelConfig, PairsConfig, RewardConfig, TrainingConfig
+from raydpo.config_objectives import SingleObjective
+from raydpo.evaluation.metrics import pair_accuracy, weighted_mean
+from raydpo.labeling.classifier import judge_with_classifier, load_classifier
+from raydpo.labeling.pairs import Draws, Scored, build_pairs
+from raydpo.models import load_causal_lm, load_tokenizer
+from raydpo.prompts.encode import Text, make_encoder
+from raydpo.split import is_heldout
+from raydpo.tables import Row
+from raydpo.training.batch import build_micro_batch, split_by_sequence
+from raydpo.training.composition import Plan
+from raydpo.training.groups import Group, GroupDataset, joined_rows, write_groups
+from raydpo.training.logps import TokenLogps, token_logps
+from raydpo.training.loop import Hooks, train
+from raydpo.training.objectives import make_objective
+from raydpo.training.sharding import World
+
+ASSETS = Path(__file__).parents[2] / "assets"
+MODEL = ModelConfig(path=str(ASSETS / "review-lm"))
+REWARD = RewardConfig(
+    classifier=str(ASSETS / "sentiment-reward"), label="positive", input="completion"
+)
+BETA, MIN_MARGIN = 0.1, 0.5
+CANDIDATES, MAX_COMPLETION_TOKENS = 4, 64
+HELDOUT_FRACTION = 0.3
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Material:
+    """Candidates with their true rewards and the reference's log-probs, prompt by prompt."""
+
+    prompt_ids: list[list[int]]
+    completions: list[list[list[int]]]
+    rewards: list[list[float]]
+    reference: list[list[list[float]]]
+
+
+def prepare(cache: Path, prompts: int, seed: int) -> Material:
+    """Sample and score candidates for the demo's first prompts, once."""
+    if not cache.exists():
+        made = _make_material(prompts, seed)
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_text(json.dumps(made.__dict__))
+    return Material(**json.loads(cache.read_text()))
+
+
+def run_model(material: Material, flip_rate: float, seed: int, epochs: int) -> list[Result]:
+    """All objectives on the same flipped labels."""
+    data = GroupDataset(write_groups(_rows(material, flip_rate, seed, False), uuid.uuid4().hex))
+    clean = GroupDataset(write_groups(_rows(material, 0.0, seed, True), uuid.uuid4().hex))
+    results: list[Result] = []
+    for name, section in contenders(flip_rate, BETA).items():
+        policy = _train(data, section, seed, epochs)
+        margins, weights, prompts = _margins(policy, clean)
+        accuracy = pair_accuracy(margins, weights, prompts)
+        margin = weighted_mean(margins, weights, prompts).mean
+        error = accuracy.standard_error or 0.0
+        results.append(Result("model", name, flip_rate, accuracy.mean, error, margin=margin))
+    return results
+
+
+def _make_material(count: int, seed: int) -> Material:
+    tokenizer = load_tokenizer(MODEL)
+    lines = (ASSETS / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+    texts = [json.loads(line)["prompt"] for line in lines]
+    prompts = make_encoder(tokenizer).prompts([Text(text) for text in texts])
+    completions = _sample(tokenizer, prompts, seed)
+    rewards = _rewards(tokenizer, completions)
+    module = TokenLogps(load_causal_lm(MODEL).eval(), attention="segments")
+    reference = [
+        _logps(module, Group("", prompt, answers, [], None))
+        for prompt, answers in zip(prompts, completions, strict=True)
+    ]
+    return Material(prompts, completions, rewards, reference)
+
+
+@torch.no_grad()
+def _sample(
+    tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], seed: int
+) -> list[list[list[int]]]:
+    """K completions of each prompt at temperature 1, EOS included; prompts of one length together."""
+    torch.manual_seed(seed)
+    eos_id = tokenizer.eos_token_id
+    assert isinstance(eos_id, int)
+    model: Any = load_causal_lm(MODEL).eval()
+    found: dict[int, list[list[int]]] = {}
+    for length in sorted({len(prompt) for prompt in prompts}):
+        numbers = [n for n, prompt in enumerate(prompts) if len(prompt) == length]
+        ids = model.generate(
+            input_ids=torch.tensor([prompts[n] for n in numbers]),
+            attention_mask=torch.ones(len(numbers), length, dtype=torch.int64),
+            do_sample=True,
+            top_k=0,
+            num_return_sequences=CANDIDATES,
+            max_new_tokens=MAX_COMPLETION_TOKENS,
+            pad_token_id=eos_id,
+        )[:, length:].tolist()
+        ended = [_until_eos(row, eos_id) for row in ids]
+        for place, number in enumerate(numbers):
+            found[number] = ended[place * CANDIDATES : (place + 1) * CANDIDATES]
+    return [found[number] for number in range(len(prompts))]
+
+
+def _until_eos(ids: list[int], eos_id: int) -> list[int]:
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+
+
+def _rewards(
+    tokenizer: PreTrainedTokenizerBase, completions: list[list[list[int]]]
+) -> list[list[float]]:
+    flat = [ids for answers in completions for ids in answers]
+    texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in flat]
+    judged = judge_with_classifier(load_classifier(REWARD), ["" for _ in texts], texts)
+    # A completion without text is as good as none.
+    values = iter([v if isinstance(v, float) else 0.0 for v in judged.values])
+    return [[next(values) for _ in answers] for answers in completions]
+
+
+@torch.no_grad()
+def _logps(module: TokenLogps, group: Group) -> list[list[float]]:
+    batch = build_micro_batch([group], module.shared)
+    return split_by_sequence(token_logps(module, batch).tolist(), batch)
+
+
+def _rows(material: Material, flip_rate: float, seed: int, heldout: bool) -> Iterator[Row]:
+    """Groups of the training or of the held-out prompts, with the pairs that a job would build."""
+    config = PairsConfig(builder="all_pairs", min_margin=MIN_MARGIN, flip_rate=flip_rate)
+    columns = (material.prompt_ids, material.completions, material.rewards, material.reference)
+    for number, (prompt, completions, rewards, reference) in enumerate(zip(*columns, strict=True)):
+        name = str(number)
+        scored = [
+            Scored(i, tuple(ids), reward)
+            for i, (ids, reward) in enumerate(zip(completions, rewards, strict=True))
+        ]
+        pairs = build_pairs(scored, config, Draws(seed, 0, name)).pairs
+        if not pairs or is_heldout(name, HELDOUT_FRACTION, seed) != heldout:
+            continue
+        row = {
+            "group_id": name,
+            "prompt_id": name,
+            "prompt_ids": prompt,
+            "completions": completions,
+            "pairs": [{"chosen": c, "rejected": r, "weight": 1.0} for c, r in pairs],
+        }
+        scores = {"group_id": name, "reference_token_logps": reference}
+        yield from joined_rows([row], [scores], lambda _: True)
+
+
+def _train(data: GroupDataset, section: SingleObjective, seed: int, epochs: int) -> TokenLogps:
+    settings = TrainingConfig(
+        objective=section, learning_rate=2e-4, schedule="cosine", max_tokens_per_micro_batch=8192
+    )
+    module = TokenLogps(load_causal_lm(MODEL).eval(), attention="segments")
+    hooks = Hooks(
+        log=lambda _step, _metrics: None,
+        checkpoint=lambda _step, _metrics, _save: lambda: None,
+        first_step=lambda _largest: None,
+        failed=lambda _failure: None,
+    )
+    plan = Plan(len(data), 16, epochs, None, seed)
+    train(module, data, make_objective(section, seed), settings, plan, World(0, 1, CPU), hooks)
+    return module
+
+
+def _margins(policy: TokenLogps, clean: GroupDataset) -> tuple[list[float], list[float], list[str]]:
+    """Log-ratio of better minus worse of each held-out pair, its weight and its prompt."""
+    margins: list[float] = []
+    prompts: list[str] = []
+    for number in range(len(clean)):
+        group = clean[number]
+        assert group.reference_token_logps is not None
+        sums = map(sum, _logps(policy, group))
+        reference = map(sum, group.reference_token_logps)
+        ratios = [ours - theirs for ours, theirs in zip(sums, reference, strict=True)]
+        margins += [ratios[pair.chosen] - ratios[pair.rejected] for pair in group.pairs]
+        prompts += [group.group_id] * len(group.pairs)
+    return margins, [1.0] * len(margins), prompts
