@@ -11,6 +11,7 @@ import os
 from raydpo.check import Findings
 from raydpo.check_resources import gpu_count, is_remote, uses_cuda_here
 from raydpo.config import Config, OnlineConfig
+from raydpo.config_objectives import Objective
 from raydpo.errors import ConfigError
 
 #: CPUs of the worker that builds preferences, and of each that runs a reward.
@@ -52,6 +53,8 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
         _check_self_play(config)
     elif config.labeling is not None and config.labeling.is_implicit:
         _check_implicit(config.online)
+    if config.training is not None:
+        _check_reference(config.online, config.training.objective)
     limits = config.online.stopping.model_dump(exclude={"max_displacement_nats"}, exclude_none=True)
     if limits and config.evaluation is None:
         raise ConfigError(
@@ -60,6 +63,15 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
             "add `evaluation:`, or take the limits out",
         )
     return config.online
+
+
+def _check_reference(online: OnlineConfig, objective: Objective) -> None:
+    if online.reference != "original" and not objective.uses_reference:
+        raise ConfigError(
+            f"online.reference is {online.reference!r}, and the objective is {objective.name}",
+            "this objective has no reference that could follow the policy",
+            "leave online.reference out",
+        )
 
 
 def _check_self_play(config: Config) -> None:

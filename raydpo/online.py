@@ -162,7 +162,7 @@ class _Rounds:
             policy=trained.path,
             policy_weights=weights_fingerprint(trained),
             sampler_weights=weights_fingerprint(state.policies[self.online.sampler_of(index)]),
-            reference_weights=weights_fingerprint(state.references[index]),
+            reference_weights=weights_fingerprint(state.references[index]) if reference else None,
             samples=candidates.manifest["counts"]["output"],
             groups=groups.manifest["counts"]["output"],
             replayed=groups.manifest["counts"].get("replayed", 0),

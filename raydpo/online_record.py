@@ -30,7 +30,7 @@ class RoundRecord:
         policy: path of the model.
         policy_weights: fingerprint of the policy.
         sampler_weights: fingerprint of the model that sampled; None in row 0, as all below.
-        reference_weights: fingerprint of pi_ref in this round's loss.
+        reference_weights: fingerprint of pi_ref in this round's loss; None where it has none.
         samples: completions that were sampled for it.
         groups: preference groups in its training table.
         replayed: how many of those are of earlier rounds.

@@ -69,6 +69,13 @@ def test_self_play_takes_the_data_of_sft_and_nothing_else() -> None:
         check_sections_of_rounds(job(prompts=None, labeling=None, sft=full_text, online=online))
 
 
+def test_an_objective_without_a_reference_has_none_that_could_move() -> None:
+    training = {"objective": {"name": "pairwise_cringe"}}
+    check_sections_of_rounds(job(training=training))
+    with pytest.raises(ConfigError, match="the objective is pairwise_cringe"):
+        check_sections_of_rounds(job(training=training, online={"reference": "ema"}))
+
+
 def test_an_implicit_reward_needs_a_reference_that_stays_behind() -> None:
     labeling = {"reward": {"implicit": True}}
     check_sections_of_rounds(job(labeling=labeling, online={"reference": "ema"}))
