@@ -254,7 +254,9 @@ def _download(uri: str) -> Path:
             "the URI names a folder with a Hugging Face model",
             "check the URI and the credentials in the environment",
         )
-    target = Path(tempfile.gettempdir()) / f"raydpo-{os.getuid()}" / fingerprint([uri, files])[:16]
+    # A policy that is trained again has files of the same names and sizes, at another time.
+    key = fingerprint([uri, files, folder.modified()])[:16]
+    target = Path(tempfile.gettempdir()) / f"raydpo-{os.getuid()}" / key
     if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=target.parent))

@@ -54,12 +54,11 @@ class Folder:
 
     def files(self, recursive: bool = False) -> dict[str, int]:
         """Names of the files in this folder, relative to it, with their sizes in bytes."""
-        filesystem, path = self._locate("")
-        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
-        infos = [i for i in filesystem.get_file_info(selector) if i.is_file]
-        return {
-            i.path[len(path) :].lstrip("/"): i.size for i in sorted(infos, key=lambda i: i.path)
-        }
+        return {name: info.size for name, info in self._infos(recursive).items()}
+
+    def modified(self) -> dict[str, int | None]:
+        """Names of all files below, with the nanosecond of their last change where it is known."""
+        return {name: info.mtime_ns for name, info in self._infos(recursive=True).items()}
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file."""
@@ -143,6 +142,12 @@ class Folder:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _infos(self, recursive: bool) -> dict[str, pafs.FileInfo]:
+        filesystem, path = self._locate("")
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        infos = [i for i in filesystem.get_file_info(selector) if i.is_file]
+        return {i.path[len(path) :].lstrip("/"): i for i in sorted(infos, key=lambda i: i.path)}
 
     def _locate(self, name: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = locate(self.uri)

@@ -11,6 +11,7 @@ from raydpo.errors import ModelError
 from raydpo.models import (
     load_causal_lm,
     load_tokenizer,
+    local_folder,
     tokenizer_fingerprint,
     weights_fingerprint,
     with_absolute_path,
@@ -44,6 +45,17 @@ def test_fingerprint_follows_the_weights_and_not_the_name(tmp_path) -> None:
     assert tokenizer_fingerprint(one) == tokenizer_fingerprint(other)
     padded = one.model_copy(update={"pad_token": "</s>"})
     assert tokenizer_fingerprint(padded) != tokenizer_fingerprint(one)
+
+
+def test_model_behind_a_uri_that_was_trained_again_is_downloaded_again(tmp_path) -> None:
+    model = ModelConfig(path=f"file://{make_tiny_model(tmp_path / 'model', seed=0)}")
+    before = local_folder(model)
+    assert local_folder(model) == before
+    make_tiny_model(tmp_path / "model", seed=1)  # files of the same names and sizes
+    assert local_folder(model) != before
+    assert weights_fingerprint(model) == weights_fingerprint(
+        ModelConfig(path=str(tmp_path / "model"))
+    )
 
 
 def test_padding_token_comes_from_the_configuration_where_the_tokenizer_has_none(
