@@ -1,0 +1,347 @@
+"""How fast the engine pool samples, and what stands around it; with memory held flat.
+
+What comes in: a model (the demo's) and how much of each to do. What goes out: a table,
+`bench_sampling.json` in the output folder, and one JSON object as the last line:
+
+    python jobs/bench_sampling.py --quick
+    python jobs/bench_sampling.py --prompts 4000 --flat-prompts 1000000
+
+Measured, one after the other on one machine, engines idle while others work:
+tokens/s of one engine behind the pool and its Ray Data stage, of a bare `vllm.LLM` with
+the same arguments, of `transformers.generate`; the seconds that starting an engine takes,
+that a weight push takes, and that a round spends in sampling beside the tokens; and
+the memory of the driver and of Ray's object store while a stand-in engine that costs
+nothing answers a great many short prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from sampling_peers import BareLLM, MemoryWatch, NoOpEngine, Transformers
+
+from raydpo.cluster import start, uses_cuda
+from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.models import load_tokenizer, local_folder
+from raydpo.parts import Table
+from raydpo.progress import logger, start_logging
+from raydpo.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.sampling.arguments import engine_arguments, engine_environment
+from raydpo.sampling.engine import Request
+from raydpo.sampling.pool import EnginePool, engine_pool
+from raydpo.sampling.seeds import prompt_seed
+from raydpo.sampling.stage import sample_candidates
+from raydpo.sampling.weights import weights_of
+from raydpo.storage import Folder, fingerprint
+
+ROOT = Path(__file__).parents[1]
+MAX_PROMPT_TOKENS = 16
+ROWS_PER_PART = 256
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured, and where its tables go."""
+
+    model: ModelConfig
+    sampling: SamplingConfig
+    prompts: list[list[int]]
+    repeats: int
+    folder: Path
+
+    def requests(self) -> list[Request]:
+        """The prompts with the seeds that the pipeline gives them."""
+        return [
+            Request(str(i), ids, prompt_seed(0, 0, str(i))) for i, ids in enumerate(self.prompts)
+        ]
+
+    def stage(
+        self, name: str, prompts: Table, pool: EnginePool, **changes: Any
+    ) -> tuple[Table, float]:
+        """Run the sampling stage; its table, and the seconds it took."""
+        arguments: dict[str, Any] = {"model": self.model, "sampling": self.sampling, **changes}
+        started = time.perf_counter()
+        table = sample_candidates(
+            folder=Folder(str(self.folder / name)),
+            prompts=prompts,
+            seed=0,
+            round_index=0,
+            max_prompt_tokens=MAX_PROMPT_TOKENS,
+            what=name,
+            max_quarantined_fraction=0.0,
+            pool=lambda: pool,
+            **arguments,
+        )
+        return table, time.perf_counter() - started
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure everything, print the table, write the JSON."""
+    options = _parser().parse_args(arguments)
+    _apply_quick(options)
+    start_logging()
+    logger.setLevel(logging.WARNING)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="raydpo-bench-", dir=options.scratch))
+    started = time.perf_counter()
+    start()
+    try:
+        found = _measure(_work(options, folder), options)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+    found |= {"seconds": round(time.perf_counter() - started, 1), **_machine()}
+    (output / "bench_sampling.json").write_text(json.dumps(found, indent=1) + "\n")
+    (output / "bench_sampling.md").write_text(table := _table(found))
+    print(table)
+    print(json.dumps(found))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="end within five minutes")
+    parser.add_argument("--model", default=str(ROOT / "assets/review-lm"))
+    parser.add_argument("--prompts", type=int, default=4096, help="prompts of a speed measurement")
+    parser.add_argument("--repeats", type=int, default=3, help="of each, interleaved")
+    parser.add_argument("--candidates", type=int, default=4, help="completions of a prompt")
+    parser.add_argument("--completion-tokens", type=int, default=64, help="longest completion")
+    parser.add_argument("--generate-prompts", type=int, default=256, help="for transformers")
+    parser.add_argument("--flat-prompts", type=int, default=1_000_000, help="of the stand-in")
+    parser.add_argument("--output", default="runs/bench-sampling", help="folder of the results")
+    parser.add_argument("--scratch", default=None, help="folder of the tables, deleted at the end")
+    return parser
+
+
+def _apply_quick(options: argparse.Namespace) -> None:
+    if options.quick:
+        options.prompts = min(options.prompts, 1024)
+        options.repeats = min(options.repeats, 2)
+        options.generate_prompts = min(options.generate_prompts, 64)
+        options.flat_prompts = min(options.flat_prompts, 20_000)
+
+
+def _work(options: argparse.Namespace, folder: Path) -> Work:
+    model = ModelConfig(path=options.model)
+    tokenizer: Any = load_tokenizer(model)
+    lines = (ROOT / "assets/prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    ids = [tokenizer(json.loads(line)["prompt"])["input_ids"] for line in lines]
+    sampling = SamplingConfig(
+        candidates=options.candidates,
+        max_completion_tokens=options.completion_tokens,
+        engines=EnginesConfig(cpus=1.0),
+    )
+    prompts = [ids[i % len(ids)] for i in range(options.prompts)]
+    return Work(model, sampling, prompts, options.repeats, folder)
+
+
+def _measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
+    found = _speeds(work, options.generate_prompts)
+    return found | _flat_memory(work, options.flat_prompts)
+
+
+def _speeds(work: Work, generate_prompts: int) -> dict[str, Any]:
+    """Tokens per second of the pool and its peers, interleaved; start-up, push, overhead."""
+    prompts = _prompts_table(work.folder / "prompts", work.prompts)
+    started = time.perf_counter()
+    with engine_pool(work.model, work.sampling, MAX_PROMPT_TOKENS, "bench") as pool:
+        found: dict[str, Any] = {"startup_seconds": round(time.perf_counter() - started, 2)}
+        bare = _peer(work, BareLLM, work.model, _engine_arguments(work))
+        runs = _interleaved(work, prompts, pool, bare)
+        cast(Any, ray).kill(bare)
+        found |= _rates(runs)
+        found |= _push(work, pool) | _round_overhead(work, pool, found)
+        plain = _peer(work, Transformers, work.model)
+        few = work.requests()[:generate_prompts]
+        tokens, seconds = ray.get(plain.generate.remote(few, work.sampling))
+        cast(Any, ray).kill(plain)
+    rate = tokens / seconds
+    found["transformers_tokens_per_second"] = round(rate, 1)
+    found["stage_vs_transformers"] = round(found["stage_tokens_per_second"] / rate, 3)
+    return found
+
+
+def _engine_arguments(work: Work) -> dict[str, Any]:
+    cuda = uses_cuda(work.sampling.engines.device)
+    return engine_arguments(work.model, work.sampling, MAX_PROMPT_TOKENS, cuda)
+
+
+def _peer(work: Work, peer: type[Any], *arguments: Any) -> Any:
+    """A peer in an actor with the engines' environment; it holds no CPU, as it works alone."""
+    cuda = uses_cuda(work.sampling.engines.device)
+    environment = {"env_vars": engine_environment(work.sampling, cuda)}
+    options = {"num_cpus": 0, "num_gpus": 1 if cuda else 0, "runtime_env": environment}
+    handle = ray.remote(peer).options(**options).remote(*arguments)
+    ray.get(handle.ready.remote())
+    return handle
+
+
+@dataclass
+class _Runs:
+    """Tokens and seconds of each repeat."""
+
+    stage: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    engine: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    bare: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+
+
+def _interleaved(work: Work, prompts: Table, pool: EnginePool, bare: Any) -> _Runs:
+    """The stage, the pool's engine called directly, and the bare LLM, in turn."""
+    requests, weights = work.requests(), weights_of(work.model)
+    pool.generate(0, requests[:64], work.sampling, weights)  # the first call warms up
+    ray.get(bare.generate.remote(requests[:64], work.sampling))
+    runs = _Runs()
+    for repeat in range(work.repeats):
+        table, seconds = work.stage(f"candidates-{repeat}", prompts, pool)
+        runs.stage.append((table.manifest["counts"]["completion_tokens"], seconds))
+        started = time.perf_counter()
+        _, given = pool.generate(0, requests, work.sampling, weights)
+        seconds = time.perf_counter() - started
+        completions = [c for answer in given.answers if isinstance(answer, list) for c in answer]
+        runs.engine.append((sum(len(c.token_ids) for c in completions), seconds))
+        runs.bare.append(ray.get(bare.generate.remote(requests, work.sampling)))
+    return runs
+
+
+def _rates(runs: _Runs) -> dict[str, Any]:
+    rates = {
+        name: statistics.median(tokens / seconds for tokens, seconds in values)
+        for name, values in (("stage", runs.stage), ("engine", runs.engine), ("bare", runs.bare))
+    }
+    ratios = [(a / s) / (b / t) for (a, s), (b, t) in zip(runs.stage, runs.bare, strict=True)]
+    return {
+        "stage_tokens_per_second": round(rates["stage"], 1),
+        "engine_tokens_per_second": round(rates["engine"], 1),
+        "bare_tokens_per_second": round(rates["bare"], 1),
+        "stage_vs_bare": round(statistics.median(ratios), 3),
+        "tokens": runs.stage[0][0],
+        "same_tokens_as_bare": runs.stage[0][0] == runs.bare[0][0],
+    }
+
+
+def _push(work: Work, pool: EnginePool) -> dict[str, Any]:
+    """Seconds of a weight push: a copy of the model with one number changed, and back."""
+    other = work.folder / "other-weights"
+    shutil.copytree(local_folder(work.model), other)
+    for path in other.glob("*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(bytes(content))
+    models = [ModelConfig(path=str(other)), work.model] * 5
+    versions = [weights_of(model) for model in models]
+    seconds = [pool.push(version, "bench") for version in versions]
+    return {
+        "push_seconds": round(statistics.median(seconds), 4),
+        "push_seconds_longest": round(max(seconds), 4),
+    }
+
+
+def _round_overhead(work: Work, pool: EnginePool, found: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of a round's sampling stage, push and all, beyond the making of its tokens."""
+    prompts = _prompts_table(work.folder / "few", work.prompts[:32])
+    spent: list[float] = []
+    for repeat in range(3):
+        table, seconds = work.stage(f"few-{repeat}", prompts, pool)
+        tokens = table.manifest["counts"]["completion_tokens"]
+        spent.append(seconds - tokens / found["engine_tokens_per_second"])
+    return {"between_rounds_seconds": round(statistics.median(spent), 2)}
+
+
+def _flat_memory(work: Work, count: int) -> dict[str, Any]:
+    """Driver and object store while the stand-in answers many short prompts."""
+    prompts = _prompts_table(work.folder / "many", [[1, 5, 9, 11]] * count)
+    sampling = work.sampling.model_copy(update={"candidates": 1})
+    watch: Any = ray.remote(MemoryWatch).options(num_cpus=0, max_concurrency=2).remote(os.getpid())
+    with engine_pool(
+        work.model, sampling, MAX_PROMPT_TOKENS, "flat", engine_class=NoOpEngine
+    ) as pool:
+        growth = watch.watch.remote()
+        table, seconds = work.stage("flat", prompts, pool, sampling=sampling)
+        ray.get(watch.stop.remote())
+    assert table.manifest["counts"]["output"] == count
+    values = {
+        "prompts": count,
+        "prompts_per_second": round(count / seconds),
+        **cast("dict[str, Any]", ray.get(growth)),
+    }
+    return {f"flat_{name}": value for name, value in values.items()}
+
+
+def _prompts_table(folder: Path, prompts: list[list[int]]) -> Table:
+    """A prompts table, written part by part."""
+    stage = Stage(Folder(str(folder)), "prompts", "prompts", {"n": fingerprint(len(prompts))}, {})
+    open_stage(stage)
+    for index, first in enumerate(range(0, len(prompts), ROWS_PER_PART)):
+        rows = [
+            {"prompt_id": str(first + i), "prompt": "", "messages": None, "prompt_ids": ids}
+            for i, ids in enumerate(prompts[first : first + ROWS_PER_PART])
+        ]
+        write_part(stage, index, PartResult(rows))
+    return Table(stage.folder, commit(stage, {"input": len(prompts)}))
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+    import transformers
+    import vllm
+
+    return {
+        "cpus": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "versions": {
+            "ray": ray.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "vllm": vllm.__version__,
+        },
+    }
+
+
+def _table(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    text: Callable[[str], str] = lambda name: f"{found[name]:,}"  # noqa: E731
+    rows = [
+        ("pipeline: pool and Ray Data stage", f"{text('stage_tokens_per_second')} tokens/s"),
+        ("the pool's engine, called directly", f"{text('engine_tokens_per_second')} tokens/s"),
+        ("bare `vllm.LLM`", f"{text('bare_tokens_per_second')} tokens/s"),
+        ("`transformers.generate`", f"{text('transformers_tokens_per_second')} tokens/s"),
+        ("pipeline / bare (target 0.95)", text("stage_vs_bare")),
+        ("pipeline / transformers", text("stage_vs_transformers")),
+        ("start of an engine", f"{text('startup_seconds')} s"),
+        ("weight push, median of 10", f"{text('push_seconds')} s"),
+        ("a round's sampling beside its tokens", f"{text('between_rounds_seconds')} s"),
+        (
+            f"stand-in, {text('flat_prompts')} prompts",
+            f"{text('flat_prompts_per_second')} prompts/s",
+        ),
+        (
+            "driver memory, second and last quarter of the time",
+            f"{text('flat_driver_second_quarter_mib')} → {text('flat_driver_last_quarter_mib')} MiB",
+        ),
+        (
+            "object store, the same, and its peak",
+            f"{text('flat_object_store_second_quarter_mib')} → "
+            f"{text('flat_object_store_last_quarter_mib')}, {text('flat_object_store_peak_mib')} MiB",
+        ),
+    ]
+    lines = ["| what | measured |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
