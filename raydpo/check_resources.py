@@ -15,6 +15,7 @@ from raydpo.check_models import parameter_count
 from raydpo.config import Config, TrainerConfig
 from raydpo.errors import ConfigError, RaydpoError
 from raydpo.models import model_config_values
+from raydpo.plan import stage_needs
 
 #: Bytes of a parameter in training: float32 weight, gradient, and AdamW's two moments.
 _BYTES_PER_PARAMETER: Final = 16
@@ -49,10 +50,10 @@ def check_resources(config: Config, findings: Findings) -> None:
         findings.facts.append(
             f"this machine: {cpus} CPUs, {gpus} GPUs, {memory_bytes() / _GIB:.1f} GiB of memory"
         )
-        for name, device, workers, per_worker, gpus_each in _stages(config):
-            cuda = uses_cuda_here(device)
-            needs = (workers * per_worker, workers * gpus_each if cuda else 0)
-            findings.attempt(_check_stage, name, device, needs, (cpus, gpus))
+        for needs in stage_needs(config):
+            total = needs.total(gpus > 0)
+            there = (total.cpus, total.gpus)
+            findings.attempt(_check_stage, needs.stage, needs.device, there, (cpus, gpus))
         for name, section in (("training", config.training), ("sft", config.sft)):
             if section is not None:
                 findings.attempt(_check_offload, name, section)
@@ -80,34 +81,6 @@ def training_bytes(section: TrainerConfig, parameters: int) -> tuple[int, int]:
     if section.strategy == "fsdp":
         return whole * section.replicas // section.fewest_workers, whole * section.replicas
     return whole, whole * section.fewest_workers
-
-
-def _stages(config: Config) -> list[tuple[str, str, int, float, int]]:
-    """Name, device, workers, CPUs of a worker, and GPUs of a worker that uses CUDA."""
-    engines = config.sampling.engines
-    stages: list[tuple[str, str, int, float, int]] = []
-    if config.prompts is not None or config.evaluation is not None:
-        stages.append(
-            (
-                "sampling.engines",
-                engines.device,
-                engines.count,
-                engines.cpus,
-                engines.tensor_parallel,
-            )
-        )
-    if config.labeling is not None:
-        workers = max(reward.workers for reward in config.labeling.reward)
-        stages.append(("labeling.reward", "cpu", workers, 1.0, 0))
-    if config.training is not None:
-        reference = config.reference
-        stages.append(("reference", "auto", reference.workers, reference.cpus_per_worker, 1))
-    for name, section in (("training", config.training), ("sft", config.sft)):
-        if section is not None:
-            stages.append(
-                (name, section.device, section.fewest_workers, section.cpus_per_worker, 1)
-            )
-    return stages
 
 
 def _check_stage(name: str, device: str, needs: tuple[float, float], has: tuple[int, int]) -> None:

@@ -16,6 +16,7 @@ import ray
 import ray.data
 
 from raydpo.config import Config
+from raydpo.plan import Resources
 from raydpo.progress import logger
 
 
@@ -48,13 +49,13 @@ def start(address: str | None = None) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # It warns, once, that the progress bars are off: raydpo has lines of its own.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    resources = ray.cluster_resources()
-    logger.info(
-        "Ray %s: %g CPUs, %g GPUs",
-        address or "on this machine",
-        resources.get("CPU", 0),
-        resources.get("GPU", 0),
-    )
+    logger.info("Ray %s: %s", address or "on this machine", cluster_size())
+
+
+def cluster_size() -> Resources:
+    """All that the connected cluster has now."""
+    total: Any = ray.cluster_resources()
+    return Resources(float(total.get("CPU", 0)), float(total.get("GPU", 0)))
 
 
 def uses_cuda(device: str) -> bool:

@@ -53,6 +53,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Target:
+    """A table to make: its folder, the table it is made from, and what the log calls it."""
+
+    folder: Folder
+    source: Table
+    what: str
+
+
+@dataclass(frozen=True)
 class Workers:
     """Ray Data actors of a stage: how many, and what each holds."""
 
@@ -81,6 +90,31 @@ class PartJob:
     workers: Workers
 
 
+@dataclass(frozen=True)
+class PartStage:
+    """A stage whose part i is made from the parts i of its inputs.
+
+    Attributes:
+        stage: what is made, and from what.
+        inputs: finished tables with equally many parts.
+        what: the stage and round, for the log.
+    """
+
+    stage: Stage
+    inputs: list[Table]
+    what: str
+
+    @property
+    def parts(self) -> int:
+        """How many parts the stage has."""
+        return self.inputs[0].manifest["parts"]
+
+    @property
+    def rows(self) -> int:
+        """Rows of its first input."""
+        return self.inputs[0].manifest["counts"]["output"]
+
+
 def run_parts(
     stage: Stage,
     inputs: list[Table],
@@ -102,52 +136,77 @@ def run_parts(
     Raises:
         RaydpoError: raised in a worker, it arrives here as it was raised.
     """
-    job = PartJob(make_transform, workers)
-    return run_parts_with(
-        stage, inputs, lambda missing: nullcontext(job), what, max_quarantined_fraction
-    )
+    stages = [PartStage(stage, inputs, what)]
+    return run_stages(stages, PartJob(make_transform, workers), max_quarantined_fraction)[0]
 
 
-def run_parts_with(
-    stage: Stage,
-    inputs: list[Table],
-    open_job: Callable[[list[int]], AbstractContextManager[PartJob]],
-    what: str,
+def run_stages(
+    stages: list[PartStage], job: PartJob, max_quarantined_fraction: float
+) -> list[Table]:
+    """`run_parts` for several stages of one transform: one set of workers serves them all."""
+    return run_stages_with(stages, lambda missing: nullcontext(job), max_quarantined_fraction)
+
+
+def run_stages_with(
+    stages: list[PartStage],
+    open_job: Callable[[int], AbstractContextManager[PartJob]],
     max_quarantined_fraction: float,
-) -> Table:
-    """`run_parts` whose workers need something that is held open while they work.
+) -> list[Table]:
+    """`run_stages` whose workers need something that is held open while they work.
 
     Args:
-        stage: what is made, and from what.
-        inputs: tables whose parts number i together make the stage's part i.
-        open_job: given the numbers of the missing parts, holds open what the workers need
-            and says what they do; not called where nothing is missing.
-        what: the stage and round, for the log.
+        stages: what is made, one after the other.
+        open_job: given the number of missing parts, holds open what the workers need and says
+            what they do; not called where nothing is missing.
         max_quarantined_fraction: see `check_quarantine_budget`.
 
     Raises:
         RaydpoError: raised in a worker, it arrives here as it was raised.
     """
-    manifest = open_stage(stage)
-    if manifest is not None:
-        check_quarantine_budget(stage, manifest["counts"], max_quarantined_fraction)
-        logger.info("[%s] nothing to do: %s", what, describe_counts(manifest))
-        return Table(stage.folder, manifest)
-    total = inputs[0].manifest["parts"]
-    finished = finished_parts(stage)
-    missing = [index for index in range(total) if index not in finished]
-    if finished:
-        logger.info("[%s] goes on: %d of %d parts were done before", what, len(finished), total)
+    finished = [_finished(stage, max_quarantined_fraction) for stage in stages]
+    missing = [
+        (number, index)
+        for number, (stage, table) in enumerate(zip(stages, finished, strict=True))
+        if table is None
+        for index in _missing_parts(stage)
+    ]
     if missing:
-        with open_job(missing) as job:
-            _map_missing(stage, inputs, job, what, missing)
+        with open_job(len(missing)) as job:
+            _map_missing(stages, job, missing)
+    return [
+        table or _commit(stage, max_quarantined_fraction)
+        for stage, table in zip(stages, finished, strict=True)
+    ]
+
+
+def _finished(part_stage: PartStage, max_quarantined_fraction: float) -> Table | None:
+    """The stage's table, if there is nothing to do; else the stage is open."""
+    stage, what = part_stage.stage, part_stage.what
+    manifest = open_stage(stage)
+    if manifest is None:
+        return None
+    check_quarantine_budget(stage, manifest["counts"], max_quarantined_fraction)
+    logger.info("[%s] nothing to do: %s", what, describe_counts(manifest))
+    return Table(stage.folder, manifest)
+
+
+def _missing_parts(part_stage: PartStage) -> list[int]:
+    total, finished = part_stage.parts, finished_parts(part_stage.stage)
+    if finished:
+        text = "[%s] goes on: %d of %d parts were done before"
+        logger.info(text, part_stage.what, len(finished), total)
+    return [index for index in range(total) if index not in finished]
+
+
+def _commit(part_stage: PartStage, max_quarantined_fraction: float) -> Table:
+    stage = part_stage.stage
     manifest = commit(
         stage,
         {},
-        parts=total,
+        parts=part_stage.parts,
         check=lambda counts: check_quarantine_budget(stage, counts, max_quarantined_fraction),
     )
-    logger.info("[%s] done: %s", what, describe_counts(manifest))
+    logger.info("[%s] done: %s", part_stage.what, describe_counts(manifest))
     return Table(stage.folder, manifest)
 
 
@@ -208,25 +267,24 @@ def _own_error(error: BaseException) -> RaydpoError | None:
 class _PartWorker:
     """Ray Data actor: transforms and commits the parts whose numbers it is given."""
 
-    def __init__(
-        self, stage: Stage, inputs: list[Table], make_transform: Callable[[], Transform]
-    ) -> None:
-        self.stage = stage
-        self.inputs = inputs
+    def __init__(self, stages: list[PartStage], make_transform: Callable[[], Transform]) -> None:
+        self.stages = stages
         try:
             self.transform = make_transform()
         except RaydpoError as error:  # from a constructor, only its text would reach the driver
             self.transform = functools.partial(_raise, error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        rows = [self._one(int(index)) for index in batch["part"]]
-        return {"rows": rows}
+        numbers = [int(number) for number in batch["stage"]]
+        parts = zip(numbers, batch["part"], strict=True)
+        return {"stage": numbers, "rows": [self._one(number, int(part)) for number, part in parts]}
 
-    def _one(self, index: int) -> int:
-        tables = [table.part(index) for table in self.inputs]
+    def _one(self, number: int, index: int) -> int:
+        tables = [table.part(index) for table in self.stages[number].inputs]
         result = self.transform(*tables)
         counts = {"input": len(tables[0]), **result.counts}
-        write_part(self.stage, index, PartResult(result.rows, result.quarantined, counts))
+        stage = self.stages[number].stage
+        write_part(stage, index, PartResult(result.rows, result.quarantined, counts))
         return len(tables[0])
 
 
@@ -234,25 +292,24 @@ def _raise(error: RaydpoError, *_: list[Row]) -> PartResult:
     raise error
 
 
-def _map_missing(
-    stage: Stage,
-    inputs: list[Table],
-    job: PartJob,
-    what: str,
-    missing: list[int],
-) -> None:
-    parts = inputs[0].manifest["parts"]
-    rows = inputs[0].manifest["counts"]["output"]
-    share = rows * (parts - len(missing)) // parts
-    progress = Progress(what, "rows", rows, done=share)
+def _map_missing(stages: list[PartStage], job: PartJob, missing: list[tuple[int, int]]) -> None:
+    """Let the workers do the missing parts: pairs of a stage's number and a part's."""
+    progress = [_progress(stage, number, missing) for number, stage in enumerate(stages)]
     dataset = ray.data.from_items(
-        [{"part": index} for index in missing], override_num_blocks=len(missing)
+        [{"stage": number, "part": index} for number, index in missing],
+        override_num_blocks=len(missing),
     ).map_batches(
         _PartWorker,
         batch_size=1,
-        fn_constructor_args=(stage, inputs, job.make_transform),
+        fn_constructor_args=(stages, job.make_transform),
         **job.workers.map_arguments(),
     )
     with own_errors():
         for row in dataset.iter_rows():
-            progress.add(int(row["rows"]))
+            progress[int(row["stage"])].add(int(row["rows"]))
+
+
+def _progress(stage: PartStage, number: int, missing: list[tuple[int, int]]) -> Progress:
+    left = sum(of == number for of, _ in missing)
+    done = stage.rows * (stage.parts - left) // max(1, stage.parts)
+    return Progress(stage.what, "rows", stage.rows, done=done)

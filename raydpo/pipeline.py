@@ -7,21 +7,25 @@ already costs nothing, so the same command goes on wherever it was stopped.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from raydpo.cluster import connected
+from raydpo.cluster import cluster_size, connected
 from raydpo.config import Config, ModelConfig
 from raydpo.config_file import config_to_yaml
 from raydpo.errors import ConfigError
 from raydpo.fit import check_config_fits, check_counts_fit
 from raydpo.parts import Table
+from raydpo.plan import announce, engines_can_stay
 from raydpo.progress import logger
 from raydpo.prompts.examples import run_examples_stage
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.reference.sequences import score_sequences, summarize
 from raydpo.round import Round
 from raydpo.run import locked, round_folder, run_folder
+from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.storage import Folder
 from raydpo.training.stage import train_sft
 
@@ -50,8 +54,10 @@ def run_round(config: Config, until: str = "evaluate", round_index: int = 0) -> 
     with locked(run):
         run.write_bytes("config.yaml", config_to_yaml(config).encode())
         with connected(config):
-            stages = Round(config, round_folder(run, round_index), round_index)
-            return _run_stages(stages, until)
+            announce(config, cluster_size())
+            with _engines(config) as pool:
+                stages = Round(config, round_folder(run, round_index), round_index, pool)
+                return _run_stages(stages, until)
 
 
 def run_sft(config: Config) -> ModelConfig:
@@ -99,6 +105,22 @@ def run_score(config: Config) -> tuple[dict[str, float], Table]:
                 max_quarantined_fraction=config.max_quarantined_fraction,
             )
             return summarize(scored, data), scored
+
+
+@contextmanager
+def _engines(config: Config) -> Generator[Callable[[], EnginePool] | None]:
+    """One pool for sampling and evaluation, where the stages between them find room beside it.
+
+    None where they do not: then the engines start, and end, once for each of the two.
+    """
+    if not engines_can_stay(config, cluster_size()):
+        logger.info("[plan] engines end with each stage: the others need what they hold")
+        yield None
+        return
+    sources = [config.prompts, config.evaluation and config.evaluation.prompts]
+    longest = max((source.max_prompt_tokens for source in sources if source), default=0)
+    with Engines(config.model, config.sampling, longest, "engines") as engines:
+        yield engines.pool
 
 
 def _run_stages(stages: Round, until: str) -> RoundResult:

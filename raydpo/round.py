@@ -214,6 +214,7 @@ class Round:
             inputs={"reference": reference.fingerprint if reference is not None else ""},
             training_log=read_metrics(self.folder.child("policy")),
             stage_counts=self._counts(),
+            pool=self.pool,
         )
 
     def heldout(self, preferences: Table) -> Table:

@@ -7,6 +7,8 @@ sub-folder is a stage of its own, so an interrupted evaluation goes on where it 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +17,17 @@ from raydpo.errors import ConfigError
 from raydpo.evaluation.publish import Tables, write_report
 from raydpo.evaluation.samples import groups_of_samples
 from raydpo.labeling.rewards import source_fingerprint
-from raydpo.labeling.stage import score_candidates
+from raydpo.labeling.stage import score_tables as score_candidate_tables
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import Table
+from raydpo.parts import Table, Target
 from raydpo.progress import logger
-from raydpo.reference.stage import score_reference
+from raydpo.reference.stage import score_tables
 from raydpo.run import Stage, commit_files, open_stage
+from raydpo.sampling.arguments import engine_dtype
+from raydpo.sampling.pool import EnginePool, Engines
+from raydpo.sampling.probe import check_drift, largest_difference
 from raydpo.sampling.stage import sample_candidates
+from raydpo.sampling.weights import share_engines, weights_of
 from raydpo.storage import Folder, fingerprint
 
 Json = dict[str, Any]
@@ -39,6 +45,7 @@ def evaluate(
     inputs: dict[str, str],
     training_log: list[Json] | None = None,
     stage_counts: dict[str, dict[str, int]] | None = None,
+    pool: Callable[[], EnginePool] | None = None,
 ) -> Json:
     """Compare the policy with the reference and write the report into `folder`.
 
@@ -53,6 +60,7 @@ def evaluate(
         inputs: fingerprints of what else the result depends on.
         training_log: rows of the training's metrics, for the curves.
         stage_counts: counts of the stages before this one, for the report.
+        pool: gives engines of `config.model` that outlive the evaluation, if samples are missing.
 
     Returns the content of metrics.json, and `report`, the path of report.html.
 
@@ -69,7 +77,7 @@ def evaluate(
     stage = Stage(folder, "evaluation", None, inputs, settings)
     if open_stage(stage, keep_folders=True) is None:
         steps = _Steps(config, evaluation, folder, what)
-        tables = _make_tables(steps, prompts, policy, reference_model, heldout)
+        tables = _make_tables(steps, prompts, policy, reference_model, heldout, pool)
         metrics = write_report(config, evaluation, folder, tables, models, log, stage_counts or {})
         commit_files(stage, fingerprint(metrics))
         logger.info("[%s] done: %s/report.html", what, folder.uri)
@@ -138,25 +146,29 @@ def _make_tables(
     policy: ModelConfig,
     reference_model: ModelConfig,
     heldout: Table | None,
+    pool: Callable[[], EnginePool] | None,
 ) -> Tables:
     """Samples of both models, their scores, and log-probs of what is compared."""
-    reference_samples = steps.sample("reference_samples", reference_model, prompts)
-    policy_samples = steps.sample("policy_samples", policy, prompts)
-    reference_scores = steps.judge("reference_scores", reference_samples)
-    policy_scores = steps.judge("policy_scores", policy_samples)
+    with steps.engines([policy, reference_model], pool) as shared:
+        reference_samples = steps.sample("reference_samples", reference_model, prompts, shared)
+        policy_samples = steps.sample("policy_samples", policy, prompts, shared)
+    reference_scores, policy_scores = steps.judge(reference_samples, policy_samples)
     groups = groups_of_samples(steps.folder.child("policy_groups"), policy_samples)
     pairs = heldout if heldout is not None and heldout.manifest["counts"]["output"] else None
+    of_policy = steps.logps("policy", policy, groups, pairs)
+    steps.check_engines(policy, policy_samples, of_policy["kl"])
+    of_reference = steps.logps("reference", reference_model, groups, pairs)
     return Tables(
         reference_samples,
         policy_samples,
         reference_scores,
         policy_scores,
         groups,
-        kl_policy=steps.logps("kl_policy", policy, groups),
-        kl_reference=steps.logps("kl_reference", reference_model, groups),
+        kl_policy=of_policy["kl"],
+        kl_reference=of_reference["kl"],
         heldout=pairs,
-        heldout_policy=pairs and steps.logps("heldout_policy", policy, pairs),
-        heldout_reference=pairs and steps.logps("heldout_reference", reference_model, pairs),
+        heldout_policy=of_policy.get("heldout"),
+        heldout_reference=of_reference.get("heldout"),
     )
 
 
@@ -169,7 +181,31 @@ class _Steps:
     folder: Folder
     what: str
 
-    def sample(self, name: str, model: ModelConfig, prompts: Table) -> Table:
+    @contextmanager
+    def engines(
+        self, models: list[ModelConfig], pool: Callable[[], EnginePool] | None
+    ) -> Generator[Callable[[], EnginePool] | None]:
+        """One pool for all models, into which one after the other is pushed.
+
+        None where they cannot share engines: then each sub-stage starts its own.
+        """
+        base, sampling = self.config.model, self.config.sampling
+        if not share_engines([base, *models], sampling):
+            yield None
+        elif pool is not None:
+            yield pool
+        else:
+            longest = self.evaluation.prompts.max_prompt_tokens
+            with Engines(base, sampling, longest, self.what) as engines:
+                yield engines.pool
+
+    def sample(
+        self,
+        name: str,
+        model: ModelConfig,
+        prompts: Table,
+        pool: Callable[[], EnginePool] | None,
+    ) -> Table:
         """Completions of every prompt; the seeds depend on the prompt only, not on the model."""
         sampling = self.config.sampling.model_copy(
             update={
@@ -187,28 +223,50 @@ class _Steps:
             max_prompt_tokens=self.evaluation.prompts.max_prompt_tokens,
             what=self._what(name),
             max_quarantined_fraction=self.config.max_quarantined_fraction,
+            pool=pool,
         )
 
-    def judge(self, name: str, candidates: Table) -> Table:
-        """Every judge's value of every completion."""
-        return score_candidates(
-            folder=self.folder.child(name),
-            candidates=candidates,
+    def judge(self, reference_samples: Table, policy_samples: Table) -> list[Table]:
+        """Every judge's value of every completion, of the reference's and of the policy's."""
+        samples = {"reference_scores": reference_samples, "policy_scores": policy_samples}
+        return score_candidate_tables(
+            targets=[self._target(name, table) for name, table in samples.items()],
             rewards=self.evaluation.judge,
-            what=self._what(name),
             max_quarantined_fraction=self.config.max_quarantined_fraction,
         )
 
-    def logps(self, name: str, model: ModelConfig, groups: Table) -> Table:
-        """Per-token log-probs of the groups' completions under a model."""
-        return score_reference(
-            folder=self.folder.child(name),
-            groups=groups,
+    def logps(
+        self, role: str, model: ModelConfig, samples: Table, pairs: Table | None
+    ) -> dict[str, Table]:
+        """Per-token log-probs under a model: `kl` of the samples, `heldout` of held-out pairs."""
+        groups = {"kl": samples} | ({"heldout": pairs} if pairs else {})
+        tables = score_tables(
+            targets=[self._target(f"{kind}_{role}", table) for kind, table in groups.items()],
             model=model,
             settings=self.config.reference,
-            what=self._what(name),
             max_quarantined_fraction=self.config.max_quarantined_fraction,
         )
+        return dict(zip(groups, tables, strict=True))
+
+    def check_engines(self, policy: ModelConfig, samples: Table, logps: Table) -> None:
+        """Hold the engines' log-probs of their own samples against the trainer's forward pass.
+
+        Raises:
+            EngineError: they differ by more than `sampling.engines.probe_tolerance`.
+        """
+        scored = {row["group_id"]: row["reference_token_logps"] for row in logps.part(0)}
+        rows = [row for row in samples.part(0) if row["prompt_id"] in scored]
+        drift = largest_difference(
+            [row["sampler_token_logps"] for row in rows],
+            [scored[row["prompt_id"]][row["candidate"]] for row in rows],
+        )
+        dtype = engine_dtype(policy, self.config.sampling)
+        check_drift(drift, self.config.sampling.engines, dtype, weights_of(policy))
+        text = "[%s] engine and trainer agree on %d completions: largest difference %.2g nats"
+        logger.info(text, self.what, len(rows), drift)
+
+    def _target(self, name: str, source: Table) -> Target:
+        return Target(self.folder.child(name), source, self._what(name))
 
     def _what(self, name: str) -> str:
         return f"{self.what}, {name.replace('_', ' ')}"

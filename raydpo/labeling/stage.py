@@ -27,7 +27,7 @@ from raydpo.labeling.rewards import (
     source_fingerprint,
 )
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import Table, Transform, Workers, run_parts
+from raydpo.parts import PartJob, PartStage, Table, Target, Transform, Workers, run_stages
 from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
 from raydpo.tables import Row
@@ -61,19 +61,39 @@ def score_candidates(
         DataError: a function fails for every completion, or returns the wrong number.
         QuarantineBudgetError: too many candidates were refused.
     """
+    targets = [Target(folder, candidates, what)]
+    return score_tables(
+        targets=targets, rewards=rewards, max_quarantined_fraction=max_quarantined_fraction
+    )[0]
+
+
+def score_tables(
+    *,
+    targets: list[Target],
+    rewards: tuple[RewardConfig, ...],
+    max_quarantined_fraction: float,
+) -> list[Table]:
+    """`score_candidates` for several tables: its workers load the scorers once."""
     check_rewards(rewards)
     rewards = tuple(_with_absolute_path(reward) for reward in rewards)
-    stage = Stage(
+    stages = [
+        PartStage(_stage(target.folder, target.source, rewards), [target.source], target.what)
+        for target in targets
+    ]
+    cuda = any(reward.classifier for reward in rewards) and uses_cuda("auto")
+    workers = Workers(max(reward.workers for reward in rewards), gpus=1.0 if cuda else 0.0)
+    make = functools.partial(_make_transform, rewards, tuple(sys.path))
+    return run_stages(stages, PartJob(make, workers), max_quarantined_fraction)
+
+
+def _stage(folder: Folder, candidates: Table, rewards: tuple[RewardConfig, ...]) -> Stage:
+    return Stage(
         folder=folder,
         name=STAGE_NAME,
         table="scores",
         inputs={"candidates": candidates.fingerprint, **_scorer_inputs(rewards)},
         settings={"scorers": [_scorer_settings(reward) for reward in rewards]},
     )
-    cuda = any(reward.classifier for reward in rewards) and uses_cuda("auto")
-    workers = Workers(max(reward.workers for reward in rewards), gpus=1.0 if cuda else 0.0)
-    make = functools.partial(_make_transform, rewards, tuple(sys.path))
-    return run_parts(stage, [candidates], make, workers, what, max_quarantined_fraction)
 
 
 def check_rewards(rewards: tuple[RewardConfig, ...]) -> None:

@@ -18,7 +18,7 @@ from raydpo.config import ModelConfig, ReferenceConfig
 from raydpo.environment import worker_environment
 from raydpo.errors import NumericsError
 from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import Table, Workers, own_errors, run_parts
+from raydpo.parts import PartJob, PartStage, Table, Target, Workers, own_errors, run_stages
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
@@ -52,7 +52,39 @@ def score_reference(
         what: stage and round, for the log.
         max_quarantined_fraction: see `parts.check_quarantine_budget`.
     """
-    stage = Stage(
+    return score_tables(
+        targets=[Target(folder, groups, what)],
+        model=model,
+        settings=settings,
+        max_quarantined_fraction=max_quarantined_fraction,
+    )[0]
+
+
+def score_tables(
+    *,
+    targets: list[Target],
+    model: ModelConfig,
+    settings: ReferenceConfig,
+    max_quarantined_fraction: float,
+) -> list[Table]:
+    """`score_reference` for several tables under one model: its workers load it once."""
+    cuda = uses_cuda("auto")
+    workers = Workers(
+        count=settings.workers,
+        cpus=settings.cpus_per_worker,
+        gpus=1.0 if cuda else 0.0,
+        environment=worker_environment(cuda, settings.cpus_per_worker),
+    )
+    make_scorer = functools.partial(Scorer, model, settings.max_tokens_per_batch)
+    stages = [
+        PartStage(_stage(target.folder, target.source, model), [target.source], target.what)
+        for target in targets
+    ]
+    return run_stages(stages, PartJob(make_scorer, workers), max_quarantined_fraction)
+
+
+def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
+    return Stage(
         folder=folder,
         name="reference",
         table="reference",
@@ -67,15 +99,6 @@ def score_reference(
             "layout": model.layout,
         },
     )
-    cuda = uses_cuda("auto")
-    workers = Workers(
-        count=settings.workers,
-        cpus=settings.cpus_per_worker,
-        gpus=1.0 if cuda else 0.0,
-        environment=worker_environment(cuda, settings.cpus_per_worker),
-    )
-    make_scorer = functools.partial(Scorer, model, settings.max_tokens_per_batch)
-    return run_parts(stage, [groups], make_scorer, workers, what, max_quarantined_fraction)
 
 
 def verify_reference(

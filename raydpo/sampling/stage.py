@@ -18,7 +18,7 @@ from typing import Final
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.errors import EngineError
 from raydpo.models import tokenizer_fingerprint
-from raydpo.parts import PartJob, Table, Workers, run_parts_with
+from raydpo.parts import PartJob, PartStage, Table, Workers, run_stages_with
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
 from raydpo.sampling.arguments import engine_dtype, max_sequence_tokens
@@ -83,15 +83,18 @@ def sample_candidates(
     longest = tokens - sampling.max_completion_tokens
     task = _Task(sampling, weights_of(model), seed, round_index, longest)
 
-    def open_job(missing: list[int]) -> AbstractContextManager[PartJob]:
-        engines = nullcontext(_fitting(pool(), task)) if pool else _pool_for(len(missing))
-        return _job(engines, task, len(missing), what)
+    def open_job(missing: int) -> AbstractContextManager[PartJob]:
+        engines = nullcontext(_fitting(pool(), task)) if pool else _pool_for(missing)
+        return _job(engines, task, missing, what)
 
     def _pool_for(parts: int) -> AbstractContextManager[EnginePool]:
         return engine_pool(model, sampling, max_prompt_tokens, what, at_most=parts)
 
     stage = _stage(folder, prompts, model, task)
-    return run_parts_with(stage, [prompts], open_job, what, max_quarantined_fraction)
+    [table] = run_stages_with(
+        [PartStage(stage, [prompts], what)], open_job, max_quarantined_fraction
+    )
+    return table
 
 
 def _fitting(pool: EnginePool, task: _Task) -> EnginePool:

@@ -16,7 +16,7 @@ from raydpo.models import load_causal_lm, load_tokenizer, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.run import read_quarantine
 from raydpo.sampling.engine import Completion, Request
-from raydpo.sampling.pool import EnginePool, engine_pool
+from raydpo.sampling.pool import EnginePool, Engines, engine_pool
 from raydpo.sampling.probe import Probe, probe_engines
 from raydpo.sampling.seeds import prompt_seed
 from raydpo.sampling.stage import sample_candidates
@@ -34,7 +34,7 @@ ONE_MODEL = pytest.mark.parametrize("policy", ["random"], indirect=True)
 
 @dataclass(frozen=True)
 class Policy:
-    """A model, two engines of it, and prompts as token ids."""
+    """A model, engines of it, and prompts as token ids."""
 
     model: ModelConfig
     pool: EnginePool
@@ -47,7 +47,7 @@ def policy(
     tmp_path_factory: pytest.TempPathFactory,
     ray_cluster: None,
 ) -> Iterator[Policy]:
-    """Two engines that together hold every CPU, so that workers must do without one.
+    """Engines that together hold every CPU, so that workers must do without one.
 
     The random model has an output layer of its own, the real one shares its embedding.
     """
@@ -56,12 +56,12 @@ def policy(
     if request.param == "random":
         folder = tmp_path_factory.mktemp("models") / "untied"
         model = ModelConfig(path=str(make_tiny_model(folder, 0, tie_word_embeddings=False)))
-        texts = ["the film was", " great acting but", "I", " very slow and boring plot"]
+        texts, count = ["the film was", " great acting but", "I", " very slow and boring plot"], 2
     else:
         path = str(request.getfixturevalue("stories260k"))
         model = ModelConfig(path=path, pad_token="<unk>")
-        texts = ["Once upon a time", "The dog", "Lily", "One day, a big bear saw"]
-    engines = EnginesConfig(count=2, cpus=ray.cluster_resources()["CPU"] / 2)
+        texts, count = ["Once upon a time", "The dog", "Lily", "One day, a big bear saw"], 1
+    engines = EnginesConfig(count=count, cpus=ray.cluster_resources()["CPU"] / count)
     sampling = PLAIN.model_copy(update={"engines": engines})
     tokenizer = load_tokenizer(model)
     with engine_pool(model, sampling, MAX_PROMPT_TOKENS, "test") as pool:
@@ -111,6 +111,7 @@ def logps_of(model: ModelConfig, prompt: list[int], completion: list[int]) -> li
     return logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
 
 
+@ONE_MODEL
 def test_tokens_do_not_depend_on_engines_order_or_part_size(policy: Policy, tmp_path: Path) -> None:
     rows = list(enumerate(policy.prompts))
     two = sample(policy, tmp_path / "two", make_prompts(tmp_path / "p", rows, rows_per_part=3))
@@ -249,8 +250,21 @@ def test_a_finished_stage_starts_no_engine(policy: Policy, tmp_path: Path) -> No
     # These engines would never find a place; and how many there are is not part of the key.
     engines = EnginesConfig(count=3, cpus=10_000)
     again = PLAIN.model_copy(update={"engines": engines})
-    after = sample(policy, tmp_path / "c", prompts, sampling=again, pool=None)
-    assert after.manifest == before.manifest
+    with Engines(policy.model, again, MAX_PROMPT_TOKENS, "test") as shared:
+        for pool in (None, shared.pool):
+            after = sample(policy, tmp_path / "c", prompts, sampling=again, pool=pool)
+            assert after.manifest == before.manifest
+        assert shared.starts == 0
+
+
+@ONE_MODEL
+def test_engines_that_would_give_other_tokens_are_refused(policy: Policy, tmp_path: Path) -> None:
+    prompts = make_prompts(tmp_path / "p", [("a", policy.prompts[0])], rows_per_part=1)
+    coarse = replace(policy.pool, dtype="bfloat16")
+    short = replace(policy.pool, max_sequence_tokens=39)
+    for pool, says in ((coarse, "engines of bfloat16"), (short, "room for 39 tokens")):
+        with pytest.raises(EngineError, match=says):
+            sample(policy, tmp_path / "c", prompts, pool=lambda pool=pool: pool)
 
 
 def test_pushed_weights_answer_as_transformers_does(policy: Policy, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ LAYERS = [
         "models",
         "cluster",
         "parts",
+        "plan",
     },
     STAGES,
     {"round"},

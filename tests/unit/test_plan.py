@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from raydpo.config import Config
+from raydpo.plan import Resources, announce, engines_can_stay, stage_needs
+
+
+def config(engine_cpus: float = 1.0, train_cpus: float = 1.0, **engines: Any) -> Config:
+    return Config.model_validate(
+        {
+            "name": "plan",
+            "model": "m",
+            "prompts": "p.jsonl",
+            "sampling": {"engines": {"cpus": engine_cpus, **engines}},
+            "labeling": {"reward": {"function": "a:b"}},
+            "training": {"num_workers": 2, "cpus_per_worker": train_cpus},
+        }
+    )
+
+
+def test_a_plan_names_each_stage_in_order() -> None:
+    stages = [needs.stage for needs in stage_needs(config())]
+    assert stages == ["sampling.engines", "labeling.reward", "reference", "training"]
+
+
+def test_engines_stay_where_every_other_stage_finds_room_beside_them() -> None:
+    assert engines_can_stay(config(), Resources(3, 0))
+    assert not engines_can_stay(config(), Resources(2, 0))
+    assert engines_can_stay(config(0.5, 0.5), Resources(1.5, 0))
+    assert not engines_can_stay(config(0.6, 0.5), Resources(1.5, 0))
+
+
+def test_gpus_count_where_there_are_any() -> None:
+    job = config(count=2, tensor_parallel=2)
+    assert engines_can_stay(job, Resources(16, 6))
+    assert not engines_can_stay(job, Resources(16, 5))
+    assert engines_can_stay(config(device="cpu"), Resources(16, 2))
+    assert not engines_can_stay(config(device="cuda"), Resources(16, 2))
+
+
+def test_a_stage_larger_than_the_cluster_is_said_before_it_waits(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("raydpo"), "propagate", True)
+    with caplog.at_level(logging.INFO, "raydpo"):
+        announce(config(), Resources(1, 0))
+    lines = {record.levelname: record.getMessage() for record in caplog.records}
+    assert "training: 2 worker(s) hold 2 CPUs and 0 GPUs: more than" in lines["WARNING"]
