@@ -36,7 +36,11 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "output": str(folder),
         "model": str(tiny_model),
         "rows_per_part": 12,
-        "preferences": {"path": str(folder / "pairs.jsonl")},
+        "preferences": {
+            "path": str(folder / "pairs.jsonl"),
+            "max_prompt_tokens": 64,
+            "max_completion_tokens": 32,
+        },
         "training": {
             "strategy": "fsdp",
             "num_workers": [1, 2],

@@ -1,0 +1,119 @@
+"""Objectives that read the whole global batch, or a model beside it, on several workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raydpo.config import TrainingConfig
+from raydpo.config_file import config_from_values
+from raydpo.pipeline import run_round
+from raydpo.training.composition import Plan
+from raydpo.training.logps import TokenLogps
+from raydpo.training.loop import Hooks, train
+from raydpo.training.objectives import make_objective
+from raydpo.training.sharding import current_world, full_parameters
+from tests.integration.training_runs import CPU, assert_same, fail, run_ranks
+from tests.unit.training.test_objectives import dataset, make_model
+
+pytestmark = pytest.mark.slow
+
+SECTIONS: list[dict[str, Any]] = [
+    {"name": "kto"},
+    {"name": "aot", "alignment": "unpaired"},
+    {"name": "tdpo2"},
+    {"name": "pairwise_cringe"},
+    {"name": "sum", "terms": [{"objective": "ipo"}, {"objective": "plackett_luce"}]},
+]
+
+
+def train_with(section: dict[str, Any], strategy: str) -> tuple[list[float], dict[str, Any]]:
+    """Three steps against another reference; losses and final parameters."""
+    config = TrainingConfig.model_validate(
+        {
+            "objective": section,
+            "strategy": strategy,
+            "max_tokens_per_micro_batch": 60,
+            "learning_rate": 1e-3,
+            "max_grad_norm": None,
+        }
+    )
+    losses: list[float] = []
+    world = current_world(CPU)
+    with torch.device("meta" if strategy == "fsdp" and world.rank > 0 else "cpu"):
+        model = make_model()
+    module = TokenLogps(model, attention="segments")
+    module.put_beside(TokenLogps(make_model(1), attention="segments"))
+    hooks = Hooks(
+        log=lambda _step, metrics: losses.append(metrics["loss"]),
+        checkpoint=lambda _step, _metrics, _save: lambda: None,
+        first_step=lambda _: None,
+        failed=lambda failure: fail(str(failure)),
+    )
+    data = dataset(section["name"] == "kto", reference_seed=1)
+    objective = make_objective(config.objective, seed=5)
+    wrapped = train(module, data, objective, config, Plan(6, 6, 3, 3, seed=0), world, hooks)
+    return losses, full_parameters(wrapped)
+
+
+def test_two_workers_equal_one_for_objectives_that_read_the_whole_batch(tmp_path: Path) -> None:
+    cases = [{"section": s, "strategy": st} for st in ("ddp", "fsdp") for s in SECTIONS]
+    alone = [train_with(section, "ddp") for section in SECTIONS]
+    for result, one in zip(run_ranks(tmp_path, 2, cases, train_with), alone * 2, strict=True):
+        assert_same(result, one, 1e-5)
+
+
+def _job(folder: Path, model: Path, objective: str, rows: list[dict[str, Any]]) -> Any:
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {
+        "objective": objective,
+        "num_workers": 2,
+        "cpus_per_worker": 0.5,
+        "global_batch_groups": 6,
+        "learning_rate": 1e-3,
+    }
+    values = {
+        "name": objective,
+        "output": str(folder),
+        "model": str(model),
+        "rows_per_part": 12,
+        "preferences": {
+            "path": str(folder / "data.jsonl"),
+            "max_prompt_tokens": 64,
+            "max_completion_tokens": 32,
+        },
+        "training": training,
+    }
+    return config_from_values(values, "test")
+
+
+def _metrics(folder: Path, name: str) -> list[dict[str, float]]:
+    file = folder / name / "round-000/policy/metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_unpaired_data_is_scored_and_trained_on(tiny_model: Path, tmp_path, ray_cluster) -> None:
+    rows = [
+        {"prompt": f"the film {n} was", "completion": f" very good {n}", "label": n % 2 == 0}
+        for n in range(24)
+    ]
+    run_round(_job(tmp_path, tiny_model, "kto", rows), until="train")
+    metrics = _metrics(tmp_path, "kto")
+    assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert metrics[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_reference_free_training_skips_the_reference(tiny_model, tmp_path, ray_cluster) -> None:
+    rows = [
+        {"prompt": f"the film {n} was", "chosen": " very good", "rejected": " bad and slow"}
+        for n in range(12)
+    ]
+    run_round(_job(tmp_path, tiny_model, "simpo", rows), until="train")
+    assert not (tmp_path / "simpo/round-000/reference").exists()
+    metrics = _metrics(tmp_path, "simpo")
+    assert metrics[-1]["rewards/margins"] > metrics[0]["rewards/margins"]
