@@ -75,6 +75,32 @@ def optimal_logps(world: TabularWorld, beta: float) -> Tensor:
     return tilted - log_partition(world, beta)[:, None]
 
 
+def f_optimal_logps(
+    world: TabularWorld, beta: float, ratio: Callable[[Tensor], Tensor], largest_score: float
+) -> Tensor:
+    """The maximiser of E[r] - beta D_f(pi || pi_ref): f'(u) = r/beta - c(x), u = pi/pi_ref.
+
+    arXiv:2309.16240. c(x) makes probabilities sum to 1; it is found by bisection.
+
+    Args:
+        world: rewards and reference.
+        beta: strength of the constraint, > 0.
+        ratio: u from scores f'(u) (as in losses/f_divergence.py, 0 at u = 1), rising.
+        largest_score: what the scores of a finite u stay below.
+
+    Returns:
+        [X, K].
+    """
+    reference, scaled = world.reference_logps.exp(), world.rewards / beta
+    low = scaled.amax(-1, keepdim=True) - largest_score  # sums to infinity here
+    high = low + 1e4  # and to next to nothing here
+    for _ in range(200):
+        middle = (low + high) / 2
+        too_much = (reference * ratio(scaled - middle)).sum(-1, keepdim=True) > 1
+        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
+    return (reference * ratio(scaled - high)).log()
+
+
 def kl(logps: Tensor, other_logps: Tensor) -> float:
     """KL(p || q), nats, the mean over prompts; both [X, K]."""
     return (logps.exp() * (logps - other_logps)).sum(-1).mean().item()

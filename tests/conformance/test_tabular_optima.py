@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raydpo.training import tabular
-from raydpo.training.losses import dpo, f_divergence, hinge, ipo, ranking, reward_model
+from raydpo.training.losses import dpo, f_divergence, ipo, ranking, reward_model
 
 WORLD = tabular.random_world(prompts=3, completions=4, seed=11, reward_scale=1.0)
 BETA = 0.7
@@ -87,7 +87,6 @@ def test_no_policy_has_more_regularized_reward_than_beta_log_z() -> None:
             "conservative on clean labels",
             pairs(lambda c, r: dpo.conservative_loss(c, r, beta=BETA, label_smoothing=0.2)),
         ),
-        ("hinge", pairs(lambda c, r: hinge.hinge_loss(c, r, beta=BETA))),
         ("the wrong beta", pairs(lambda c, r: dpo.sigmoid_loss(c, r, beta=1.3 * BETA))),
         ("the opposite preference", pairs(sigmoid, PREFERENCES.mT)),
     ],
@@ -131,22 +130,10 @@ DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable, Callable, flo
 }
 
 
-def f_optimum(inverse: Callable[[Tensor], Tensor], most: float) -> Tensor:
-    """log of pi_ref (f')^-1(r/beta - c), c by bisection so that it sums to 1: [X, K]."""
-    reference, scaled = WORLD.reference_logps.exp(), WORLD.rewards / BETA
-    low = scaled.amax(-1, keepdim=True) - most  # u is infinite here, and 0 at the other end
-    high = low + 1e4
-    for _ in range(200):
-        middle = (low + high) / 2
-        too_much = (reference * inverse(scaled - middle)).sum(-1, keepdim=True) > 1
-        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
-    return (reference * inverse(scaled - high)).log()
-
-
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_f_dpo_reaches_the_optimum_of_its_divergence(name: str) -> None:
     scores, f, inverse, most = DIVERGENCES[name]
-    best = f_optimum(inverse, most)
+    best = tabular.f_optimal_logps(WORLD, BETA, inverse, most)
     torch.testing.assert_close(best.logsumexp(-1), torch.zeros(3, dtype=torch.float64))
     objective = pairs(lambda c, r: dpo.sigmoid_loss(scores(c), scores(r), beta=BETA))
     trajectory = tabular.fit(WORLD, objective, STEPS)

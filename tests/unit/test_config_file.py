@@ -114,7 +114,7 @@ def test_nothing_to_work_on_is_refused() -> None:
 def test_reward_takes_one_source() -> None:
     values = yaml.safe_load(DESIGN)
     values["labeling"]["reward"] = {"classifier": "a", "function": "b:c"}
-    with pytest.raises(ConfigError, match="exactly one of `function` and `classifier`"):
+    with pytest.raises(ConfigError, match="exactly one of `function`, `classifier` and `implicit`"):
         config_from_values(values, "test")
     values["labeling"]["reward"] = [{"classifier": "a"}, {"function": "b:c", "weight": 0.5}]
     rewards = config_from_values(values, "test").labeling.reward

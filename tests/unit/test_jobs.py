@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_the_local_jobs_need_nothing_but_the_repository(name: str) -> None:
 
 
 def test_the_online_study_compares_as_many_samples_and_steps() -> None:
-    from jobs.online_study import one_round
+    one_round = runpy.run_path(str(JOBS / "online_study.py"))["one_round"]
 
     rounds = load_config(JOBS / "online_dpo.yaml")
     offline = load_config(JOBS / "online_dpo.yaml", one_round(rounds)[1::2])

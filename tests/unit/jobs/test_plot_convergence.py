@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-from jobs import plot_convergence
+JOBS = Path(__file__).parents[3] / "jobs"
 
 
 def test_consistent_objectives_end_at_the_optimum_and_others_do_not(
@@ -15,7 +16,7 @@ def test_consistent_objectives_end_at_the_optimum_and_others_do_not(
 ) -> None:
     picture = tmp_path / "plot.png"
     monkeypatch.setattr(sys, "argv", ["plot_convergence.py", "--output", str(picture)])
-    plot_convergence.main()
+    runpy.run_path(str(JOBS / "plot_convergence.py"))["main"]()
     assert picture.read_bytes().startswith(b"\x89PNG")
     table = {line[:32].strip(): line[32:].split() for line in capsys.readouterr().out.splitlines()}
     for name in ("sigmoid", "robust, 20% flipped", "plackett_luce, K = 4", "best_of_k, K = 4"):
