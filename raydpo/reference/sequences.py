@@ -10,12 +10,10 @@ from __future__ import annotations
 import functools
 import math
 
-from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, ReferenceConfig
-from raydpo.environment import worker_environment
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import Table, Workers, run_parts
-from raydpo.reference.stage import Scorer
+from raydpo.parts import Table, run_parts
+from raydpo.reference.stage import Scorer, forward_settings, scoring_workers
 from raydpo.run import PartResult, Stage, read_rows
 from raydpo.storage import Folder
 from raydpo.tables import Row
@@ -50,22 +48,13 @@ def score_sequences(
             "model": weights_fingerprint(model),
             "tokenizer": tokenizer_fingerprint(model),
         },
-        settings={
-            "precision": model.precision,
-            "attention": model.attention,
-            "layout": model.layout,
-        },
-    )
-    cuda = uses_cuda("auto")
-    workers = Workers(
-        count=settings.workers,
-        cpus=settings.cpus_per_worker,
-        gpus=1.0 if cuda else 0.0,
-        environment=worker_environment(cuda, settings.cpus_per_worker),
+        settings=forward_settings(model),
     )
     examples = sequences.manifest["table"] == "examples"
     make = functools.partial(SequenceScorer, model, settings.max_tokens_per_batch, examples)
-    return run_parts(stage, [sequences], make, workers, what, max_quarantined_fraction)
+    return run_parts(
+        stage, [sequences], make, scoring_workers(settings), what, max_quarantined_fraction
+    )
 
 
 class SequenceScorer:

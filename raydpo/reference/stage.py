@@ -68,19 +68,14 @@ def score_tables(
     max_quarantined_fraction: float,
 ) -> list[Table]:
     """`score_reference` for several tables under one model: its workers load it once."""
-    cuda = uses_cuda("auto")
-    workers = Workers(
-        count=settings.workers,
-        cpus=settings.cpus_per_worker,
-        gpus=1.0 if cuda else 0.0,
-        environment=worker_environment(cuda, settings.cpus_per_worker),
-    )
     make_scorer = functools.partial(Scorer, model, settings.max_tokens_per_batch)
     stages = [
         PartStage(_stage(target.folder, target.source, model), [target.source], target.what)
         for target in targets
     ]
-    return run_stages(stages, PartJob(make_scorer, workers), max_quarantined_fraction)
+    return run_stages(
+        stages, PartJob(make_scorer, scoring_workers(settings)), max_quarantined_fraction
+    )
 
 
 def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
@@ -93,12 +88,24 @@ def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
             "model": weights_fingerprint(model),
             "tokenizer": tokenizer_fingerprint(model),
         },
-        settings={
-            "precision": model.precision,
-            "attention": model.attention,
-            "layout": model.layout,
-        },
+        settings=forward_settings(model),
     )
+
+
+def scoring_workers(settings: ReferenceConfig) -> Workers:
+    """The actors that score, on CUDA where the cluster has it."""
+    cuda = uses_cuda("auto")
+    return Workers(
+        count=settings.workers,
+        cpus=settings.cpus_per_worker,
+        gpus=1.0 if cuda else 0.0,
+        environment=worker_environment(cuda, settings.cpus_per_worker),
+    )
+
+
+def forward_settings(model: ModelConfig) -> dict[str, str]:
+    """What log-probs depend on beside weights, tokenizer and tokens."""
+    return {"precision": model.precision, "attention": model.attention, "layout": model.layout}
 
 
 def verify_reference(
