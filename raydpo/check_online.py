@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 
 from raydpo.check import Findings
-from raydpo.check_resources import gpu_count, is_remote, uses_cuda_here
-from raydpo.config import Config, OnlineConfig
+from raydpo.check_resources import gpu_count, is_remote
+from raydpo.config import Config, ModelConfig, OnlineConfig
 from raydpo.config_objectives import Objective
 from raydpo.errors import ConfigError
-
-#: CPUs of the worker that builds preferences, and of each that runs a reward.
-_LABELING_CPUS = 1.0
+from raydpo.models import adapter_base
+from raydpo.plan import Resources, engine_needs, largest_beside_engines
 
 
 def check_online(config: Config, findings: Findings) -> None:
@@ -28,6 +27,8 @@ def check_online(config: Config, findings: Findings) -> None:
             f"note: {config.evaluation.heldout_fraction:.0%} of the preference groups are kept out of "
             "training (evaluation.heldout_fraction), and rounds measure nothing on them"
         )
+    models = {"model": config.model, "reference.model": config.reference.model}
+    findings.attempt(_check_average, config.online, models)
     if config.online.keep_engines and config.training is not None and not is_remote(config):
         findings.attempt(_check_room, config, findings)
 
@@ -101,40 +102,29 @@ def _check_implicit(online: OnlineConfig) -> None:
 
 
 def _check_room(config: Config, findings: Findings) -> None:
-    """Engines that live through training hold what no train worker can have."""
-    assert config.training is not None
-    engines, training = config.sampling.engines, config.training
-    held = {"CPUs": engines.count * engines.cpus, "GPUs": 0.0}
-    if uses_cuda_here(engines.device):
-        held["GPUs"] = float(engines.count * engines.tensor_parallel)
-    asked = {"CPUs": max(_cpus_of_stages(config)), "GPUs": 0.0}
-    if uses_cuda_here(training.device):
-        asked["GPUs"] = float(training.fewest_workers)
-    there = {"CPUs": float(os.cpu_count() or 1), "GPUs": float(gpu_count())}
-    for kind, total in there.items():
-        findings.facts.append(
-            f"rounds: engines keep {held[kind]:g} of {total:g} {kind}, the largest stage beside "
-            f"them asks for {asked[kind]:g}"
+    """Engines that live through the rounds hold what no other stage can have."""
+    there = Resources(float(os.cpu_count() or 1), float(gpu_count()))
+    cuda = there.gpus > 0
+    engines, asked = engine_needs(config).total(cuda), largest_beside_engines(config, cuda)
+    text = f"engines that stay alive keep {engines}, the largest stages beside them ask for {asked}"
+    findings.facts.append(f"rounds: {text}, of {there}")
+    if not there.hold(engines, asked):
+        raise ConfigError(
+            text,
+            f"this machine has {there}: a stage would wait for ever",
+            "lower sampling.engines.cpus (Ray's CPUs are only counted: 0.1 takes no thread away) "
+            "or training.cpus_per_worker; on too few GPUs set online.keep_engines=false",
         )
-        if held[kind] + asked[kind] > total + 1e-9:
+
+
+def _check_average(online: OnlineConfig, models: dict[str, ModelConfig | None]) -> None:
+    """An average is taken tensor by tensor: an adapter has none of the policy's."""
+    for name, model in models.items():
+        if online.reference == "ema" and model is not None and adapter_base(model) is not None:
             raise ConfigError(
-                f"engines that stay alive keep {held[kind]:g} {kind}, and the largest stage beside "
-                f"them asks for {asked[kind]:g}",
-                f"this machine has {total:g}: training would wait for ever",
-                "lower sampling.engines.cpus (Ray's CPUs are only counted: 0.1 takes no thread "
-                "away) or training.cpus_per_worker; on too few GPUs set online.keep_engines=false",
+                f"online.reference is 'ema', and {name} {model.path!r} is a LoRA adapter",
+                "the average of policy and reference is taken over the tensors of whole models",
+                f"merge the adapter into its base and set {name} to that folder, or take "
+                "online.reference 'original' or 'previous'; policies that `training.lora` makes "
+                "are merged already",
             )
-
-
-def _cpus_of_stages(config: Config) -> list[float]:
-    """Ray CPUs of the stages that run while the engines live."""
-    assert config.training is not None
-    training, reference = config.training, config.reference
-    judges = config.evaluation.judge if config.evaluation else ()
-    rewards = [*(config.labeling.reward if config.labeling else ()), *judges]
-    return [
-        training.fewest_workers * training.cpus_per_worker,
-        reference.workers * reference.cpus_per_worker,
-        *(reward.workers * _LABELING_CPUS for reward in rewards),
-        _LABELING_CPUS,
-    ]

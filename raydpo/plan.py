@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from raydpo.config import Config
+from raydpo.config import Config, RewardConfig
 from raydpo.progress import logger
 
 #: CPUs of a Ray Data worker that no setting speaks of.
 _DATA_WORKER_CPUS: Final = 1.0
+#: Shares of CPUs are sums of fractions.
+_ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,10 @@ class Resources:
     cpus: float
     gpus: float
 
-    def hold(self, other: Resources) -> bool:
-        """Whether the other fits in."""
-        return other.cpus <= self.cpus and other.gpus <= self.gpus
-
-    def without(self, other: Resources) -> Resources:
-        """What the other leaves."""
-        return Resources(self.cpus - other.cpus, self.gpus - other.gpus)
+    def hold(self, *others: Resources) -> bool:
+        """Whether the others fit in together."""
+        cpus, gpus = sum(o.cpus for o in others), sum(o.gpus for o in others)
+        return cpus <= self.cpus + _ROUNDING and gpus <= self.gpus
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
@@ -78,8 +77,7 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
     if config.prompts is not None or config.evaluation is not None:
         stages.append(engine_needs(config))
     if config.labeling is not None:
-        workers = max(reward.workers for reward in config.labeling.reward)
-        stages.append(StageNeeds("labeling.reward", "cpu", workers, _DATA_WORKER_CPUS, 0))
+        stages.append(_scorer_needs("labeling.reward", config.labeling.reward))
     if config.training is not None:
         reference = config.reference
         cpus = reference.cpus_per_worker
@@ -89,7 +87,23 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
             workers = section.most_workers if most else section.fewest_workers
             cpus = section.cpus_per_worker
             stages.append(StageNeeds(name, section.device, workers, cpus, 1))
+    if config.evaluation is not None:
+        stages.append(_scorer_needs("evaluation.judge", config.evaluation.judge))
     return stages
+
+
+def _scorer_needs(section: str, rewards: tuple[RewardConfig, ...]) -> StageNeeds:
+    workers = max(reward.workers for reward in rewards)
+    device = "auto" if any(reward.classifier for reward in rewards) else "cpu"
+    return StageNeeds(section, device, workers, _DATA_WORKER_CPUS, 1)
+
+
+def largest_beside_engines(config: Config, cuda: bool, most: bool = False) -> Resources:
+    """The most CPUs, and the most GPUs, that a stage holds while the engines live."""
+    stages = [needs for needs in stage_needs(config, most) if needs.stage != "sampling.engines"]
+    stages.append(StageNeeds("one Ray Data worker", "cpu", 1, _DATA_WORKER_CPUS, 0))
+    totals = [needs.total(cuda) for needs in stages]
+    return Resources(max(t.cpus for t in totals), max(t.gpus for t in totals))
 
 
 def announce(config: Config, cluster: Resources) -> None:
@@ -107,8 +121,5 @@ def announce(config: Config, cluster: Resources) -> None:
 def engines_can_stay(config: Config, cluster: Resources) -> bool:
     """Whether every other stage finds its place while the engines hold theirs."""
     cuda = cluster.gpus > 0
-    left = cluster.without(engine_needs(config).total(cuda))
-    stages = stage_needs(config, most=True)
-    others = [needs for needs in stages if needs.stage != "sampling.engines"]
-    others.append(StageNeeds("one Ray Data worker", "cpu", 1, _DATA_WORKER_CPUS, 0))
-    return all(left.hold(needs.total(cuda)) for needs in others)
+    engines = engine_needs(config).total(cuda)
+    return cluster.hold(engines, largest_beside_engines(config, cuda, most=True))

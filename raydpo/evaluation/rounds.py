@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.config import Config, ModelConfig, RewardConfig
+from raydpo.config import Config, EvaluationConfig, ModelConfig, RewardConfig
 from raydpo.errors import NumericsError
 from raydpo.evaluation import metrics
 from raydpo.evaluation.samples import Sample, collect_samples, groups_of_samples
@@ -69,28 +69,12 @@ def measure_policy(
         NumericsError: the KL is not finite.
     """
     assert config.evaluation is not None
-    evaluation, limit = config.evaluation, config.max_quarantined_fraction
-    samples = sample_candidates(
-        folder=folder.child("samples"),
-        prompts=prompts,
-        model=policy,
-        sampling=config.sampling.model_copy(
-            update={
-                "candidates": evaluation.samples_per_prompt,
-                "temperature": evaluation.temperature,
-            }
-        ),
-        seed=config.seed,
-        round_index=0,
-        max_prompt_tokens=evaluation.prompts.max_prompt_tokens,
-        what=what,
-        max_quarantined_fraction=limit,
-        pool=pool,
-    )
+    limit = config.max_quarantined_fraction
+    samples = _sample(config, config.evaluation, folder, prompts, policy, pool, what)
     scores = score_candidates(
         folder=folder.child("scores"),
         candidates=samples,
-        rewards=evaluation.judge,
+        rewards=config.evaluation.judge,
         what=what,
         max_quarantined_fraction=limit,
     )
@@ -102,7 +86,35 @@ def measure_policy(
         what=what,
         max_quarantined_fraction=limit,
     )
-    return _measures(samples, scores, original_logps, evaluation.judge)
+    return _measures(samples, scores, original_logps, config.evaluation.judge)
+
+
+def _sample(
+    config: Config,
+    evaluation: EvaluationConfig,
+    folder: Folder,
+    prompts: Table,
+    policy: ModelConfig,
+    pool: Callable[[], EnginePool],
+    what: str,
+) -> Table:
+    """Completions of the policy for the held-out prompts; a round's own number is not in their seeds."""
+    asked = {
+        "candidates": evaluation.samples_per_prompt,
+        "temperature": evaluation.temperature,
+    }
+    return sample_candidates(
+        folder=folder.child("samples"),
+        prompts=prompts,
+        model=policy,
+        sampling=config.sampling.model_copy(update=asked),
+        seed=config.seed,
+        round_index=0,
+        max_prompt_tokens=evaluation.prompts.max_prompt_tokens,
+        what=what,
+        max_quarantined_fraction=config.max_quarantined_fraction,
+        pool=pool,
+    )
 
 
 def reward_difference(policy: PolicyMeasures, other: PolicyMeasures) -> Json:

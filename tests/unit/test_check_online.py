@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,26 @@ def test_engines_that_stay_alive_leave_room_for_the_train_workers(monkeypatch) -
     full = {"num_workers": cpus, "cpus_per_worker": 1.0}
     found = problems(job(training=full))
     assert len(found) == 1
-    assert f"asks for {cpus}" in found[0]
+    assert f"ask for {cpus} CPUs" in found[0]
     assert "keep_engines=false" in found[0]
     assert problems(job(training=full, online={"keep_engines": False})) == []
     assert problems(job(training=full, ray_address="ray://elsewhere:1")) == []
+
+
+def test_an_average_is_of_whole_models(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+
+    def rounds(reference: str, model: Path, reference_model: Path) -> list[str]:
+        models = {"model": str(model), "reference": {"model": str(reference_model)}}
+        return problems(job(online={"reference": reference}, **models))
+
+    assert rounds("ema", base, base) == rounds("original", base, adapter) == []
+    assert "'ema', and reference.model" in rounds("ema", base, adapter)[0]
+    assert "'ema', and model" in rounds("ema", adapter, base)[0]
 
 
 @pytest.mark.parametrize(

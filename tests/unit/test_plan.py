@@ -34,6 +34,15 @@ def test_engines_stay_where_every_other_stage_finds_room_beside_them() -> None:
     assert not engines_can_stay(config(0.6, 0.5), Resources(1.5, 0))
 
 
+def test_the_judge_of_the_evaluation_needs_room_too() -> None:
+    judged = config(0.5, 0.5).model_dump(exclude_none=True)
+    judged["evaluation"] = {"prompts": "p.jsonl", "judge": {"function": "a:b", "workers": 2}}
+    job = Config.model_validate(judged)
+    assert stage_needs(job)[-1].stage == "evaluation.judge"
+    assert engines_can_stay(job, Resources(2.5, 0))
+    assert not engines_can_stay(job, Resources(1.5, 0))
+
+
 def test_gpus_count_where_there_are_any() -> None:
     job = config(count=2, tensor_parallel=2)
     assert engines_can_stay(job, Resources(16, 6))
