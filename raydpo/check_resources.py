@@ -12,14 +12,14 @@ from typing import Final
 
 from raydpo.check import Findings
 from raydpo.check_models import parameter_count
-from raydpo.config import Config, TrainerConfig
+from raydpo.config import Config, TrainerConfig, TrainingConfig
 from raydpo.errors import ConfigError, RaydpoError
 from raydpo.models import model_config_values
 from raydpo.plan import stage_needs
 
 #: Bytes of a parameter in training: float32 weight, gradient, and AdamW's two moments.
 _BYTES_PER_PARAMETER: Final = 16
-#: Bytes of a parameter under an adapter: the weight alone.
+#: Bytes of a parameter under an adapter, or of a reference beside the policy: the weight alone.
 _BYTES_PER_FROZEN_PARAMETER: Final = 4
 _GIB: Final = 1 << 30
 
@@ -83,6 +83,17 @@ def training_bytes(section: TrainerConfig, parameters: int) -> tuple[int, int]:
     return whole, whole * section.fewest_workers
 
 
+def live_reference_bytes(config: Config, section: TrainerConfig) -> int:
+    """Bytes of the reference that every worker holds, whole, where the objective runs it; else 0.
+
+    Raises:
+        ModelError: its parameters cannot be counted.
+    """
+    if not isinstance(section, TrainingConfig) or not section.objective.uses_live_reference:
+        return 0
+    return _BYTES_PER_FROZEN_PARAMETER * parameter_count(config.reference.model or config.model)
+
+
 def _check_stage(name: str, device: str, needs: tuple[float, float], has: tuple[int, int]) -> None:
     if device == "cuda" and not has[1]:
         raise ConfigError(
@@ -128,16 +139,19 @@ def _check_tensor_parallel(config: Config) -> None:
 def _check_memory(config: Config, name: str, section: TrainerConfig, findings: Findings) -> None:
     try:
         parameters = parameter_count(config.model)
+        live = live_reference_bytes(config, section)
     except RaydpoError as error:  # it stands among the model's problems already
         findings.note(error)
         return
     worker, together = training_bytes(section, parameters)
+    beside = f", {live / _GIB:.2f} GiB of the reference beside the policy" if live else ""
     findings.facts.append(
         f"{name}: {section.strategy}, {section.fewest_workers} worker(s), each with at least "
-        f"{worker / _GIB:.2f} GiB of weights, gradients and optimizer states, and activations"
+        f"{worker / _GIB:.2f} GiB of weights, gradients and optimizer states{beside}, and activations"
     )
     if not is_remote(config):
-        findings.attempt(_check_fits, name, section, worker, together)
+        together += live * section.fewest_workers
+        findings.attempt(_check_fits, name, section, worker + live, together)
 
 
 def _check_fits(name: str, section: TrainerConfig, worker: int, together: int) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from raydpo.config_base import Fraction, NonNegativeFloat, PositiveFloat, Section
+from raydpo.config_base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 #: What an objective learns from: pairs, rankings of K completions, or single judged completions.
 Unit = Literal["pairs", "rankings", "completions"]
@@ -49,6 +49,11 @@ class ObjectiveSection(Section):
         return True
 
     @property
+    def uses_live_reference(self) -> bool:
+        """Whether every worker holds the reference itself, whole and frozen, beside the policy."""
+        return False
+
+    @property
     def kl_beta(self) -> float | None:
         """Strength of the KL constraint, which turns nats into implicit reward; None without one."""
         return None
@@ -75,17 +80,39 @@ class ReferenceObjective(ObjectiveSection):
         return self.beta
 
 
-class LogratioObjective(ReferenceObjective):
+class LogratioObjective(ObjectiveSection):
     """An objective on log-ratios of policy and reference."""
 
     length: Length = "sum"
     """Log-ratios of a completion: `sum` over its tokens, `mean` per token, or `{ld_alpha: 0.5}`."""
 
 
-class RankingObjective(LogratioObjective):
+class ScaledLogratioObjective(LogratioObjective, ReferenceObjective):
+    """An objective on implicit rewards: log-ratios times beta."""
+
+
+class RankingObjective(ScaledLogratioObjective):
     """An objective on rankings of K completions."""
 
     @property
     def unit(self) -> Unit:
         """Rankings."""
         return "rankings"
+
+
+class TdpoObjective(ReferenceObjective):
+    """What both forms of token-level DPO have in common."""
+
+    @property
+    def uses_live_reference(self) -> bool:
+        """Yes: the KL over the vocabulary is too large to be kept."""
+        return True
+
+
+class CringeObjective(ReferenceFreeObjective):
+    """What both Cringe objectives have in common."""
+
+    alpha: NonNegativeFloat = 1.0
+    """Weight of the contrast."""
+    top_k: PositiveInt = 5
+    """Likeliest other tokens, from which the contrasting one is drawn."""

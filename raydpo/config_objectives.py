@@ -11,34 +11,38 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raydpo.config_base import (
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-)
+from raydpo.config_base import NonNegativeFloat, PositiveFloat, Section
 from raydpo.config_objective_base import (
-    Length,
+    CringeObjective,
     LogratioObjective,
-    ObjectiveSection,
     RankingObjective,
     ReferenceFreeObjective,
     ReferenceObjective,
+    ScaledLogratioObjective,
     Smoothing,
+    TdpoObjective,
     Unit,
 )
 
 
-class DpoObjective(LogratioObjective):
+class DpoObjective(ScaledLogratioObjective):
     """Direct preference optimization (arXiv:2305.18290, eq. 7)."""
 
     name: Literal["dpo"] = "dpo"
     """The objective."""
-    label_smoothing: Smoothing = 0.0
-    """Assumed share of wrong labels; above 0 it is conservative DPO."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _smoothed_is_another(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "label_smoothing" in values:
+            raise ValueError(
+                "`dpo` has no `label_smoothing`: with it the loss is conservative DPO, "
+                "`{name: cdpo, label_smoothing: 0.1}`"
+            )
+        return values
 
 
-class ConservativeDpoObjective(LogratioObjective):
+class ConservativeDpoObjective(ScaledLogratioObjective):
     """Conservative DPO (Mitchell, "A note on DPO with noisy preferences", eq. 3)."""
 
     name: Literal["cdpo"]
@@ -47,7 +51,7 @@ class ConservativeDpoObjective(LogratioObjective):
     """Assumed share of wrong labels."""
 
 
-class RobustDpoObjective(LogratioObjective):
+class RobustDpoObjective(ScaledLogratioObjective):
     """Robust DPO (arXiv:2403.00409): unbiased under labels flipped at a known rate."""
 
     name: Literal["robust"]
@@ -56,7 +60,7 @@ class RobustDpoObjective(LogratioObjective):
     """Assumed share of flipped labels."""
 
 
-class OutlierMixtureObjective(LogratioObjective):
+class OutlierMixtureObjective(ScaledLogratioObjective):
     """A share of the labels is drawn uniformly (arXiv:1706.03741, section 2.2.3)."""
 
     name: Literal["outlier_mixture"]
@@ -65,22 +69,20 @@ class OutlierMixtureObjective(LogratioObjective):
     """Assumed share of labels that say nothing."""
 
 
-class SoftLabelObjective(LogratioObjective):
+class SoftLabelObjective(ScaledLogratioObjective):
     """Cross-entropy with the probability that chosen wins, from votes or rewards."""
 
     name: Literal["soft_label"]
     """The objective."""
 
 
-class IpoObjective(ObjectiveSection):
+class IpoObjective(LogratioObjective):
     """Identity preference optimization (arXiv:2310.12036, eq. 17)."""
 
     name: Literal["ipo"]
     """The objective."""
     tau: PositiveFloat = 0.1
     """Strength of the KL constraint; the margin of log-ratios goes to 1 / (2 tau)."""
-    length: Length = "sum"
-    """Log-ratios of a completion: `sum` over its tokens, `mean` per token, or `{ld_alpha: 0.5}`."""
 
     @property
     def kl_beta(self) -> float | None:
@@ -88,14 +90,14 @@ class IpoObjective(ObjectiveSection):
         return self.tau
 
 
-class HingeObjective(LogratioObjective):
+class HingeObjective(ScaledLogratioObjective):
     """Hinge loss on the margin (SLiC, arXiv:2305.10425; RSO, arXiv:2309.06657)."""
 
     name: Literal["hinge"]
     """The objective."""
 
 
-class FDpoObjective(LogratioObjective):
+class FDpoObjective(ScaledLogratioObjective):
     """DPO under another f-divergence (arXiv:2309.16240)."""
 
     name: Literal["f_dpo"]
@@ -115,7 +117,7 @@ class FDpoObjective(LogratioObjective):
         return self
 
 
-class DpopObjective(LogratioObjective):
+class DpopObjective(ScaledLogratioObjective):
     """DPO-Positive (arXiv:2402.13228): chosen must not fall below the reference."""
 
     name: Literal["dpop"]
@@ -124,7 +126,7 @@ class DpopObjective(LogratioObjective):
     """The paper's lambda."""
 
 
-class ExoObjective(LogratioObjective):
+class ExoObjective(ScaledLogratioObjective):
     """Exact optimization, pairwise (arXiv:2402.00856, eq. 16)."""
 
     name: Literal["exo"]
@@ -133,28 +135,28 @@ class ExoObjective(LogratioObjective):
     """Probability that the target distribution leaves to rejected."""
 
 
-class NcaObjective(LogratioObjective):
+class NcaObjective(ScaledLogratioObjective):
     """Noise contrastive alignment of a pair (arXiv:2402.05369)."""
 
     name: Literal["nca"]
     """The objective."""
 
 
-class ApoZeroObjective(LogratioObjective):
+class ApoZeroObjective(ScaledLogratioObjective):
     """Anchored preference optimization: chosen up, rejected down (arXiv:2408.06266, eq. 7)."""
 
     name: Literal["apo_zero"]
     """The objective."""
 
 
-class ApoDownObjective(LogratioObjective):
+class ApoDownObjective(ScaledLogratioObjective):
     """Anchored preference optimization: both down, rejected more (arXiv:2408.06266, eq. 8)."""
 
     name: Literal["apo_down"]
     """The objective."""
 
 
-class SppoObjective(LogratioObjective):
+class SppoObjective(ScaledLogratioObjective):
     """Self-play preference optimization (arXiv:2405.00675, eq. 4.7), for on-policy completions."""
 
     name: Literal["sppo"]
@@ -163,7 +165,7 @@ class SppoObjective(LogratioObjective):
     """Win rates of chosen and rejected: 1 and 0, or the probability that votes or rewards give."""
 
 
-class DiscoPopObjective(LogratioObjective):
+class DiscoPopObjective(ScaledLogratioObjective):
     """The discovered loss of DiscoPOP (arXiv:2406.08414, eq. 5)."""
 
     name: Literal["discopop"]
@@ -187,6 +189,18 @@ class AotObjective(ReferenceObjective):
     """Assumed share of wrong labels."""
 
 
+class BcoObjective(ReferenceObjective):
+    """Binary classifier optimization (arXiv:2404.04656): chosen above a shift, rejected below.
+
+    With `batch_mean` each step first runs its global batch forward once without gradients.
+    """
+
+    name: Literal["bco"]
+    """The objective."""
+    reward_shift: Literal["batch_mean", "zero"] = "batch_mean"
+    """What implicit rewards are held against: their mean over the global batch, or 0 (TRL's `bco_pair`)."""
+
+
 class PlackettLuceObjective(RankingObjective):
     """The likelihood of a whole ranking (arXiv:2305.18290, appendix A.3); K = 2 is DPO."""
 
@@ -201,29 +215,20 @@ class BestOfKObjective(RankingObjective):
     """The objective."""
 
 
-class Tdpo1Objective(ReferenceObjective):
-    """Token-level DPO (arXiv:2404.11999), which runs the reference beside the policy."""
+class Tdpo1Objective(TdpoObjective):
+    """Token-level DPO (arXiv:2404.11999)."""
 
     name: Literal["tdpo1"]
     """The objective."""
 
 
-class Tdpo2Objective(ReferenceObjective):
+class Tdpo2Objective(TdpoObjective):
     """Token-level DPO with a weighted KL term (arXiv:2404.11999)."""
 
     name: Literal["tdpo2"]
     """The objective."""
     alpha: NonNegativeFloat = 0.5
     """Weight of the difference of sequential KLs."""
-
-
-class CringeObjective(ReferenceFreeObjective):
-    """What both Cringe objectives have in common."""
-
-    alpha: NonNegativeFloat = 1.0
-    """Weight of the contrast."""
-    top_k: PositiveInt = 5
-    """Likeliest other tokens, from which the contrasting one is drawn."""
 
 
 class BinaryCringeObjective(CringeObjective):
@@ -299,6 +304,7 @@ SingleObjective = Annotated[
     | SppoObjective
     | DiscoPopObjective
     | AotObjective
+    | BcoObjective
     | PlackettLuceObjective
     | BestOfKObjective
     | Tdpo1Objective
@@ -346,6 +352,11 @@ class SumObjective(Section):
     def uses_reference(self) -> bool:
         """Whether any term does."""
         return any(term.objective.uses_reference for term in self.terms)
+
+    @property
+    def uses_live_reference(self) -> bool:
+        """Whether any term does."""
+        return any(term.objective.uses_live_reference for term in self.terms)
 
     @property
     def kl_beta(self) -> float | None:

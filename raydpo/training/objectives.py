@@ -24,6 +24,7 @@ from raydpo.training.measures.pairs import logratio_measure, reference_free_meas
 from raydpo.training.measures.rankings import ranking_measure
 from raydpo.training.measures.surveyed import (
     aot_measure,
+    bco_measure,
     judged_completions,
     kto_measure,
     mismatched_completions,
@@ -93,16 +94,15 @@ class PreferenceObjective:
     def head(self) -> HeadRequest:
         """Top logits for Cringe, the reference's KL for TDPO."""
         settings = self.settings
-        tdpo = isinstance(settings, sections.Tdpo1Objective | sections.Tdpo2Objective)
         top_k = settings.top_k if isinstance(settings, sections.CringeObjective) else 0
-        return HeadRequest(top_k=top_k, reference_kl=tdpo)
+        return HeadRequest(top_k=top_k, reference_kl=settings.uses_live_reference)
 
     def surveyed(self, group: Group) -> list[int]:
-        """KTO: the mismatched ones, for its reference point; AOT: all, for their order."""
+        """KTO: mismatched ones, for its reference point; AOT: all, for their order; BCO: for their mean."""
         match self.settings:
             case sections.KtoObjective():
                 return mismatched_completions(group)
-            case sections.AotObjective():
+            case sections.AotObjective() | sections.BcoObjective(reward_shift="batch_mean"):
                 return list(range(len(group.completions)))
             case _:
                 return []
@@ -150,15 +150,17 @@ def measure_of(settings: sections.SingleObjective, seed: int, known: GlobalBatch
         case sections.AotObjective():
             assert known is not None, "AOT reads the whole global batch"
             return aot_measure(settings, known)
+        case sections.BcoObjective():
+            return bco_measure(settings, known)
         case sections.BinaryCringeObjective() | sections.PairwiseCringeObjective():
             return cringe_measure(settings, seed, known.step if known else 0)
-        case sections.Tdpo1Objective() | sections.Tdpo2Objective():
+        case sections.TdpoObjective():
             return tdpo_measure(settings)
         case sections.SimpoObjective() | sections.OrpoObjective():
             return reference_free_measure(settings)
         case sections.PlackettLuceObjective() | sections.BestOfKObjective():
             return ranking_measure(settings)
-        case _:
+        case sections.LogratioObjective():
             return logratio_measure(settings)
 
 

@@ -26,7 +26,6 @@ from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder, locate
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
-from raydpo.training.objectives import make_objective
 from raydpo.training.ray_worker import CHECKPOINTS, ERROR_FILE, MODEL, TrainJob, run_worker
 
 #: Settings that change how the work is done, not what comes out (but for rounding).
@@ -71,8 +70,8 @@ def train_policy(
         inputs["reference"] = reference.fingerprint
         weights = reference.manifest["inputs"]["model"]
         starts_at_reference = weights == weights_fingerprint(config.model)
-    needs_live_reference = make_objective(config.training.objective).head.reference_kl
-    live = config.reference.model or config.model if needs_live_reference else None
+    uses_live = config.training.objective.uses_live_reference
+    live = config.reference.model or config.model if uses_live else None
     job = TrainJob(
         model=config.model,
         settings=config.training,

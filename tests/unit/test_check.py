@@ -341,6 +341,31 @@ def test_memory_is_for_each_worker_in_ddp_and_shared_in_fsdp(pairs_job: Job) -> 
     assert training_bytes(adapter, 100) == (200, 400)  # frozen weights, of the fewest workers
 
 
+def test_a_reference_that_runs_beside_the_policy_takes_memory_too(
+    pairs_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raydpo import check_resources
+
+    def job(name: str) -> Config:
+        return pairs_job(training={"num_workers": 2, "objective": name})
+
+    parameters = parameter_count(job("dpo").model)
+    with_policy_alone = 2 * 16 * parameters
+    monkeypatch.setattr(check_resources, "memory_bytes", lambda: with_policy_alone)
+    assert check(job("dpo")).problems == ()
+    assert "GiB for weights, gradients" in str(_only_problem(job("tdpo2")))
+    sum_of_both = {"name": "sum", "terms": [{"objective": "dpo"}, {"objective": "tdpo1"}]}
+    assert "GiB for weights" in str(
+        _only_problem(pairs_job(training={"num_workers": 2, "objective": sum_of_both}))
+    )
+    monkeypatch.setattr(
+        check_resources, "memory_bytes", lambda: with_policy_alone + 2 * 4 * parameters
+    )
+    report = check(job("tdpo2"))
+    assert report.problems == ()
+    assert any("of the reference beside the policy" in fact for fact in report.facts)
+
+
 def test_training_that_does_not_fit_the_memory(
     pairs_job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,12 @@ def test_objective_is_chosen_by_name_and_has_options_of_its_own(path) -> None:
     assert (kto.unit, kto.uses_reference, kto.kl_beta) == ("completions", True, 0.2)
 
 
+def test_only_token_level_dpo_runs_the_reference_beside_the_policy(path) -> None:
+    names = ("dpo", "kto", "simpo", "tdpo1", "{name: sum, terms: [{objective: tdpo2}]}")
+    live = [objective_of(path, name).uses_live_reference for name in names]
+    assert live == [False, False, False, True, True]
+
+
 def test_a_sum_uses_the_reference_if_any_term_does(path) -> None:
     terms = "{name: sum, terms: [{objective: simpo}, {weight: 2, objective: {name: %s}}]}"
     mixed, free = objective_of(path, terms % "ipo"), objective_of(path, terms % "orpo")
@@ -145,9 +151,13 @@ def test_a_sum_uses_the_reference_if_any_term_does(path) -> None:
     ("given", "message"),
     [
         ("dppo", "objective: unknown name 'dppo'; did you mean 'dpo'?"),
-        ("{name: ipo, beta: 1}", "objective.ipo.beta: unknown key; known here: sft_weight, name"),
+        (
+            "{name: ipo, beta: 1}",
+            "objective.ipo.beta: unknown key; known here: sft_weight, length, name, tau",
+        ),
         ("{name: f_dpo, alpha: 0.3}", "`alpha` is given with `divergence: alpha`"),
         ("{name: f_dpo, divergence: alpha}", "`alpha` is given with `divergence: alpha`"),
+        ("{label_smoothing: 0.1}", "with it the loss is conservative DPO, `{name: cdpo, "),
         ("{name: kto, length: mean}", "objective.kto.length: unknown key"),
         ("{name: dpo, length: {ld_alfa: 1}}", "unknown key; did you mean 'ld_alpha'?"),
         ("{name: sum, terms: []}", "a sum has at least one term"),

@@ -62,8 +62,8 @@ def bco_loss(
 ) -> Tensor:
     """Binary classifier optimization: -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)).
 
-    arXiv:2404.04656, r = beta h; d is a running mean of the rewards of chosen and of
-    rejected completions, without gradient. Trainers that call it "bco_pair" have d = 0.
+    arXiv:2404.04656, r = beta h; d is the mean of the rewards of chosen and of rejected
+    completions, without gradient (a running one in the paper). TRL's "bco_pair" has d = 0.
 
     Args:
         chosen_logratios: [P] float, nats, sums over tokens.

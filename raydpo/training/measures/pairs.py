@@ -35,12 +35,10 @@ from raydpo.training.measures.values import (
 #: Of log-ratios [P] of chosen and of rejected, and the probability [P] that chosen wins: [P].
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-LogratioSection = sections.LogratioObjective | sections.IpoObjective
 ReferenceFreeSection = sections.SimpoObjective | sections.OrpoObjective
-TdpoSection = sections.Tdpo1Objective | sections.Tdpo2Objective
 
 
-def logratio_measure(settings: LogratioSection) -> Measure:
+def logratio_measure(settings: sections.LogratioObjective) -> Measure:
     """Of an objective on the log-ratios of pairs."""
     return partial(_measure_logratios, settings, pair_loss(settings))
 
@@ -54,7 +52,7 @@ def reference_free_measure(settings: ReferenceFreeSection) -> Measure:
     return partial(_measure_means, loss, settings.odds_weight)
 
 
-def tdpo_measure(settings: TdpoSection) -> Measure:
+def tdpo_measure(settings: sections.TdpoObjective) -> Measure:
     """Of an objective on log-ratios and the KL along each completion."""
     if isinstance(settings, sections.Tdpo2Objective):
         loss = partial(tdpo2_loss, beta=settings.beta, alpha=settings.alpha)
@@ -63,7 +61,7 @@ def tdpo_measure(settings: TdpoSection) -> Measure:
     return partial(_measure_tdpo, loss, settings.beta)
 
 
-def pair_loss(settings: LogratioSection) -> PairLoss:
+def pair_loss(settings: sections.LogratioObjective) -> PairLoss:
     """The loss of a section, with its options."""
     match settings:
         case sections.IpoObjective():
@@ -74,9 +72,11 @@ def pair_loss(settings: LogratioSection) -> PairLoss:
             return partial(_sppo, settings.win_rates == "soft", settings.beta)
         case sections.FDpoObjective():
             return _plain(partial(_f_dpo, scores_of(settings)), beta=settings.beta)
-        case _:
+        case sections.ScaledLogratioObjective():
             loss, options = _loss_and_options(settings)
             return _plain(loss, beta=settings.beta, **options)
+        case _:
+            raise AssertionError(f"{type(settings).__name__} has no loss of pairs")
 
 
 def scores_of(settings: sections.FDpoObjective) -> Callable[[Tensor], Tensor]:
@@ -94,11 +94,13 @@ def scores_of(settings: sections.FDpoObjective) -> Callable[[Tensor], Tensor]:
 
 
 def _loss_and_options(
-    settings: sections.LogratioObjective,
+    settings: sections.ScaledLogratioObjective,
 ) -> tuple[Callable[..., Tensor], dict[str, float]]:
     """A loss of log-ratios and beta, and its other options."""
     match settings:
-        case sections.DpoObjective() | sections.ConservativeDpoObjective():
+        case sections.DpoObjective():
+            return dpo.sigmoid_loss, {}
+        case sections.ConservativeDpoObjective():
             return dpo.conservative_loss, {"label_smoothing": settings.label_smoothing}
         case sections.RobustDpoObjective():
             return dpo.robust_loss, {"flip_rate": settings.flip_rate}
@@ -139,7 +141,7 @@ def _f_dpo(
 
 
 def _measure_logratios(
-    settings: LogratioSection, loss: PairLoss, outputs: TokenOutputs, batch: MicroBatch
+    settings: sections.LogratioObjective, loss: PairLoss, outputs: TokenOutputs, batch: MicroBatch
 ) -> Values:
     chosen, rejected = pair_sums(token_logratios(outputs, batch), batch, settings.length)
     losses = loss(chosen, rejected, batch.pair_probabilities)

@@ -1,4 +1,4 @@
-"""Objectives that must know the whole global batch before they see a micro-batch: KTO and AOT.
+"""Objectives that must know the whole global batch before they see a micro-batch: KTO, AOT, BCO.
 
 What comes in: a `GlobalBatch` with the policy's log-probs of all its completions, found in a
 pass without gradient. What goes out: a `Measure` whose sums over the micro-batches, however
@@ -18,6 +18,7 @@ from raydpo.training.batch import MicroBatch
 from raydpo.training.groups import Group
 from raydpo.training.head import TokenOutputs
 from raydpo.training.losses.aot import matched_by_rank
+from raydpo.training.losses.contrastive import bco_loss
 from raydpo.training.losses.dpo import conservative_loss
 from raydpo.training.losses.kto import kto_loss, kto_reference_point
 from raydpo.training.measures.values import (
@@ -154,6 +155,39 @@ def _measure_aot(
         there = weight / batch.pair_weights * loss(partner, rejected)
         losses = loss(chosen, value) + there - there.detach()
     metrics = pair_metrics(settings.beta * chosen, settings.beta * rejected, outputs, batch)
+    return Values(losses, batch.pair_weights, batch.pairs[:, 0], metrics)
+
+
+def bco_measure(settings: sections.BcoObjective, known: GlobalBatch | None) -> Measure:
+    """Of BCO in one step: the shift is of the whole global batch, where it is not 0.
+
+    The paper's is a running mean over steps; this one depends on the step alone, so that a
+    run that is resumed, or cut otherwise, is the same run.
+    """
+    shift = 0.0
+    if settings.reward_shift == "batch_mean":
+        assert known is not None, "BCO reads the whole global batch"
+        shift = settings.beta * _mean_logratio(known)
+    return partial(_measure_bco, settings.beta, shift)
+
+
+def _mean_logratio(known: GlobalBatch) -> float:
+    """Mean over chosen and rejected completions of all pairs, pairs weighted."""
+    pairs = [
+        (pair.weight, chosen + rejected - of_chosen - of_rejected)
+        for group in known.groups
+        for pair, (chosen, rejected, of_chosen, of_rejected) in zip(
+            group.pairs, _pair_logps(group, known), strict=True
+        )
+    ]
+    return sum(w * both for w, both in pairs) / (2 * sum(w for w, _ in pairs))
+
+
+def _measure_bco(beta: float, shift: float, outputs: TokenOutputs, batch: MicroBatch) -> Values:
+    chosen, rejected = pair_sums(token_logratios(outputs, batch), batch, "sum")
+    losses = bco_loss(chosen, rejected, shift, beta=beta)
+    metrics = pair_metrics(beta * chosen, beta * rejected, outputs, batch)
+    metrics["rewards/shift"] = losses.new_full(losses.shape, shift)
     return Values(losses, batch.pair_weights, batch.pairs[:, 0], metrics)
 
 

@@ -50,6 +50,8 @@ OBJECTIVES: list[tuple[dict[str, Any], float | None]] = [
     ({"name": "discopop"}, (LOG2 + 1) / 2),
     ({"name": "aot"}, LOG2),
     ({"name": "aot", "alignment": "unpaired"}, LOG2),
+    ({"name": "bco"}, 2 * LOG2),
+    ({"name": "bco", "reward_shift": "zero"}, 2 * LOG2),
     (
         {"name": "plackett_luce"},
         sum(math.log(math.factorial(k)) for k in KS) / len(KS),
@@ -261,6 +263,18 @@ def test_kto_metrics_are_means_over_each_side() -> None:
     assert metrics["rewards/chosen"] == pytest.approx(0.5 * np.mean(sides[True]), rel=1e-4)
     assert metrics["rewards/rejected"] == pytest.approx(0.5 * np.mean(sides[False]), rel=1e-4)
     assert metrics["kl"] == pytest.approx(max(0, np.mean(sides[None])), rel=1e-4)
+
+
+def test_bco_shifts_by_the_mean_reward_of_the_pairs_of_the_global_batch() -> None:
+    step = step_of({"name": "bco", "beta": 0.5}, 1, reference_seed=1)
+    metrics, _ = loss_and_gradient(step)
+    mean = (metrics["rewards/chosen"] + metrics["rewards/rejected"]) / 2
+    assert abs(mean) > 0.01
+    assert metrics["rewards/shift"] == pytest.approx(mean, rel=1e-4)
+    zero = step_of({"name": "bco", "beta": 0.5, "reward_shift": "zero"}, 1, reference_seed=1)
+    unshifted, _ = loss_and_gradient(zero)
+    assert unshifted["rewards/shift"] == 0
+    assert metrics["loss"] < unshifted["loss"]  # the shift helps where all rewards lie on one side
 
 
 def test_a_sum_is_the_weighted_sum_of_its_terms() -> None:
