@@ -12,131 +12,21 @@ model learns by it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from raydpo.training import tabular
-from raydpo.training.losses import apo, contrastive, dpo, f_divergence, ipo, ranking
+from raydpo.training.tabular_objectives import TabularObjective, tabular_objectives
 
 BETA = 0.7
 FLIP_RATE = 0.2
 STEPS = 14
 #: What float64 cannot tell from 0.
 SMALLEST = 1e-16
-MARKERS = "osv^D*Pxh<>"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """An objective on the world, and the policy that it should reach.
-
-    Attributes:
-        name: as in the plot.
-        loss: from logits [X, K] to the expected loss.
-        optimum: log-probabilities [X, K], or None where theory gives none.
-    """
-
-    name: str
-    loss: Callable[[Tensor], Tensor]
-    optimum: Tensor | None
-
-
-def curves(world: tabular.TabularWorld) -> list[Curve]:
-    """All objectives with what they should reach."""
-    best = tabular.optimal_logps(world, BETA)
-    clean = tabular.preference_probabilities(world)
-    flipped = tabular.with_flips(clean, FLIP_RATE)
-
-    def pairs(loss: tabular.PairLoss, weights: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda logits: tabular.expected_pair_loss(world, logits, loss, weights)
-
-    def rankings(logits: Tensor) -> Tensor:
-        return tabular.expected_ranking_loss(world, logits, plackett_luce)
-
-    def choices(logits: Tensor) -> Tensor:
-        return tabular.expected_best_loss(world, logits, best_of_k)
-
-    flips = f"{FLIP_RATE:.0%} flipped"
-    return [
-        Curve("sigmoid", pairs(sigmoid, clean), best),
-        Curve(f"robust, {flips}", pairs(robust, flipped), best),
-        Curve(f"outlier mixture, {flips}", pairs(mixture, flipped), best),
-        Curve("plackett_luce, K = 4", rankings, best),
-        Curve("best_of_k, K = 4", choices, best),
-        Curve("ipo", pairs(squared, clean), ipo_optimum(world, clean)),
-        Curve("f-DPO, forward KL", pairs(forward_kl, clean), forward_kl_optimum(world)),
-        Curve(f"sigmoid, {flips}", pairs(sigmoid, flipped), None),
-        Curve("conservative", pairs(conservative, clean), None),
-        Curve("exo", pairs(exo, clean), None),
-        Curve("apo_zero", pairs(apo_zero, clean), None),
-    ]
-
-
-def sigmoid(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """DPO."""
-    return dpo.sigmoid_loss(chosen, rejected, beta=BETA)
-
-
-def robust(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Robust DPO that knows the flip rate."""
-    return dpo.robust_loss(chosen, rejected, beta=BETA, flip_rate=FLIP_RATE)
-
-
-def mixture(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Outlier mixture that knows the flip rate: labels at random are flipped half the time."""
-    return dpo.outlier_mixture_loss(chosen, rejected, beta=BETA, outlier_rate=2 * FLIP_RATE)
-
-
-def conservative(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Conservative DPO."""
-    return dpo.conservative_loss(chosen, rejected, beta=BETA, label_smoothing=FLIP_RATE)
-
-
-def squared(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """IPO."""
-    return ipo.ipo_loss(chosen, rejected, tau=BETA)
-
-
-def forward_kl(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """F-DPO with the forward KL."""
-    return sigmoid(f_divergence.forward_kl_scores(chosen), f_divergence.forward_kl_scores(rejected))
-
-
-def exo(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """EXO on pairs."""
-    return contrastive.exo_loss(chosen, rejected, beta=BETA, label_smoothing=0.1)
-
-
-def apo_zero(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """APO-zero."""
-    return apo.apo_zero_loss(chosen, rejected, beta=BETA)
-
-
-def plackett_luce(groups: Tensor, mask: Tensor) -> Tensor:
-    """Rankings."""
-    return ranking.plackett_luce_loss(groups, mask, beta=BETA)
-
-
-def best_of_k(groups: Tensor, mask: Tensor) -> Tensor:
-    """Best of K."""
-    return ranking.best_of_k_loss(groups, mask, beta=BETA)
-
-
-def ipo_optimum(world: tabular.TabularWorld, preferences: Tensor) -> Tensor:
-    """pi_ref exp(P(y beats a uniform other)/tau)/Z, arXiv:2310.12036 sec. 5; P(y, y) = 1/2."""
-    wins = preferences + torch.eye(preferences.shape[-1], dtype=preferences.dtype) / 2
-    return (world.reference_logps + wins.mean(-1) / BETA).log_softmax(-1)
-
-
-def forward_kl_optimum(world: tabular.TabularWorld) -> Tensor:
-    """The forward KL's own optimum, from f'(u) - f'(1) = 1 - 1/u."""
-    return tabular.f_optimal_logps(world, BETA, lambda score: 1 / (1 - score), 1.0)
+MARKERS = "osv^D*Pxh<>+1d"
 
 
 @dataclass(frozen=True)
@@ -144,7 +34,7 @@ class Traced:
     """A curve's numbers after each Newton step.
 
     Attributes:
-        name: of the curve.
+        name: of the objective.
         distances: KL(optimum || policy), nats, or None.
         missing: beta log Z - (E[r] - beta KL), the mean over prompts.
     """
@@ -154,17 +44,17 @@ class Traced:
     missing: list[float]
 
 
-def trace(world: tabular.TabularWorld, curve: Curve) -> Traced:
-    """Fit the curve's objective and measure after every step."""
-    trajectory = tabular.fit(world, curve.loss, STEPS)
+def trace(world: tabular.TabularWorld, objective: TabularObjective) -> Traced:
+    """Fit the objective and measure after every step."""
+    trajectory = tabular.fit(world, objective.loss, STEPS)
     most = BETA * tabular.log_partition(world, BETA)
     missing = [
         (most - tabular.regularized_reward(world, logps, BETA)).mean().item()
         for logps in trajectory
     ]
-    if curve.optimum is None:
-        return Traced(curve.name, None, missing)
-    return Traced(curve.name, [tabular.kl(curve.optimum, p) for p in trajectory], missing)
+    if objective.optimum is None:
+        return Traced(objective.name, None, missing)
+    return Traced(objective.name, [tabular.kl(objective.optimum, p) for p in trajectory], missing)
 
 
 def draw(traced: list[Traced], path: Path) -> None:
@@ -206,7 +96,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=11, help="of rewards and reference")
     options = parser.parse_args()
     world = tabular.random_world(prompts=3, completions=4, seed=options.seed, reward_scale=1.0)
-    traced = [trace(world, curve) for curve in curves(world)]
+    traced = [trace(world, one) for one in tabular_objectives(world, BETA, FLIP_RATE)]
     print(f"{'objective':32} {'KL(own optimum||pi)':>20} {'beta log Z - value':>20}")
     for one in traced:
         own = "-" if one.distances is None else _size(one.distances[-1])
