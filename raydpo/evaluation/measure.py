@@ -12,7 +12,12 @@ from typing import Any
 from raydpo.config import Config, EvaluationConfig, RewardConfig, SamplingConfig
 from raydpo.errors import DataError, NumericsError
 from raydpo.evaluation import metrics
-from raydpo.evaluation.samples import HeldoutPairs, Sample, ScoredCompletions
+from raydpo.evaluation.samples import (
+    HeldoutJudgements,
+    HeldoutPairs,
+    Sample,
+    ScoredCompletions,
+)
 
 Json = dict[str, Any]
 
@@ -24,8 +29,11 @@ def measure(
     policy: list[Sample],
     logps: ScoredCompletions,
     pairs: HeldoutPairs | None,
+    judged: HeldoutJudgements | None = None,
 ) -> Json:
     """All numbers of the report.
+
+    Held-out groups are pairs, or in unpaired data completions judged one by one.
 
     Raises:
         DataError: no prompt has scored samples of both models, or no sample has log-probs.
@@ -38,7 +46,7 @@ def measure(
             "at least one held-out prompt has scored samples of both models",
             "read the reasons in the quarantine folders of the evaluation, or give more prompts",
         )
-    _refuse_non_finite(logps, pairs)
+    _refuse_non_finite(logps, pairs, judged)
     beta = config.training.objective.kl_beta if config.training else None
     return {
         "judge": _judge(config, evaluation.judge),
@@ -48,6 +56,7 @@ def measure(
         "win_rate": _win_rate(reference, policy).as_json(),
         "kl": _kl(logps, evaluation, config.sampling, beta),
         "heldout": _heldout(pairs, beta) if pairs is not None and pairs.prompts else None,
+        "heldout_judged": _judged(judged, beta) if judged is not None else None,
     }
 
 
@@ -150,6 +159,23 @@ def _heldout(pairs: HeldoutPairs, beta: float | None) -> Json:
     }
 
 
+def _judged(judged: HeldoutJudgements, beta: float | None) -> Json | None:
+    """How far desirable and undesirable completions lie apart; None without one of both."""
+    good, bad = judged.side(True), judged.side(False)
+    if not good[0] or not bad[0]:
+        return None
+    scaled = [([beta * value for value in side[0]], side[1]) for side in (good, bad) if beta]
+    return {
+        "desirable": len(good[0]),
+        "undesirable": len(bad[0]),
+        "separation": metrics.separation(*good, *bad).as_json(),
+        "logratio_difference_nats": metrics.difference_of_means(*good, *bad).as_json(),
+        "reward_difference": metrics.difference_of_means(*scaled[0], *scaled[1]).as_json()
+        if scaled
+        else None,
+    }
+
+
 def _prompts(samples: list[Sample]) -> list[str]:
     return [sample.prompt_id for sample in samples]
 
@@ -162,11 +188,15 @@ def _lengths(samples: list[Sample]) -> list[float]:
     return [float(len(sample.completion_ids)) for sample in samples]
 
 
-def _refuse_non_finite(logps: ScoredCompletions, pairs: HeldoutPairs | None) -> None:
+def _refuse_non_finite(
+    logps: ScoredCompletions, pairs: HeldoutPairs | None, judged: HeldoutJudgements | None
+) -> None:
     logratios = metrics.sequence_logratios(logps.policy, logps.reference)
     named = [*zip(logps.prompts, logratios, strict=True)]
     if pairs is not None:
         named += zip(pairs.prompts, pairs.margins, strict=True)
+    if judged is not None:
+        named += zip(judged.prompts, judged.logratios, strict=True)
     broken = [(prompt, value) for prompt, value in named if not math.isfinite(value)]
     if broken:
         raise NumericsError(

@@ -122,6 +122,46 @@ def paired_difference(
     )
 
 
+def difference_of_means(
+    first: Sequence[float],
+    first_prompts: Sequence[str],
+    second: Sequence[float],
+    second_prompts: Sequence[str],
+) -> Estimate:
+    """Mean of one set of completions minus mean of another; a prompt may have any of both.
+
+    The standard error is that of `paired_difference` over all prompts: what a prompt lacks on
+    one side counts 0 there.
+    """
+    prompts = {*first_prompts, *second_prompts}
+    ours, first_mean, first_count = _influence(first, first_prompts, prompts)
+    theirs, second_mean, second_count = _influence(second, second_prompts, prompts)
+    return Estimate(
+        first_mean - second_mean,
+        _root_of_sum(ours - theirs),
+        len(prompts),
+        first_count + second_count,
+    )
+
+
+def separation(
+    good: Sequence[float],
+    good_prompts: Sequence[str],
+    bad: Sequence[float],
+    bad_prompts: Sequence[str],
+) -> Estimate:
+    """How often a good one lies above a bad one, a tie counts half: the area under the ROC curve.
+
+    The standard error takes prompts as the units (Obuchowski 1997: the structural components of
+    DeLong et al. 1988, summed by prompt). 0.5 is chance.
+    """
+    prompts = {*good_prompts, *bad_prompts}
+    of_good, area, _ = _influence(_share_below(good, bad), good_prompts, prompts)
+    above = [1 - share for share in _share_below(bad, good)]
+    of_bad, _, _ = _influence(above, bad_prompts, prompts)
+    return Estimate(area, _root_of_sum(of_good + of_bad), len(prompts), len(good) + len(bad))
+
+
 def kl_per_completion(
     policy: Sequence[TokenLogps], reference: Sequence[TokenLogps], prompts: Sequence[str]
 ) -> Estimate:
@@ -223,6 +263,13 @@ def repetition_share(
     return clustered_ratio(repeats, totals, prompts) if sum(totals) else None
 
 
+def _share_below(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Of each value, the share of the others that lie below it, a tie counts half."""
+    ordered = np.sort(np.array(others))
+    below = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    return (below / (2 * len(ordered))).tolist()
+
+
 def _bigrams(ids: Sequence[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(ids))
 
@@ -249,7 +296,7 @@ def _influence(
 ) -> tuple[Floats, float, int]:
     """What each shared prompt, in sorted order, adds to the mean; the mean; its observations."""
     grouped = _by_prompt(values, prompts)
-    kept = [grouped[prompt] for prompt in sorted(shared)]
+    kept = [grouped.get(prompt, []) for prompt in sorted(shared)]
     sums = np.array([math.fsum(group) for group in kept])
     sizes = np.array([float(len(group)) for group in kept])
     total = math.fsum(sizes)

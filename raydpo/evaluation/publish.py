@@ -16,7 +16,10 @@ from raydpo.evaluation import plots
 from raydpo.evaluation.measure import measure
 from raydpo.evaluation.report import Figure, ReportInputs, choose_samples, render
 from raydpo.evaluation.samples import (
+    HeldoutJudgements,
+    HeldoutPairs,
     Sample,
+    collect_judgements,
     collect_logps,
     collect_pairs,
     collect_samples,
@@ -67,12 +70,8 @@ def write_report(
     reference = collect_samples(tables.reference_samples, tables.reference_scores, evaluation.judge)
     policy = collect_samples(tables.policy_samples, tables.policy_scores, evaluation.judge)
     logps = collect_logps(tables.policy_groups, tables.kl_policy, tables.kl_reference)
-    pairs = (
-        collect_pairs(tables.heldout, tables.heldout_policy, tables.heldout_reference)
-        if tables.heldout and tables.heldout_policy and tables.heldout_reference
-        else None
-    )
-    metrics = measure(config, evaluation, reference, policy, logps, pairs)
+    pairs, judged = _heldout(tables)
+    metrics = measure(config, evaluation, reference, policy, logps, pairs, judged)
     figures = draw_figures(config, metrics, reference, policy, training_log)
     counts = {name: table.manifest["counts"] for name, table in tables.own().items()}
     page = render(
@@ -93,6 +92,14 @@ def write_report(
         folder.write_bytes(f"plots/{figure.name}.png", figure.png)
     folder.write_bytes("report.html", page.encode("utf-8", "replace"))
     return metrics
+
+
+def _heldout(tables: Tables) -> tuple[HeldoutPairs | None, HeldoutJudgements | None]:
+    """Held-out pairs and judged completions, of which a table has one kind; None without a table."""
+    if not (tables.heldout and tables.heldout_policy and tables.heldout_reference):
+        return None, None
+    scored = tables.heldout, tables.heldout_policy, tables.heldout_reference
+    return collect_pairs(*scored), collect_judgements(*scored)
 
 
 def draw_figures(

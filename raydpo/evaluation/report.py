@@ -28,6 +28,7 @@ _GLOSSARY: Final = (
     ("± and [ ]", "standard error; 95 % confidence interval (1.96 standard errors). Prompts are the units, as completions of one prompt are not independent."),
     ("z", "the difference in standard errors, paired by prompt; beyond ±2 it is hardly chance."),
     ("held-out pairs", "preference pairs kept out of training; accuracy is the share whose chosen completion gained more probability than the rejected one, relative to the reference."),
+    ("told apart", "in unpaired data: how often a held-out desirable completion gained more probability, relative to the reference, than an undesirable one; 50 % is chance."),
     ("distinct-2", "different bigrams of tokens over all bigrams of all completions; it collapses when all completions sound alike."),
     ("repetition", "share of a completion's bigrams that stood in it before; it rises when text loops."),
 )  # fmt: skip
@@ -149,7 +150,7 @@ def render(inputs: ReportInputs) -> str:
 def number_lines(metrics: Json) -> list[Line]:
     """The lines of the table of numbers."""
     return [*_score_lines(metrics), *_distance_lines(metrics), *_text_lines(metrics),
-            *_heldout_lines(metrics["heldout"])]  # fmt: skip
+            *_heldout_lines(metrics["heldout"]), *_judged_lines(metrics["heldout_judged"])]  # fmt: skip
 
 
 def warnings(metrics: Json) -> list[str]:
@@ -277,6 +278,28 @@ def _heldout_lines(heldout: Json | None) -> list[Line]:
     ]
     if reward:
         lines.append(Line("implicit reward margin (beta × nats)", Cell("0"), estimated(reward)))
+    return lines
+
+
+def _judged_lines(judged: Json | None) -> list[Line]:
+    if judged is None:
+        return []
+    counts = f"{judged['desirable']} desirable, {judged['undesirable']} undesirable"
+    lines = [
+        Line(
+            f"held-out completions told apart ({counts})",
+            Cell("50 %"),
+            estimated(judged["separation"], percent),
+        ),
+        Line(
+            "log-ratio, desirable minus undesirable (nats)",
+            Cell("0"),
+            estimated(judged["logratio_difference_nats"]),
+        ),
+    ]
+    if judged["reward_difference"]:
+        reward = estimated(judged["reward_difference"])
+        lines.append(Line("implicit reward, the same (beta × nats)", Cell("0"), reward))
     return lines
 
 

@@ -59,6 +59,21 @@ class HeldoutPairs:
     weights: list[float]
 
 
+@dataclass(frozen=True)
+class HeldoutJudgements:
+    """Judged completions of held-out unpaired groups: log-ratio (nats), judgement, prompt; lists of n."""
+
+    prompts: list[str]
+    logratios: list[float]
+    desirable: list[bool]
+
+    def side(self, desirable: bool) -> tuple[list[float], list[str]]:
+        """Log-ratios and prompts of the desirable ones, or of the others."""
+        rows = zip(self.logratios, self.prompts, self.desirable, strict=True)
+        kept = [(value, prompt) for value, prompt, judged in rows if judged == desirable]
+        return [value for value, _ in kept], [prompt for _, prompt in kept]
+
+
 def collect_samples(
     candidates: Table, scores: Table, judges: tuple[RewardConfig, ...]
 ) -> list[Sample]:
@@ -121,6 +136,21 @@ def collect_pairs(groups: Table, policy: Table, reference: Table) -> HeldoutPair
             pairs.margins.append(logratios[pair["chosen"]] - logratios[pair["rejected"]])
             pairs.weights.append(pair["weight"])
     return pairs
+
+
+def collect_judgements(groups: Table, policy: Table, reference: Table) -> HeldoutJudgements:
+    """Log-ratio of every judged completion that both models scored; none in data of pairs."""
+    found = HeldoutJudgements([], [], [])
+    for group, ours, theirs in _joined(groups, policy, reference):
+        if group["desirable"] is None:
+            continue
+        logratios = sequence_logratios(ours, theirs)
+        for value, judged in zip(logratios, group["desirable"], strict=True):
+            if judged is not None:  # else it answers another prompt
+                found.prompts.append(group["prompt_id"])
+                found.logratios.append(value)
+                found.desirable.append(judged)
+    return found
 
 
 def _scores_by_prompt(samples: list[Sample]) -> dict[str, list[float]]:

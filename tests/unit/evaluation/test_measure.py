@@ -12,7 +12,8 @@ from evaluation_samples import make_config, make_logps, make_metrics, make_sampl
 from raydpo.config import LabelingConfig, RewardConfig, SamplingConfig
 from raydpo.errors import DataError, NumericsError
 from raydpo.evaluation.measure import measure, sampling_caveats, score_unit
-from raydpo.evaluation.samples import HeldoutPairs, ScoredCompletions
+from raydpo.evaluation.report import number_lines
+from raydpo.evaluation.samples import HeldoutJudgements, HeldoutPairs, ScoredCompletions
 
 
 def test_metrics_are_those_of_the_samples():
@@ -50,6 +51,31 @@ def test_without_held_out_pairs_there_is_no_accuracy():
         HeldoutPairs([], [], []),
     )
     assert values["heldout"] is None
+
+
+def test_unpaired_data_is_held_out_as_judged_completions():
+    config = make_config()
+    assert config.evaluation is not None
+    samples, logps = make_samples(0.5, seed=0), make_logps(make_samples(0.5, seed=0), 0.0)
+    judged = HeldoutJudgements(
+        ["q", "r", "s", "s"], [2.0, 4.0, 1.0, 3.0], [True, True, False, False]
+    )
+    none = HeldoutPairs([], [], [])
+    parts = config, config.evaluation, samples, samples, logps, none
+    values = measure(*parts, judged)
+    assert values["heldout"] is None
+    found = values["heldout_judged"]
+    assert (found["desirable"], found["undesirable"]) == (2, 2)
+    assert found["separation"]["mean"] == 0.75
+    assert found["logratio_difference_nats"]["mean"] == 1.0
+    assert found["reward_difference"]["mean"] == 0.25
+    lines = [line.name for line in number_lines(values)]
+    assert "held-out completions told apart (2 desirable, 2 undesirable)" in lines
+    only_good = HeldoutJudgements(["q"], [2.0], [True])
+    assert measure(*parts, only_good)["heldout_judged"] is None
+    broken = HeldoutJudgements(["q"], [float("nan")], [True])
+    with pytest.raises(NumericsError, match="not finite"):
+        measure(*parts, broken)
 
 
 def test_policy_that_is_the_reference_differs_in_nothing():

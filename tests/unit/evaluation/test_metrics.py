@@ -115,6 +115,33 @@ def test_paired_difference_leaves_out_prompts_that_one_model_lacks():
     assert (estimate.mean, estimate.prompts, estimate.observations) == (1.5, 2, 4)
 
 
+def test_difference_of_means_and_separation_agree_with_a_bootstrap_over_prompts():
+    """Prompts have completions of both kinds, of one, and of different number."""
+    rng = np.random.default_rng(5)
+    effects = rng.normal(0, 2, 100)
+    good = [list(e + 1 + rng.normal(0, 1, rng.integers(0, 4))) for e in effects]
+    bad = [list(e + rng.normal(0, 1, rng.integers(0, 3))) for e in effects]
+    differences, areas = [], []
+    for _ in range(600):
+        chosen = rng.integers(0, 100, 100)
+        ours = np.array([v for g in chosen for v in good[g]])
+        theirs = np.array([v for g in chosen for v in bad[g]])
+        differences.append(ours.mean() - theirs.mean())
+        areas.append((ours[:, None] > theirs).mean())
+    difference = metrics.difference_of_means(*flat(good), *flat(bad))
+    area = metrics.separation(*flat(good), *flat(bad))
+    every = np.array(flat(good)[0]), np.array(flat(bad)[0])
+    assert difference.mean == pytest.approx(every[0].mean() - every[1].mean())
+    assert area.mean == pytest.approx((every[0][:, None] > every[1]).mean())
+    assert difference.standard_error == pytest.approx(stdev(differences), rel=0.15)
+    assert area.standard_error == pytest.approx(stdev(areas), rel=0.15)
+
+
+def test_separation_counts_ties_half():
+    values = metrics.separation([1.0, 2.0], ["a", "b"], [1.0, 1.0], ["c", "d"])
+    assert (values.mean, values.prompts, values.observations) == (0.75, 4, 4)
+
+
 # A language model with two tokens and an end, at most two tokens long: enumerable.
 _VOCABULARY = (0, 1, 2)  # 2 ends a completion
 _POLICY = {(): (0.5, 0.3, 0.2), (0,): (0.1, 0.6, 0.3), (1,): (0.25, 0.25, 0.5)}

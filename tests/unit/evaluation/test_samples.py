@@ -11,6 +11,8 @@ import pytest
 from raydpo.config import RewardConfig
 from raydpo.errors import DataError
 from raydpo.evaluation.samples import (
+    HeldoutJudgements,
+    collect_judgements,
     collect_logps,
     collect_pairs,
     collect_samples,
@@ -170,6 +172,18 @@ def test_margins_are_those_of_log_ratios_chosen_minus_rejected(tmp_path: Path):
     assert found.prompts == ["prompt of g", "prompt of g"]
     assert found.margins == pytest.approx([2.0 - -2.0, 0.0 - 2.0])
     assert found.weights == pytest.approx([0.5, 1.0])
+
+
+def test_judged_completions_are_those_of_their_own_prompt(tmp_path: Path):
+    row = {**group("g", [[3], [4, 5]], []), "desirable": [False, None]}
+    pairs = group("h", [[3], [4]], [{"chosen": 1, "rejected": 0, "weight": 1.0}])
+    groups = table(tmp_path / "groups", "preferences", [[row, pairs]])
+    ours = logps(tmp_path / "ours", {"g": [[-3.0], [-1.0, -1.0]], "h": [[-1.0], [-1.0]]})
+    theirs = logps(tmp_path / "theirs", {"g": [[-1.0], [-2.0, -2.0]], "h": [[-1.0], [-1.0]]})
+    found = collect_judgements(groups, ours, theirs)
+    assert found == HeldoutJudgements(["prompt of g"], [-2.0], [False])
+    assert found.side(False) == ([-2.0], ["prompt of g"])
+    assert found.side(True) == ([], [])
 
 
 def test_mean_scores_pair_prompts_whatever_their_order(tmp_path: Path):
