@@ -5,9 +5,10 @@ What comes in: a flip rate. What goes out: configuration sections by name, and r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raydpo import config_objectives as sections
+from raydpo.evaluation.metrics import Estimate, clustered_mean, paired_difference
 
 Contender = (
     sections.DpoObjective
@@ -30,21 +31,42 @@ class Result:
             each pair) or `model`.
         objective: its name.
         flip_rate: share of training labels that were turned round.
-        accuracy: share of pairs that the policy orders as the true rewards do.
-        standard_error: of the accuracy, clustered by prompt.
+        right: of each pair 1 where the policy orders it as the true rewards do, 0 where not,
+            one half for a tie. The same pairs for all objectives of a setting.
+        prompts: the prompt of each.
         missing: on worlds, beta log Z - (E[r] - beta KL): what the policy misses of the
             most regularized reward there is; None on the model.
-        margin: on the model, mean log-ratio of better against worse completions, nats; None
-            on the world.
+        scores: on the model, what the judge gives samples of the policy on held-out prompts.
+        score_prompts: the prompt of each.
     """
 
     setting: str
     objective: str
     flip_rate: float
-    accuracy: float
-    standard_error: float
+    right: list[float]
+    prompts: list[str]
     missing: float | None = None
-    margin: float | None = None
+    scores: list[float] = field(default_factory=list[float])
+    score_prompts: list[str] = field(default_factory=list[str])
+
+    @property
+    def accuracy(self) -> Estimate:
+        """Share of pairs in the right order, its standard error clustered by prompt."""
+        return clustered_mean(self.right, self.prompts)
+
+    @property
+    def score(self) -> Estimate:
+        """Mean score of the samples, its standard error clustered by prompt."""
+        return clustered_mean(self.scores, self.score_prompts)
+
+    def gain(self, other: Result) -> Estimate:
+        """Accuracy less that of another objective on the same pairs, paired."""
+        differences = [ours - theirs for ours, theirs in zip(self.right, other.right, strict=True)]
+        return clustered_mean(differences, self.prompts)
+
+    def score_gain(self, other: Result) -> Estimate:
+        """Score less that of another objective, paired by prompt."""
+        return paired_difference(self.scores, self.score_prompts, other.scores, other.score_prompts)
 
 
 def contenders(flip_rate: float, beta: float) -> dict[str, Contender]:

@@ -1,8 +1,9 @@
-"""The noise study on the demo's model: sample, score, flip, train, look at clean held-out pairs.
+"""The noise study on the demo's model: sample, score, flip, train, look at held-out prompts.
 
-What comes in: the models and prompts in assets/, a flip rate. What goes out: the accuracy of
-the implicit reward on held-out pairs whose labels were not flipped. All of it runs in this
-process, through the same pair building and the same train loop as a job, without Ray.
+What comes in: the models and prompts in assets/, a flip rate. What goes out: how the implicit
+reward orders held-out pairs whose labels were not flipped, and how a judge likes new samples.
+All of it runs in this process, through the same pair building and the same train loop as a
+job, without Ray.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 from noise.contenders import Result, contenders
 from raydpo.config import ModelConfig, PairsConfig, RewardConfig, TrainingConfig
 from raydpo.config_objectives import SingleObjective
-from raydpo.evaluation.metrics import pair_accuracy, weighted_mean
 from raydpo.labeling.classifier import judge_with_classifier, load_classifier
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
 from raydpo.models import load_causal_lm, load_tokenizer
@@ -40,8 +40,14 @@ MODEL = ModelConfig(path=str(ASSETS / "review-lm"))
 REWARD = RewardConfig(
     classifier=str(ASSETS / "sentiment-reward"), label="positive", input="completion"
 )
+JUDGE = RewardConfig(
+    classifier=str(ASSETS / "sentiment-judge"),
+    label="positive",
+    output="probability",
+    input="completion",
+)
 BETA, MIN_MARGIN = 0.1, 0.5
-CANDIDATES, MAX_COMPLETION_TOKENS = 4, 64
+CANDIDATES, SAMPLES, MAX_COMPLETION_TOKENS = 8, 4, 64
 HELDOUT_FRACTION = 0.3
 CPU = torch.device("cpu")
 
@@ -65,19 +71,26 @@ def prepare(cache: Path, prompts: int, seed: int) -> Material:
     return Material(**json.loads(cache.read_text()))
 
 
-def run_model(material: Material, flip_rate: float, seed: int, epochs: int) -> list[Result]:
-    """All objectives on the same flipped labels."""
+def run_model(
+    material: Material, flip_rate: float, seed: int, epochs: int, skip: set[str]
+) -> Iterator[Result]:
+    """Objectives on the same flipped labels, one after the other.
+
+    Args:
+        material: candidates of all prompts.
+        flip_rate: share of training labels that are flipped.
+        seed: of flips, order and samples.
+        epochs: passes over the training groups.
+        skip: names of objectives that are done.
+    """
     data = GroupDataset(write_groups(_rows(material, flip_rate, seed, False), uuid.uuid4().hex))
     clean = GroupDataset(write_groups(_rows(material, 0.0, seed, True), uuid.uuid4().hex))
-    results: list[Result] = []
     for name, section in contenders(flip_rate, BETA).items():
-        policy = _train(data, section, seed, epochs)
-        margins, weights, prompts = _margins(policy, clean)
-        accuracy = pair_accuracy(margins, weights, prompts)
-        margin = weighted_mean(margins, weights, prompts).mean
-        error = accuracy.standard_error or 0.0
-        results.append(Result("model", name, flip_rate, accuracy.mean, error, margin=margin))
-    return results
+        if name not in skip:
+            policy = _train(data, section, seed, epochs)
+            right, prompts = _right_orders(policy, clean)
+            scores, score_prompts = _scores_of_samples(policy, clean, seed)
+            yield Result("model", name, flip_rate, right, prompts, None, scores, score_prompts)
 
 
 def _make_material(count: int, seed: int) -> Material:
@@ -85,8 +98,8 @@ def _make_material(count: int, seed: int) -> Material:
     lines = (ASSETS / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:count]
     texts = [json.loads(line)["prompt"] for line in lines]
     prompts = make_encoder(tokenizer).prompts([Text(text) for text in texts])
-    completions = _sample(tokenizer, prompts, seed)
-    rewards = _rewards(tokenizer, completions)
+    completions = _sample(load_causal_lm(MODEL), tokenizer, prompts, CANDIDATES, seed)
+    rewards = _judged(REWARD, tokenizer, completions)
     module = TokenLogps(load_causal_lm(MODEL).eval(), attention="segments")
     reference = [
         _logps(module, Group("", prompt, answers, [], None))
@@ -97,13 +110,12 @@ def _make_material(count: int, seed: int) -> Material:
 
 @torch.no_grad()
 def _sample(
-    tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], seed: int
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], count: int, seed: int
 ) -> list[list[list[int]]]:
-    """K completions of each prompt at temperature 1, EOS included; prompts of one length together."""
+    """Completions of each prompt at temperature 1, EOS included; prompts of one length together."""
     torch.manual_seed(seed)
     eos_id = tokenizer.eos_token_id
     assert isinstance(eos_id, int)
-    model: Any = load_causal_lm(MODEL).eval()
     found: dict[int, list[list[int]]] = {}
     for length in sorted({len(prompt) for prompt in prompts}):
         numbers = [n for n, prompt in enumerate(prompts) if len(prompt) == length]
@@ -112,13 +124,13 @@ def _sample(
             attention_mask=torch.ones(len(numbers), length, dtype=torch.int64),
             do_sample=True,
             top_k=0,
-            num_return_sequences=CANDIDATES,
+            num_return_sequences=count,
             max_new_tokens=MAX_COMPLETION_TOKENS,
             pad_token_id=eos_id,
         )[:, length:].tolist()
         ended = [_until_eos(row, eos_id) for row in ids]
         for place, number in enumerate(numbers):
-            found[number] = ended[place * CANDIDATES : (place + 1) * CANDIDATES]
+            found[number] = ended[place * count : (place + 1) * count]
     return [found[number] for number in range(len(prompts))]
 
 
@@ -126,12 +138,13 @@ def _until_eos(ids: list[int], eos_id: int) -> list[int]:
     return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 
-def _rewards(
-    tokenizer: PreTrainedTokenizerBase, completions: list[list[list[int]]]
+def _judged(
+    reward: RewardConfig, tokenizer: PreTrainedTokenizerBase, completions: list[list[list[int]]]
 ) -> list[list[float]]:
+    """What a classifier gives each completion of each prompt."""
     flat = [ids for answers in completions for ids in answers]
     texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in flat]
-    judged = judge_with_classifier(load_classifier(REWARD), ["" for _ in texts], texts)
+    judged = judge_with_classifier(load_classifier(reward), ["" for _ in texts], texts)
     # A completion without text is as good as none.
     values = iter([v if isinstance(v, float) else 0.0 for v in judged.values])
     return [[next(values) for _ in answers] for answers in completions]
@@ -183,9 +196,9 @@ def _train(data: GroupDataset, section: SingleObjective, seed: int, epochs: int)
     return module
 
 
-def _margins(policy: TokenLogps, clean: GroupDataset) -> tuple[list[float], list[float], list[str]]:
-    """Log-ratio of better minus worse of each held-out pair, its weight and its prompt."""
-    margins: list[float] = []
+def _right_orders(policy: TokenLogps, clean: GroupDataset) -> tuple[list[float], list[str]]:
+    """Of each held-out pair 1.0 where its better completion gained more, and its prompt."""
+    right: list[float] = []
     prompts: list[str] = []
     for number in range(len(clean)):
         group = clean[number]
@@ -193,6 +206,22 @@ def _margins(policy: TokenLogps, clean: GroupDataset) -> tuple[list[float], list
         sums = map(sum, _logps(policy, group))
         reference = map(sum, group.reference_token_logps)
         ratios = [ours - theirs for ours, theirs in zip(sums, reference, strict=True)]
-        margins += [ratios[pair.chosen] - ratios[pair.rejected] for pair in group.pairs]
-        prompts += [group.group_id] * len(group.pairs)
-    return margins, [1.0] * len(margins), prompts
+        margins = [ratios[pair.chosen] - ratios[pair.rejected] for pair in group.pairs]
+        right += [0.5 if margin == 0 else float(margin > 0) for margin in margins]
+        prompts += [group.group_id] * len(margins)
+    return right, prompts
+
+
+def _scores_of_samples(
+    policy: TokenLogps, clean: GroupDataset, seed: int
+) -> tuple[list[float], list[str]]:
+    """What the demo's judge gives new samples of the policy on held-out prompts, and their prompts."""
+    groups = [clean[number] for number in range(len(clean))]
+    model = load_causal_lm(MODEL)  # with the attention that generation takes
+    model.load_state_dict(policy.model.state_dict())
+    tokenizer = load_tokenizer(MODEL)
+    prompts = [group.prompt_ids for group in groups]
+    samples = _sample(model, tokenizer, prompts, SAMPLES, seed + 1)
+    scores = _judged(JUDGE, tokenizer, samples)
+    flat = [score for own in scores for score in own]
+    return flat, [group.group_id for group in groups for _ in range(SAMPLES)]

@@ -11,12 +11,12 @@ Shapes: X prompts, K completions, P labelled pairs.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from noise.contenders import Result, contenders
-from raydpo.evaluation.metrics import clustered_mean
 from raydpo.training import tabular
 from raydpo.training.measures.pairs import PairLoss, pair_loss
 
@@ -25,23 +25,27 @@ PROMPTS, COMPLETIONS = 400, 4
 STEPS, LEARNING_RATE = 400, 0.05
 
 
-def run_world(flip_rate: float, seed: int, exact: bool) -> list[Result]:
-    """All objectives on the same labels: in exact proportions, or one drawn for each pair."""
+def run_world(flip_rate: float, seed: int, exact: bool, skip: set[str]) -> Iterator[Result]:
+    """Objectives on the same labels: in exact proportions, or one drawn for each pair.
+
+    Args:
+        flip_rate: share of labels that are flipped.
+        seed: of the world and its labels.
+        exact: whether labels come in their exact proportions.
+        skip: names of objectives that are done.
+    """
     world = tabular.random_world(PROMPTS, COMPLETIONS, seed, reward_scale=1.5)
     labels = draw_labels(world, flip_rate, seed)
     weights = torch.ones(len(labels), dtype=torch.float64)
     if exact:
         labels, weights = all_labels(world, flip_rate)
-    results: list[Result] = []
+    most = BETA * tabular.log_partition(world, BETA)
+    setting = "exact" if exact else "world"
     for name, section in contenders(flip_rate, BETA).items():
-        logps = train_table(world, labels, weights, pair_loss(section))
-        accuracy = clustered_mean(*right_orders(world, logps))
-        most = BETA * tabular.log_partition(world, BETA)
-        missing = (most - tabular.regularized_reward(world, logps, BETA)).mean().item()
-        error = accuracy.standard_error or 0.0
-        setting = "exact" if exact else "world"
-        results.append(Result(setting, name, flip_rate, accuracy.mean, error, missing=missing))
-    return results
+        if name not in skip:
+            logps = train_table(world, labels, weights, pair_loss(section))
+            missing = (most - tabular.regularized_reward(world, logps, BETA)).mean().item()
+            yield Result(setting, name, flip_rate, *right_orders(world, logps), missing)
 
 
 def draw_labels(world: tabular.TabularWorld, flip_rate: float, seed: int) -> Tensor:
