@@ -5,20 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from raydpo.run import read_manifest, read_rows
-from raydpo.storage import folder_of
-from tests.conftest import ROOT
+from raydpo.cli import main
+from tests.integration.runs import drive, manifest, rows, write_prompts
 
 pytestmark = pytest.mark.slow
-STARTS = ["the film was", "I loved the", "the plot is", "a bad", "it was very", "the scene"]
 TABLES = ("candidates", "scores", "preferences", "training-groups", "reference", "policy")
 
 
@@ -26,10 +22,7 @@ TABLES = ("candidates", "scores", "preferences", "training-groups", "reference",
 def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder with prompts and a configuration that names them."""
     folder = tmp_path_factory.mktemp("online")
-    prompts = [{"prompt": f"{start} {number}"} for number in range(4) for start in STARTS]
-    lines = [json.dumps(prompt) + "\n" for prompt in prompts]
-    (folder / "prompts.jsonl").write_text("".join(lines))
-    (folder / "heldout.jsonl").write_text("".join(lines[:6]).replace("the", "a"))
+    write_prompts(folder, heldout=6)
     (folder / "job.yaml").write_text(yaml.safe_dump(job(folder, tiny_model)))
     return folder
 
@@ -69,34 +62,12 @@ def job(folder: Path, model: Path) -> dict[str, Any]:
     }
 
 
-def drive(point: str, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, from the repository's root."""
-    return subprocess.run(
-        [sys.executable, "-m", "tests.integration.drive", point, str(run), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=1000,
-        cwd=ROOT,
-    )
-
-
 @pytest.fixture(scope="module")
 def undisturbed(work: Path) -> tuple[Path, str]:
     """A finished run: its directory, and what the command printed."""
     done = drive("never", work / "run", "online", str(work / "job.yaml"))
     assert done.returncode == 0, done.stderr[-4000:]
     return work / "run", done.stdout + done.stderr
-
-
-def manifest(run: Path, round_index: int, stage: str) -> dict[str, Any]:
-    found = read_manifest(folder_of(str(run / f"round-{round_index:03d}" / stage)))
-    assert found is not None
-    return found
-
-
-def rows(run: Path, round_index: int, stage: str) -> list[dict[str, Any]]:
-    folder = folder_of(str(run / f"round-{round_index:03d}" / stage))
-    return list(read_rows(folder, manifest(run, round_index, stage)))
 
 
 def policies(run: Path) -> list[dict[str, Any]]:
@@ -109,10 +80,10 @@ def test_engines_start_once_and_each_round_samples_from_the_newest_policy(undist
     assert "engines were started 1 time(s)" in output
     original, first, second = policies(run)
     for index, sampler in ((0, original), (1, first)):
-        sampled = {row["policy"] for row in rows(run, index, "candidates")}
+        sampled = {row["policy"] for row in rows(run, "candidates", index)}
         assert sampled == {sampler["policy_weights"]}
     assert second["sampler_weights"] == first["policy_weights"] != original["policy_weights"]
-    assert manifest(run, 1, "policy")["inputs"]["model"] == first["policy_weights"]
+    assert manifest(run, "policy", 1)["inputs"]["model"] == first["policy_weights"]
 
 
 def test_the_engines_log_probs_are_the_trained_policys_own(undisturbed) -> None:
@@ -122,7 +93,7 @@ def test_the_engines_log_probs_are_the_trained_policys_own(undisturbed) -> None:
 
     run, _ = undisturbed
     model = AutoModelForCausalLM.from_pretrained(run / "round-000/policy/model")
-    for row in rows(run, 1, "candidates")[:6]:
+    for row in rows(run, "candidates", 1)[:6]:
         ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
         with torch.no_grad():
             logps = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
@@ -134,14 +105,14 @@ def test_the_reference_moves_and_replayed_groups_are_scored_under_it(undisturbed
     run, _ = undisturbed
     original, first, second = policies(run)
     assert first["reference_weights"] == original["policy_weights"]
-    average = manifest(run, 1, "reference-model")["fingerprint"]
+    average = manifest(run, "reference-model", 1)["fingerprint"]
     assert second["reference_weights"] == average
-    assert manifest(run, 1, "reference")["inputs"]["model"] == average
-    groups = rows(run, 1, "training-groups")
+    assert manifest(run, "reference", 1)["inputs"]["model"] == average
+    groups = rows(run, "training-groups", 1)
     replayed = [group for group in groups if group["group_id"].endswith("@round-000")]
     assert len(replayed) == second["replayed"] > 0
-    old = {row["group_id"]: row["reference_token_logps"] for row in rows(run, 0, "reference")}
-    new = {row["group_id"]: row["reference_token_logps"] for row in rows(run, 1, "reference")}
+    old = {row["group_id"]: row["reference_token_logps"] for row in rows(run, "reference", 0)}
+    new = {row["group_id"]: row["reference_token_logps"] for row in rows(run, "reference", 1)}
     assert len(new) == len(groups)
     for group in replayed:
         before = old.get(group["group_id"].removesuffix("@round-000"))
@@ -163,13 +134,15 @@ def test_held_out_numbers_of_every_policy_are_recorded_and_drawn(undisturbed) ->
     assert "outside work" in output
 
 
-def test_a_finished_run_has_nothing_to_do_and_starts_no_engine(undisturbed, work) -> None:
+def test_a_finished_run_has_nothing_to_do_and_starts_no_engine(
+    undisturbed, work, ray_cluster, capsys
+) -> None:
     run, _ = undisturbed
     kept = {p: p.read_bytes() for p in run.rglob("*.json")}
-    done = drive("never", run, "online", str(work / "job.yaml"))
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "engines were started 0 time(s)" in done.stdout
-    assert "starting" not in done.stderr
+    assert main(["online", str(work / "job.yaml")]) == 0
+    printed = capsys.readouterr()
+    assert "engines were started 0 time(s)" in printed.out
+    assert "starting" not in printed.err
     assert {p: p.read_bytes() for p in run.rglob("*.json")} == kept
 
 
@@ -188,5 +161,5 @@ def test_engine_train_worker_and_driver_killed_in_round_1_end_as_if_undisturbed(
     last = drive("never", killed, *command)
     assert last.returncode == 0, last.stderr[-4000:]
     for stage in TABLES:
-        assert manifest(killed, 1, stage)["fingerprint"] == manifest(run, 1, stage)["fingerprint"]
+        assert manifest(killed, stage, 1)["fingerprint"] == manifest(run, stage, 1)["fingerprint"]
     assert [p["evaluation"] for p in policies(killed)] == [p["evaluation"] for p in policies(run)]

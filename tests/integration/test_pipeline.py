@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,19 @@ from transformers import AutoModelForCausalLM
 from raydpo.cli import main
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.parts import Table
-from raydpo.run import read_manifest, read_rows
+from raydpo.run import read_rows
 from raydpo.show import show_run
 from raydpo.storage import folder_of
+from tests.integration.runs import drive, manifest, rows, write_prompts
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent
-STARTS = ["the film was", "I loved the", "the plot is", "a bad", "it was very", "the scene"]
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A folder with prompts and a configuration that names them."""
     folder = tmp_path_factory.mktemp("pipeline")
-    prompts = [{"prompt": f"{start} {number}"} for number in range(4) for start in STARTS]
-    lines = "".join(json.dumps(prompt) + "\n" for prompt in prompts)
-    (folder / "prompts.jsonl").write_text(lines)
-    (folder / "heldout.jsonl").write_text(lines.replace("the", "a"))
+    write_prompts(folder)
     (folder / "job.yaml").write_text(yaml.safe_dump(job(folder, tiny_model)))
     return folder
 
@@ -67,34 +61,12 @@ def job(folder: Path, model: Path) -> dict[str, Any]:
     }
 
 
-def drive(point: str, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, from the repository's root."""
-    return subprocess.run(
-        [sys.executable, "-m", "tests.integration.drive", point, str(run), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=1000,
-        cwd=HERE.parent.parent,
-    )
-
-
 @pytest.fixture(scope="module")
 def undisturbed(work: Path) -> tuple[Path, str]:
     """A finished run: its directory, and what the command printed."""
     done = drive("never", work / "run", "run", str(work / "job.yaml"))
     assert done.returncode == 0, done.stderr[-4000:]
     return work / "run", done.stdout + done.stderr
-
-
-def manifest(run: Path, stage: str) -> dict[str, Any]:
-    found = read_manifest(folder_of(str(run / "round-000" / stage)))
-    assert found is not None
-    return found
-
-
-def rows(run: Path, stage: str) -> list[dict[str, Any]]:
-    folder = folder_of(str(run / "round-000" / stage))
-    return list(read_rows(folder, manifest(run, stage)))
 
 
 def test_every_prompt_is_sampled_scored_and_accounted_for(undisturbed) -> None:
