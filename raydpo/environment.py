@@ -9,11 +9,15 @@ from __future__ import annotations
 from typing import Final
 
 #: glibc gives large blocks back to the kernel after each step otherwise, and the page
-#: faults cost more than the arithmetic.
-MALLOC_ENVIRONMENT: Final = (
+#: faults cost more than the arithmetic. And oneDNN, and PyTorch around it, keep compiled
+#: products for the last 1024 shapes: every micro-batch has shapes of its own, so that hundreds
+#: of megabytes pile up. One forward and backward pass asks for less than 128, layer after layer.
+CPU_ENVIRONMENT: Final = (
     ("MALLOC_MMAP_MAX_", "0"),
     ("MALLOC_TRIM_THRESHOLD_", "68719476736"),
     ("MALLOC_TOP_PAD_", "134217728"),
+    ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"),
+    ("LRU_CACHE_CAPACITY", "128"),
 )
 #: Micro-batches have all lengths: without it, cached blocks of CUDA memory fit the next badly.
 _CUDA_ENVIRONMENT: Final = (("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),)
@@ -28,4 +32,4 @@ def worker_environment(cuda: bool, cpus: float) -> tuple[tuple[str, str], ...]:
     """
     if cuda:
         return _CUDA_ENVIRONMENT
-    return (*MALLOC_ENVIRONMENT, ("OMP_NUM_THREADS", str(max(1, int(cpus)))))
+    return (*CPU_ENVIRONMENT, ("OMP_NUM_THREADS", str(max(1, int(cpus)))))

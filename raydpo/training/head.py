@@ -1,9 +1,10 @@
 """The output layer on completion tokens: what an objective may ask of it, and the answers.
 
 What comes in: hidden states that predict completion tokens, and those tokens. What goes
-out: their log-probs and, where asked for, top logits or the reference's KL, float32. The
-layer runs in chunks; large logits are computed again in the backward pass, so that those of
-a whole batch never exist, and small ones are kept, in the precision they come in.
+out: their log-probs and, where asked for, top logits or the reference's KL, float32. Log-probs
+alone, under a layer that is one matrix product, are those of `linear_head.py`. Any other
+layer or request runs in chunks of tokens; large logits are computed again in the backward
+pass, so that those of a whole batch never exist, and small ones are kept.
 
 Shapes: N completion tokens, H hidden, V vocabulary, k top logits.
 """
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from raydpo.training.linear_head import KEPT_LOGIT_BYTES, linear_logps
+
 #: Positions whose logits exist at one time.
 CHUNK_POSITIONS = 1024
-#: Logits of a micro-batch are kept for the backward pass up to this size.
-KEPT_LOGIT_BYTES = 64 << 20
 #: Logits that are brought to float32 at one time on a CPU: they fit its cache.
 _CPU_BLOCK = 1 << 18
 
@@ -76,8 +77,9 @@ def head_outputs(
     targets: Tensor,
     request: HeadRequest,
     reference: ReferenceHead | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The fields of `TokenOutputs`, chunk by chunk.
+    """The fields of `TokenOutputs`, never with all logits at one time.
 
     Args:
         layer: the policy's output layer.
@@ -85,7 +87,10 @@ def head_outputs(
         targets: [N] int64.
         request: what to compute beside log-probs.
         reference: needed for `request.reference_kl`.
+        weight: [V, H], if the layer is the product with it and nothing else.
     """
+    if weight is not None and request == HeadRequest():
+        return linear_logps(hidden, weight, targets), None, None, None
     kept = request == HeadRequest() and _logit_bytes(layer, hidden) <= KEPT_LOGIT_BYTES
     chunks: list[Any] = [
         _run_chunk(

@@ -10,7 +10,7 @@ Shapes: R sequences, T tokens, N completion tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ __all__ = [
     "token_logps",
     "token_outputs",
 ]
+
+#: What a model's config says of its logits; see `adjusted_logits`.
+_ADJUSTMENTS: Final = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
 class TokenLogps(nn.Module):
@@ -83,7 +86,9 @@ class TokenLogps(nn.Module):
         reference = self._reference_head(batch) if request.reference_kl else None
         with autocast(self.precision, batch.input_ids.device):
             hidden = self.hidden(batch)
-            return head_outputs(self.output_layer, hidden, batch.targets, request, reference)
+            return head_outputs(
+                self.output_layer, hidden, batch.targets, request, reference, self.output_weight()
+            )
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Last hidden states that predict the completion tokens: [N, H]."""
@@ -100,6 +105,15 @@ class TokenLogps(nn.Module):
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has an output layer"
         return adjusted_logits(head(hidden), self.model.config.get_text_config())
+
+    def output_weight(self) -> Tensor | None:
+        """[V, H], where the output layer is the product with it and nothing else."""
+        head = self.model.get_output_embeddings()
+        config = self.model.config.get_text_config()
+        adjusts = any(getattr(config, name, None) is not None for name in _ADJUSTMENTS)
+        if adjusts or type(head) is not nn.Linear or "bias" in dict(head.named_parameters()):
+            return None
+        return head.weight
 
     @torch.no_grad()
     def _reference_head(self, batch: MicroBatch) -> ReferenceHead:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from raydpo.config import TrainerConfig
 from raydpo.errors import NumericsError
@@ -28,6 +28,7 @@ from raydpo.training.logps import TokenLogps, token_outputs
 from raydpo.training.lora import add_adapter
 from raydpo.training.measures.values import GlobalBatch
 from raydpo.training.objectives import Objective
+from raydpo.training.optimizer import make_optimizer
 from raydpo.training.schedule import learning_rate
 from raydpo.training.sharding import World, clip_gradients, gradient_sync, parallelize
 from raydpo.training.survey import survey_logps
@@ -94,7 +95,7 @@ def train(
     if settings.lora is not None:
         add_adapter(module.model, settings.lora, plan.seed)
     wrapped = parallelize(module, settings, world)
-    optimizer = _optimizer(wrapped, settings)
+    optimizer = make_optimizer(wrapped, settings)
     start = load_checkpoint(resume_from, wrapped, optimizer) if resume_from else 0
     step = Step(wrapped, module.shared, data, objective, settings, plan, world, optimizer, hooks)
     saver = _Saver(wrapped, optimizer, hooks, settings.background_checkpoints)
@@ -287,21 +288,6 @@ class Step:
             f"look at the step's groups (first: {suspects[:3]}), lower learning_rate, "
             "or set max_grad_norm",
         )
-
-
-def _optimizer(module: nn.Module, settings: TrainerConfig) -> AdamW:
-    """AdamW; vectors (norms, biases) are not decayed."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=settings.adam_betas,
-        eps=settings.adam_epsilon,
-    )
 
 
 def _largest_logratio(logps: torch.Tensor, batch: MicroBatch) -> float:

@@ -48,7 +48,6 @@ from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, tr
 from raydpo.training.lora import save_adapter
 from raydpo.training.metrics_log import MetricsLog
 from raydpo.training.objectives import Objective, SftObjective, make_objective
-from raydpo.training.precision import use_onednn_for_float32
 from raydpo.training.sharding import World, current_world, full_parameters
 from raydpo.training.sharing import token_module
 
@@ -124,8 +123,6 @@ def _module(job: TrainJob, world: World) -> TokenLogps:
         if sharded:
             world.tell(attention_of(module.model))
         return module
-    if world.device.type == "cpu" and job.model.precision == "float32":
-        use_onednn_for_float32()  # as rank 0 does: all compute alike
     model = meta_causal_lm(job.model)
     attention = world.tell("")  # what rank 0 found out by a forward pass
     set_attention(model, attention)
@@ -265,7 +262,8 @@ def _first_step_check(job: TrainJob) -> Callable[[float], None]:
                 f"policy and reference are the same model, so it is 0 (within {limit:g}, "
                 "training.step_zero_tolerance)",
                 "they differ in weights, tokenizer, model.precision, model.attention or device: "
-                "delete the round's `reference` folder and run the same command again",
+                "delete the round's `reference` folder and run the same command again; "
+                "training.compile in bfloat16 rounds elsewhere: with it raise the tolerance to 0.05",
             )
 
     return check

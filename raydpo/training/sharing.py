@@ -28,7 +28,6 @@ from raydpo.training.attention.interface import (
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.groups import Group
 from raydpo.training.logps import TokenLogps, decoder_of, token_logps
-from raydpo.training.precision import use_onednn_for_float32
 
 #: Largest difference of a log-prob, in nats, between this forward pass and the model's own.
 TOLERANCE_NATS = 1e-4
@@ -46,8 +45,6 @@ def token_module(model: PreTrainedModel, settings: ModelConfig, device: torch.de
         ModelError: the model cannot share prompts and `layout` is `shared`, or its forward
             pass is not its decoder with an output layer on top.
     """
-    if device.type == "cpu" and settings.precision == "float32":
-        use_onednn_for_float32()
     use_faithful_attention(model, settings)
     backend = choose_backend(settings, device)
     if backend is None:

@@ -33,8 +33,9 @@ from raydpo.training.layout import Integers, PrefixLayout, ranges
 Flags = npt.NDArray[np.bool_]
 #: Queries of one segment: longer ones are cut, to compute less of the causal upper half.
 QUERY_BLOCK = 128
-#: Scores (of one head) that a batch may compute for padding before a new one is begun.
-PADDED_SCORES = 4096
+#: Scores (of one head) that a batch may compute for padding before a new one is begun: a new
+#: shape costs oneDNN the making of six products, about as much as these.
+PADDED_SCORES = 16384
 #: Scores of one batch, over all heads.
 BATCH_SCORES = 1 << 22
 #: Attention weights are kept for the backward pass up to this size, and else computed again.

@@ -1,0 +1,107 @@
+"""Log-probs under an output layer that is one matrix product, by slices of the vocabulary.
+
+What comes in: hidden states, the layer's weight, and the tokens that came. What goes out:
+their log-probs, float32. The logits of all tokens exist for one slice of the vocabulary at a
+time; for the backward pass they are computed again, or kept where they are small. So
+nothing as large as the weight is made but its gradient, and the values are the same kept
+or not, trained or scored.
+
+Shapes: N tokens, H hidden, V vocabulary, v of a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Logits of a micro-batch are kept for the backward pass up to this size.
+KEPT_LOGIT_BYTES = 64 << 20
+#: Columns of a slice: it is computed as a whole, in the precision of the product.
+_CPU_COLUMNS, _CUDA_COLUMNS = 1024, 8192
+#: Logits that are brought to float32 at one time on a CPU: they fit its cache.
+_CPU_BLOCK = 1 << 18
+
+
+def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Log softmax(hidden weight^T) at the targets: [N, H], [V, H], [N] -> [N].
+
+    Under autocast the products are in its dtype, as those of `nn.Linear` would be.
+    """
+    dtype = hidden.dtype
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+    size = len(hidden) * len(weight) * dtype.itemsize
+    kept = torch.is_grad_enabled() and size <= KEPT_LOGIT_BYTES
+    logps: Any = _LinearLogps.apply(hidden, weight, targets, dtype, kept)
+    return logps
+
+
+class _LinearLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, kept: bool
+    ) -> Tensor:
+        states, kept_logits = hidden.to(dtype), list[Tensor]()
+        wide = torch.promote_types(dtype, torch.float32)
+        normalizer = torch.full(targets.shape, float("-inf"), dtype=wide, device=hidden.device)
+        chosen = torch.zeros_like(normalizer)
+        for start, columns in _slices(weight, dtype):
+            logits = states @ columns.t()
+            parts = [block.to(wide).logsumexp(-1) for block in logits.split(_rows(logits))]
+            torch.logaddexp(normalizer, torch.cat(parts), out=normalizer)
+            place, inside = _places(targets, start, len(columns))
+            chosen += torch.where(inside, logits.gather(-1, place)[:, 0].to(wide), 0.0)
+            if kept:
+                kept_logits.append(logits)
+        ctx.save_for_backward(states, weight, targets, normalizer, *kept_logits)
+        ctx.hidden_dtype = hidden.dtype
+        return chosen - normalizer
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        """D logp / d logit = [target] - softmax."""
+        states, weight, targets, normalizer, *kept_logits = ctx.saved_tensors
+        weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        gradient = torch.zeros(states.shape, dtype=normalizer.dtype, device=states.device)
+        for number, (start, columns) in enumerate(_slices(weight, states.dtype)):
+            logits = kept_logits[number] if kept_logits else states @ columns.t()
+            place, inside = _places(targets, start, len(columns))
+            _to_gradient(logits, normalizer, place, inside, gradients[0])
+            gradient += logits @ columns
+            if weight_gradient is not None:
+                weight_gradient[start : start + len(columns)] = logits.t() @ states
+        return gradient.to(ctx.hidden_dtype), weight_gradient, None, None, None
+
+
+def _to_gradient(
+    logits: Tensor, normalizer: Tensor, place: Tensor, inside: Tensor, gradient: Tensor
+) -> None:
+    """In place, from the logits of a slice to their gradient."""
+    at_target = (gradient * inside)[:, None]
+    for first in range(0, len(logits), rows := _rows(logits)):
+        part = slice(first, first + rows)
+        block = logits[part].to(normalizer.dtype).sub_(normalizer[part, None])
+        block.exp_().mul_(-gradient[part, None])
+        logits[part] = block.scatter_add_(-1, place[part], at_target[part])
+
+
+def _slices(weight: Tensor, dtype: torch.dtype) -> Generator[tuple[int, Tensor]]:
+    """Where each slice of the vocabulary begins, and its [v, H] weights."""
+    width = _CPU_COLUMNS if weight.device.type == "cpu" else _CUDA_COLUMNS
+    for start in range(0, len(weight), width):
+        yield start, weight[start : start + width].to(dtype)
+
+
+def _places(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
+    """[N, 1] the column of each target, any one where it is in another slice; [N] whether not."""
+    inside = (targets >= start) & (targets < start + width)
+    return (targets - start).clamp(0, width - 1)[:, None], inside
+
+
+def _rows(logits: Tensor) -> int:
+    """Rows that are brought to float32 at one time."""
+    rows, width = logits.shape
+    return max(1, _CPU_BLOCK // width) if logits.device.type == "cpu" else rows
