@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from benchmark import report
 from benchmark.flops import peak_flops
-from benchmark.processes import Worker, profile, take_turns, workers
+from benchmark.processes import BenchmarkError, Worker, profile, take_turns, workers
 from benchmark.results import Measured, measured
 from benchmark.scenarios import (
     MODELS,
@@ -102,15 +102,31 @@ def benchmark(choices: Choices, arguments: argparse.Namespace, logs: Path) -> No
     """Measure all experiments, print the table and the last line, write the files."""
     notes = left_out(choices)
     print(*notes, sep="\n", flush=True)
-    chosen = [
-        e for e in experiments(choices) if not arguments.only or arguments.only in e.scenario.name
-    ]
+    chosen = choose_experiments(choices, arguments.only)
     rows = measure(chosen, arguments.threads, logs)
     print("\n" + report.table(rows) + "\n")
     if arguments.output is not None:
         where = report.environment(arguments.threads, choices.device)
         report.write(arguments.output, rows, chosen, where, notes)
     print(json.dumps(report.summary(rows)), flush=True)
+
+
+def choose_experiments(choices: Choices, only: str | None) -> list[Experiment]:
+    """The experiments whose scenario's name contains `only`, or all of them.
+
+    Raises:
+        BenchmarkError: there is none.
+    """
+    found = experiments(choices)
+    chosen = [e for e in found if only is None or only in e.scenario.name]
+    if not chosen:
+        names = ", ".join(f"`{experiment.scenario.name}`" for experiment in found)
+        raise BenchmarkError(
+            f"--only {only!r} is in no scenario's name",
+            f"the scenarios{' of --quick' * choices.quick} are {names}",
+            "give a part of one of these names",
+        )
+    return chosen
 
 
 def measure(chosen: list[Experiment], threads: int, logs: Path) -> list[Measured]:

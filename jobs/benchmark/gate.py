@@ -17,7 +17,7 @@ from typing import IO, Any
 from torch.profiler import ProfilerActivity, profile
 
 from . import memory
-from .flops import peak_flops, synchronize
+from .flops import synchronize
 
 #: The most operations that a profile names.
 _PROFILE_ROWS = 30
@@ -67,23 +67,18 @@ class Gate:
         self._answers.flush()
 
     def _wait(self) -> None:
-        """Do commands until steps are wanted.
+        """Wait until steps are wanted.
 
         Raises:
             EndOfScenario: the scenario is over, or the parent is gone.
         """
-        while True:
-            command = json.loads(self._commands.readline() or '{"do": "end"}')
-            if command["do"] == "end":
-                raise EndOfScenario
-            if command["do"] == "peak":
-                self.answer(flops=peak_flops(command["precision"], self._device, command["size"]))
-                continue
-            self._left = command["count"]
-            if command["do"] == "profile":
-                self._start_profile()
-            self._started = time.perf_counter()
-            return
+        command = json.loads(self._commands.readline() or '{"do": "end"}')
+        if command["do"] == "end":
+            raise EndOfScenario
+        self._left = command["count"]
+        if command["do"] == "profile":
+            self._start_profile()
+        self._started = time.perf_counter()
 
     def _start_profile(self) -> None:
         activities = [ProfilerActivity.CPU]

@@ -71,6 +71,7 @@ def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
         global_batch_groups=scenario.data.groups_per_step,
         max_tokens_per_micro_batch=contender.max_tokens or 1 << 20,
         checkpoint_every_steps=scenario.data.steps,
+        compile=contender.compile,
     )
     model = random_model(scenario)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raydpo.environment import MALLOC_ENVIRONMENT
+from raydpo.environment import CPU_ENVIRONMENT
 from raydpo.errors import RaydpoError
 
+from .flops import peak_flops
 from .spec import Contender, Scenario
 
 _JOBS = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ class Runs:
         seconds: of each run of `count` steps.
         losses: of all steps from the first, warm-up included.
         growth_bytes: peak memory since the model was built.
-        peak_flops: of a matrix product in this process beside each run; ours only.
+        peak_flops: of a matrix product after each run; ours only.
     """
 
     contender: Contender
@@ -112,7 +113,7 @@ class Worker:
 def environment(contender: Contender, threads: int) -> dict[str, str]:
     """Environment of a contender's process: threads, malloc, no network."""
     paths = [str(_JOBS), str(_JOBS.parent), os.environ.get("PYTHONPATH", "")]
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    inherited = {k: v for k, v in os.environ.items() if k not in dict(CPU_ENVIRONMENT)}
     return {
         **inherited,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -120,7 +121,7 @@ def environment(contender: Contender, threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        **(dict(MALLOC_ENVIRONMENT) if contender.malloc else {}),
+        **(dict(CPU_ENVIRONMENT) if contender.malloc else {}),
     }
 
 
@@ -165,7 +166,9 @@ def take_turns(scenario: Scenario, started: list[Worker], turns: Turns) -> list[
         for worker, worker_runs in zip(started, runs, strict=True):
             _steps(worker, worker_runs, turns.count)
             if worker.contender.kind in ("raydpo", "score_raydpo"):
-                worker_runs.peak_flops.append(_peak(worker, scenario, turns))
+                # here, and not in its process, whose memory is measured
+                peak = peak_flops(scenario.precision, scenario.device, turns.peak_size)
+                worker_runs.peak_flops.append(peak)
     for worker in started:
         worker.tell({"do": "end"})
     return runs
@@ -185,8 +188,3 @@ def _steps(worker: Worker, runs: Runs, count: int) -> None:
     runs.seconds.append(answer["seconds"])
     runs.losses += answer["losses"]
     runs.growth_bytes = answer["growth_bytes"]
-
-
-def _peak(worker: Worker, scenario: Scenario, turns: Turns) -> float:
-    command = {"do": "peak", "precision": scenario.precision, "size": turns.peak_size}
-    return worker.ask(command)["flops"]

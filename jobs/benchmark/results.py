@@ -121,6 +121,6 @@ def _ratio(runs: Runs, ours: Runs) -> float:
 
 
 def _fraction(runs: Runs, ours: Runs, useful: list[int]) -> float:
-    """Every contender is held against the peak that our process measured in the same turn."""
+    """Every contender is held against the peak that was measured in the same turn."""
     turns = zip(useful, runs.seconds, ours.peak_flops, strict=True)
     return statistics.median(work / seconds / peak for work, seconds, peak in turns)

@@ -14,6 +14,7 @@ from .data import STEPS_A_PART
 from .processes import Turns
 from .spec import (
     OURS,
+    OURS_COMPILED,
     OURS_FLEX,
     OURS_MALLOC,
     OURS_MASK,
@@ -21,6 +22,7 @@ from .spec import (
     SCORE_OURS,
     SCORE_PADDED,
     SCORE_SORTED,
+    SCORE_TRL,
     SCORE_VLLM,
     TRAINERS,
     TRL_COMPACT,
@@ -39,15 +41,18 @@ MODELS: Final = {
     "1b": ModelShape("1b", 16, 2048, 32, 8, 8192, 128256),
     "8b": ModelShape("8b", 32, 4096, 32, 8, 14336, 128256),
 }
+#: Lengths vary less than people's do: in hh_rlhf (helpful-base, test) the logarithms of both
+#: prompts and completions have a standard deviation of about 1.
 _PAIRS: Final = {
-    "cpu": DataShape(88, 48, 0.4, completions=2, groups_per_step=8),
-    "cuda": DataShape(512, 256, 0.4, completions=2, groups_per_step=32),
+    "cpu": DataShape(88, 48, 0.6, completions=2, groups_per_step=8),
+    "cuda": DataShape(512, 256, 0.6, completions=2, groups_per_step=32),
 }
 #: What a contender needs beside torch and transformers.
 _NEEDS: Final = {
     "raydpo": ("pyarrow", "pydantic"),
     "trl": ("trl",),
     "score_raydpo": ("ray", "pyarrow"),
+    "score_trl": ("trl",),
     "score_vllm": ("vllm",),
 }
 
@@ -157,7 +162,8 @@ def _full(choices: Choices) -> list[Experiment]:
     everyone = (*our_contenders(choices), *TRAINERS[1:])
     against = (*our_contenders(choices), TRL_TUNED, TRL_COMPACT)
     pairs, fours = base(choices), groups_of_four(choices)
-    scorers = (SCORE_OURS, SCORE_PADDED, SCORE_SORTED, *((SCORE_VLLM,) if choices.vllm else ()))
+    vllm = (SCORE_VLLM,) if choices.vllm else ()
+    scorers = (SCORE_OURS, SCORE_PADDED, SCORE_SORTED, SCORE_TRL, *vllm)
     return [
         Experiment(pairs, everyone, turns, fresh=True),
         Experiment(fours, everyone, replace(few, count=1)),
@@ -169,7 +175,8 @@ def _full(choices: Choices) -> list[Experiment]:
             )
             for v in (32768, 131072)
         ),
-        *(Experiment(_parts_left_out(s), _ablations(choices), few) for s in (pairs, fours)),
+        Experiment(_parts_left_out(pairs), (*_ablations(choices), OURS_COMPILED), few),
+        Experiment(_parts_left_out(fours), _ablations(choices), few),
         Experiment(_scoring(pairs), scorers, replace(few, warm_up=1, count=1)),
         Experiment(_scoring(fours), scorers, replace(few, warm_up=1, count=1)),
     ]
@@ -212,7 +219,7 @@ def _variances(choices: Choices) -> list[Scenario]:
     pairs = base(choices)
     return [
         replace(pairs, name=f"length sigma {sigma:g}", data=replace(pairs.data, sigma=sigma))
-        for sigma in (0.0, 0.6)
+        for sigma in (0.0, 0.4, 1.0)
     ]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-#: Who is measured: our train step, TRL's trainer, and three ways to score a reference.
-Kind = Literal["raydpo", "trl", "score_raydpo", "score_padded", "score_vllm"]
+#: Who is measured: our train step, TRL's trainer, and four ways to score a reference.
+Kind = Literal["raydpo", "trl", "score_raydpo", "score_padded", "score_trl", "score_vllm"]
 Precision = Literal["bfloat16", "float32"]
 
 
@@ -97,7 +97,8 @@ class Contender:
         name: of the column in the table.
         kind: what it runs.
         says: what a reader must know of it.
-        malloc: whether its process gets `raydpo.environment.MALLOC_ENVIRONMENT`.
+        malloc: whether its process gets `raydpo.environment.CPU_ENVIRONMENT`.
+        compile: whether decoder blocks are compiled (ours).
         attention: the model's attention implementation; None for what it takes by itself.
         layout: `shared` computes a prompt once (ours), `padded` once for each completion.
         max_tokens: flat tokens of one forward pass (ours); None for all of a step.
@@ -112,6 +113,7 @@ class Contender:
     kind: Kind
     says: str
     malloc: bool = True
+    compile: bool = False
     attention: str | None = None
     layout: str = "auto"
     max_tokens: int | None = None
@@ -141,6 +143,12 @@ OURS_MASK = replace(
 )
 OURS_MALLOC = replace(
     OURS, name="raydpo_malloc", says="with glibc's malloc as it comes", malloc=False
+)
+OURS_COMPILED = replace(
+    OURS,
+    name="raydpo_compiled",
+    says="with decoder blocks by torch.compile, which takes the first step a minute",
+    compile=True,
 )
 OURS_FLEX = replace(
     OURS,
@@ -175,12 +183,21 @@ SCORE_OURS = Contender("score_raydpo", "score_raydpo", "the reference stage's sc
 SCORE_PADDED = Contender(
     "score_padded",
     "score_padded",
-    "transformers' forward on right-padded batches of 16 sequences, as they come",
+    "transformers' forward on right-padded batches of 16 sequences, as they come; glibc's malloc",
+    malloc=False,
 )
 SCORE_SORTED = replace(
     SCORE_PADDED,
     name="score_padded_sorted",
-    says="the same, with sequences of like length together",
+    says="the same, with sequences of like length together, and malloc tuned as ours",
     sort_by_length=True,
+    malloc=True,
+)
+SCORE_TRL = Contender(
+    "score_trl",
+    "score_trl",
+    "DPOTrainer.compute_ref_log_probs as it comes, on batches of 8 pairs",
+    malloc=False,
+    batch_pairs=8,
 )
 SCORE_VLLM = Contender("score_vllm", "score_vllm", "vLLM's prompt_logprobs", malloc=False)

@@ -1,24 +1,27 @@
 """TRL's contender: its DPOTrainer on the scenario's pairs.
 
 What comes in: a scenario, the contender's settings, and a gate. What goes out: steps of one
-`trainer.train()`, as long as the gate wants them. Data come tokenized, with the reference's
+`trainer.train()`, or parts of the reference's scoring, as long as the gate wants them. Data come tokenized, with the reference's
 log-probs, in the order in which our loop takes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from .data import group_rows, pair_rows
+from .data import STEPS_A_PART, group_rows, pair_rows
 from .gate import Gate
 from .ours import LEARNING_RATE, random_model
 from .spec import Contender, Scenario
@@ -31,20 +34,46 @@ _kernels: Any = importlib.import_module("trl.kernels.chunked_logprob")
 
 def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
     """Train until the gate ends it."""
+    with _trainer(scenario, contender) as trainer:
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        trainer.add_callback(_GateCallback(trainer, gate, parameters))
+        trainer.train()
+
+
+def score(scenario: Scenario, contender: Contender, gate: Gate) -> None:
+    """Score what the trainer would score before training, until the gate ends it.
+
+    Each pair's completions are scored, so with K = 4 and six pairs each one three times.
+    """
+    pairs = scenario.data.pairs_per_step * STEPS_A_PART
+    with _trainer(scenario, contender) as trainer:
+        loader = DataLoader(
+            trainer.train_dataset,
+            batch_size=contender.batch_pairs,
+            collate_fn=trainer.data_collator,
+        )
+        batches = iter(trainer.accelerator.prepare(loader))
+        gate.ready(parameters=0)
+        for _ in range(scenario.data.steps // STEPS_A_PART):
+            wanted = itertools.islice(batches, pairs // (contender.batch_pairs or pairs))
+            sums = [trainer.compute_ref_log_probs(trainer.model, batch) for batch in wanted]
+            total = sum(float(logps.sum()) for both in sums for logps in both)
+            gate.step_done(lambda total=total: total / (scenario.data.completions - 1))
+
+
+@contextlib.contextmanager
+def _trainer(scenario: Scenario, contender: Contender) -> Generator[Any]:
     _force_compaction(contender.compaction)
     model = random_model(scenario)
     if contender.attention is not None:
         model.set_attn_implementation(contender.attention)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _Trainer(
+        yield _Trainer(
             model=model,
             args=_arguments(scenario, contender, folder),
             train_dataset=Dataset.from_list(pair_rows(scenario, group_rows(scenario))),
             processing_class=_tokenizer(),
         )
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        trainer.add_callback(_GateCallback(trainer, gate, parameters))
-        trainer.train()
 
 
 def _arguments(scenario: Scenario, contender: Contender, folder: str) -> Any:

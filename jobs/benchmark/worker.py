@@ -44,6 +44,10 @@ def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
         from . import trl_peer
 
         trl_peer.run(scenario, contender, gate)
+    elif contender.kind == "score_trl":
+        from . import trl_peer
+
+        trl_peer.score(scenario, contender, gate)
     else:
         from . import scoring
 

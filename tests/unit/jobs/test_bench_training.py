@@ -137,6 +137,14 @@ def test_every_experiment_has_data_for_all_its_turns(jobs: Any, quick: bool) -> 
         assert turns.warm_up + turns.repeats * turns.count <= units, experiment.scenario.name
 
 
+def test_a_name_that_no_scenario_has_is_refused_with_those_there_are(jobs: Any) -> None:
+    choices = jobs.scenarios.Choices("cpu", "float32", "small", quick=True, vllm=False)
+    chosen = jobs.command.choose_experiments(choices, "vocabulary")
+    assert [experiment.scenario.name for experiment in chosen] == ["vocabulary 32k"]
+    with pytest.raises(jobs.processes.BenchmarkError, match="`K = 2`, `K = 4, six pairs`"):
+        jobs.command.choose_experiments(choices, "vocabluary")
+
+
 def runs(jobs: Any, name: str, seconds: list[float], losses: list[float]) -> Any:
     contender = {c.name: c for c in jobs.spec.TRAINERS}[name]
     peak = [1e9] * len(seconds) if name == "raydpo" else []
