@@ -63,20 +63,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Workers:
-    """Ray Data actors of a stage: how many, and what each holds."""
+    """Ray Data workers of a stage: how many, and what each holds."""
 
     count: int
     cpus: float = 1.0
     gpus: float = 0.0
     environment: tuple[tuple[str, str], ...] = ()
 
-    def map_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `Dataset.map_batches`."""
-        arguments: dict[str, Any] = {
-            "compute": ray.data.ActorPoolStrategy(size=self.count),
-            "num_cpus": self.cpus,
-            "num_gpus": self.gpus,
-        }
+    def resources(self) -> dict[str, Any]:
+        """Keyword arguments of a Ray task or actor."""
+        arguments: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.environment:
             arguments["runtime_env"] = {"env_vars": dict(self.environment)}
         return arguments
@@ -84,10 +80,19 @@ class Workers:
 
 @dataclass(frozen=True)
 class PartJob:
-    """What the workers of a stage do with a part, and how many workers there are."""
+    """What the workers of a stage do with a part, and how many workers there are.
+
+    Attributes:
+        make_transform: called in a worker before its first part; picklable.
+        workers: how many, and what each holds.
+        identity: hash of all that the transform depends on, weights as well. A process that
+            has made it uses it again, in this stage and in others; without it, workers are
+            this stage's own.
+    """
 
     make_transform: Callable[[], Transform]
     workers: Workers
+    identity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def run_parts(
         stage: what is made, and from what.
         inputs: tables whose parts number i together make the stage's part i.
         make_transform: called once in each worker; picklable.
-        workers: the Ray Data actors.
+        workers: how many, and what each holds.
         what: the stage and round, for the log.
         max_quarantined_fraction: see `check_quarantine_budget`.
 
@@ -137,7 +142,8 @@ def run_parts(
         RaydpoError: raised in a worker, it arrives here as it was raised.
     """
     stages = [PartStage(stage, inputs, what)]
-    return run_stages(stages, PartJob(make_transform, workers), max_quarantined_fraction)[0]
+    job = PartJob(make_transform, workers, stage.key)
+    return run_stages(stages, job, max_quarantined_fraction)[0]
 
 
 def run_stages(
@@ -264,8 +270,20 @@ def _own_error(error: BaseException) -> RaydpoError | None:
     return None
 
 
+#: The transform that this process made last, by its identity: one at a time, models are large.
+_kept: dict[str, Transform] = {}
+
+
+def kept_transform(identity: str, make_transform: Callable[[], Transform]) -> Transform:
+    """The transform of that identity: as this process made it before, or made now."""
+    if identity not in _kept:
+        _kept.clear()
+        _kept[identity] = make_transform()
+    return _kept[identity]
+
+
 class _PartWorker:
-    """Ray Data actor: transforms and commits the parts whose numbers it is given."""
+    """Transforms and commits the parts whose numbers it is given."""
 
     def __init__(self, stages: list[PartStage], make_transform: Callable[[], Transform]) -> None:
         self.stages = stages
@@ -292,21 +310,38 @@ def _raise(error: RaydpoError, *_: list[Row]) -> PartResult:
     raise error
 
 
+def _do_parts(batch: dict[str, Any], stages: list[PartStage], job: PartJob) -> dict[str, list[int]]:
+    """Ray Data task: what an actor does, with what this process has kept."""
+    assert job.identity is not None
+    make = functools.partial(kept_transform, job.identity, job.make_transform)
+    return _PartWorker(stages, make)(batch)
+
+
 def _map_missing(stages: list[PartStage], job: PartJob, missing: list[tuple[int, int]]) -> None:
     """Let the workers do the missing parts: pairs of a stage's number and a part's."""
     progress = [_progress(stage, number, missing) for number, stage in enumerate(stages)]
     dataset = ray.data.from_items(
         [{"stage": number, "part": index} for number, index in missing],
         override_num_blocks=len(missing),
-    ).map_batches(
-        _PartWorker,
-        batch_size=1,
-        fn_constructor_args=(stages, job.make_transform),
-        **job.workers.map_arguments(),
-    )
+    ).map_batches(batch_size=1, **_mapped(stages, job), **job.workers.resources())
     with own_errors():
         for row in dataset.iter_rows():
             progress[int(row["stage"])].add(int(row["rows"]))
+
+
+def _mapped(stages: list[PartStage], job: PartJob) -> dict[str, Any]:
+    """What Ray Data maps with.
+
+    Tasks, whose processes live on with what they have imported and loaded; Ray ends those that
+    had a GPU, so that there actors keep the model through the stage.
+    """
+    size = job.workers.count
+    if job.identity is not None and not job.workers.gpus:
+        compute = ray.data.TaskPoolStrategy(size=size)
+        return {"fn": _do_parts, "fn_args": (stages, job), "compute": compute}
+    arguments = (stages, job.make_transform)
+    compute = ray.data.ActorPoolStrategy(size=size)
+    return {"fn": _PartWorker, "fn_constructor_args": arguments, "compute": compute}
 
 
 def _progress(stage: PartStage, number: int, missing: list[tuple[int, int]]) -> Progress:

@@ -29,7 +29,7 @@ from raydpo.labeling.rewards import (
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import PartJob, PartStage, Table, Target, Transform, Workers, run_stages
 from raydpo.run import PartResult, Stage
-from raydpo.storage import Folder
+from raydpo.storage import Folder, fingerprint
 from raydpo.tables import Row
 
 STAGE_NAME: Final = "scores"
@@ -83,7 +83,9 @@ def score_tables(
     cuda = any(reward.classifier for reward in rewards) and uses_cuda("auto")
     workers = Workers(max(reward.workers for reward in rewards), gpus=1.0 if cuda else 0.0)
     make = functools.partial(_make_transform, rewards, tuple(sys.path))
-    return run_stages(stages, PartJob(make, workers), max_quarantined_fraction)
+    identity = {**_scorer_inputs(rewards), "rewards": [r.model_dump(mode="json") for r in rewards]}
+    job = PartJob(make, workers, fingerprint(identity))
+    return run_stages(stages, job, max_quarantined_fraction)
 
 
 def _stage(folder: Folder, candidates: Table, rewards: tuple[RewardConfig, ...]) -> Stage:

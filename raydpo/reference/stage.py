@@ -18,10 +18,19 @@ from raydpo.config import ModelConfig, ReferenceConfig
 from raydpo.environment import worker_environment
 from raydpo.errors import NumericsError
 from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import PartJob, PartStage, Table, Target, Workers, own_errors, run_stages
+from raydpo.parts import (
+    PartJob,
+    PartStage,
+    Table,
+    Target,
+    Workers,
+    kept_transform,
+    own_errors,
+    run_stages,
+)
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
-from raydpo.storage import Folder
+from raydpo.storage import Folder, fingerprint
 from raydpo.tables import Row
 from raydpo.training.batch import build_micro_batch, split_by_sequence
 from raydpo.training.composition import padded_micro_batches, shared_micro_batches
@@ -68,14 +77,23 @@ def score_tables(
     max_quarantined_fraction: float,
 ) -> list[Table]:
     """`score_reference` for several tables under one model: its workers load it once."""
-    make_scorer = functools.partial(Scorer, model, settings.max_tokens_per_batch)
     stages = [
         PartStage(_stage(target.folder, target.source, model), [target.source], target.what)
         for target in targets
     ]
-    return run_stages(
-        stages, PartJob(make_scorer, scoring_workers(settings)), max_quarantined_fraction
-    )
+    return run_stages(stages, _part_job(model, settings), max_quarantined_fraction)
+
+
+def _part_job(model: ModelConfig, settings: ReferenceConfig) -> PartJob:
+    """Scoring under a model, by workers that keep it."""
+    identity = {
+        "model": weights_fingerprint(model),
+        "tokenizer": tokenizer_fingerprint(model),
+        "tokens": settings.max_tokens_per_batch,
+        **forward_settings(model),
+    }
+    make = functools.partial(Scorer, model, settings.max_tokens_per_batch)
+    return PartJob(make, scoring_workers(settings), fingerprint(identity))
 
 
 def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
@@ -93,7 +111,7 @@ def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
 
 
 def scoring_workers(settings: ReferenceConfig) -> Workers:
-    """The actors that score, on CUDA where the cluster has it."""
+    """The workers that score, on CUDA where the cluster has it."""
     cuda = uses_cuda("auto")
     return Workers(
         count=settings.workers,
@@ -189,17 +207,14 @@ def _group(row: Row) -> Group:
 
 
 def _score_remotely(model: ModelConfig, settings: ReferenceConfig, rows: list[Row]) -> list[Row]:
-    cuda = uses_cuda("auto")
-    environment = {"env_vars": dict(worker_environment(cuda, settings.cpus_per_worker))}
-    task = ray.remote(_score_rows).options(
-        num_cpus=settings.cpus_per_worker, num_gpus=1 if cuda else 0, runtime_env=environment
-    )
+    job = _part_job(model, settings)
     with own_errors():
-        return ray.get(task.remote(model, settings.max_tokens_per_batch, rows))
+        return ray.get(ray.remote(_score_rows).options(**job.workers.resources()).remote(job, rows))
 
 
-def _score_rows(model: ModelConfig, max_tokens_per_batch: int, rows: list[Row]) -> list[Row]:
-    return Scorer(model, max_tokens_per_batch)(rows).rows
+def _score_rows(job: PartJob, rows: list[Row]) -> list[Row]:
+    assert job.identity is not None
+    return kept_transform(job.identity, job.make_transform)(rows).rows
 
 
 def _largest_difference(scored: list[Row], stored: list[Row]) -> float:

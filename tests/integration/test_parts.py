@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from sampling_tables import make_prompts
 
 from raydpo.errors import ModelError
-from raydpo.parts import Transform, Workers, run_parts
+from raydpo.parts import PartJob, PartStage, Transform, Workers, run_parts, run_stages
 from raydpo.run import PartResult, Stage
 from raydpo.storage import folder_of
 from raydpo.tables import Row
@@ -34,3 +35,23 @@ def test_an_error_in_a_worker_arrives_as_it_was_raised(
     with pytest.raises(ModelError) as caught:
         run_parts(stage, [prompts], make_transform, Workers(1), "test", 0.0)
     assert caught.value.value == where
+
+
+def test_processes_use_what_they_made_in_the_next_stage_again(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+
+    def make_transform() -> Transform:
+        with open(made, "a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+        return lambda rows: PartResult(rows)
+
+    prompts = make_prompts(tmp_path / "p", [(str(n), [n]) for n in range(4)], rows_per_part=1)
+    job = PartJob(make_transform, Workers(1), identity="prompts as they are")
+    for name in ("first", "second"):
+        stage = Stage(folder_of(str(tmp_path / name)), "prompts", "prompts", {}, {"name": name})
+        [table] = run_stages([PartStage(stage, [prompts], "test")], job, 0.0)
+        assert table.fingerprint == prompts.fingerprint
+    processes = made.read_text().split()
+    assert len(processes) == len(set(processes))
