@@ -14,7 +14,7 @@ from raydpo.config import Config, ModelConfig, OnlineConfig
 from raydpo.config_objectives import Objective
 from raydpo.errors import ConfigError
 from raydpo.models import adapter_base
-from raydpo.plan import Resources, engine_needs, largest_beside_engines
+from raydpo.plan import Resources, largest_beside
 
 
 def check_online(config: Config, findings: Findings) -> None:
@@ -104,9 +104,8 @@ def _check_implicit(online: OnlineConfig) -> None:
 def _check_room(config: Config, findings: Findings) -> None:
     """Engines that live through the rounds hold what no other stage can have."""
     there = Resources(float(os.cpu_count() or 1), float(gpu_count()))
-    cuda = there.gpus > 0
-    engines, asked = engine_needs(config).total(cuda), largest_beside_engines(config, cuda)
-    text = f"engines that stay alive keep {engines}, the largest stages beside them ask for {asked}"
+    engines, asked = largest_beside(config, there.gpus > 0, "sampling.engines")
+    text = f"engines that stay alive keep {engines}, the largest stage beside them asks for {asked}"
     findings.facts.append(f"rounds: {text}, of {there}")
     if not there.hold(engines, asked):
         raise ConfigError(

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import ray
 import ray.data
@@ -18,6 +18,9 @@ import ray.data
 from raydpo.config import Config
 from raydpo.plan import Resources
 from raydpo.progress import logger
+
+#: Processes that Ray keeps idle at least; by itself it keeps as many as there are CPUs.
+_IDLE_PROCESSES: Final = 4
 
 
 @contextmanager
@@ -36,8 +39,12 @@ def connected(config: Config) -> Generator[None]:
 def start(address: str | None = None) -> None:
     """Connect to `address`, to RAY_ADDRESS, or to a cluster made on this machine."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray Train takes one checkpoint at a look, and sees the end of a training at the next one.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     verbose = logger.isEnabledFor(logging.DEBUG)  # the workers' own output too
     address = address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        _prepare_own_cluster()
     local: dict[str, Any] = (
         {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     )
@@ -50,6 +57,15 @@ def start(address: str | None = None) -> None:
     # It warns, once, that the progress bars are off: raydpo has lines of its own.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logger.info("Ray %s: %s", address or "on this machine", cluster_size())
+
+
+def _prepare_own_cluster() -> None:
+    """Settings of a cluster that starts here; those that are set already stay."""
+    # No node of it is taken away: nobody need watch for that.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Idle processes that have imported torch are worth keeping, also on a machine of two CPUs.
+    limit = str(max(_IDLE_PROCESSES, os.cpu_count() or 1))
+    os.environ.setdefault("RAY_num_workers_soft_limit", limit)
 
 
 def cluster_size() -> Resources:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from raydpo.cluster import connected
+from raydpo.cluster import cluster_size, connected
 from raydpo.config import Config, ModelConfig, OnlineConfig, PromptsConfig
 from raydpo.config_file import config_to_yaml
 from raydpo.evaluation.rounds import PolicyMeasures, measure_policy, reward_difference
@@ -30,6 +31,7 @@ from raydpo.online_record import (
 )
 from raydpo.online_summary import publish
 from raydpo.parts import Table
+from raydpo.plan import announce
 from raydpo.progress import logger
 from raydpo.prompts.examples import run_examples_stage
 from raydpo.prompts.self_play import example_prompts
@@ -42,6 +44,11 @@ from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.sampling.weights import weights_of
 from raydpo.storage import Folder
 from raydpo.training.metrics_log import read_metrics
+from raydpo.training.stage import early_workers
+from raydpo.training.workers import EarlyWorkers
+
+#: What a round came to, in its folder.
+ROUND_FILE: Final = "round.json"
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,9 @@ def run_online(config: Config) -> OnlineResult:
     run = run_folder(config.output, config.name)
     with locked(run):
         run.write_bytes("config.yaml", config_to_yaml(config).encode())
-        with connected(config), _engines(config) as engines:
-            return _Rounds(config, config.online, run, engines).run()
+        with connected(config), _engines(config) as engines, ExitStack() as ends:
+            announce(config, cluster_size())
+            return _Rounds(config, config.online, run, engines, ends).run()
 
 
 def _engines(config: Config) -> Engines:
@@ -98,6 +106,7 @@ class _State:
         preferences: of each round so far.
         measures: held-out samples, as many as policies, or none at all.
         records: as many as policies.
+        workers: those that wait for the next training's data, where there are any.
     """
 
     policies: list[ModelConfig]
@@ -106,24 +115,28 @@ class _State:
     preferences: dict[int, Table] = field(default_factory=dict[int, Table])
     measures: list[PolicyMeasures] = field(default_factory=list[PolicyMeasures])
     records: list[RoundRecord] = field(default_factory=list[RoundRecord])
+    workers: EarlyWorkers | None = None
 
 
 @dataclass(frozen=True)
 class _Rounds:
-    """The rounds of one run."""
+    """The rounds of one run; `ends` lets go of train workers that wait in vain."""
 
     config: Config
     online: OnlineConfig
     run_directory: Folder
     engines: Engines
+    ends: ExitStack
 
     def run(self) -> OnlineResult:
         """All rounds, from the original model on."""
         state = _State([self.config.model], self._examples())
         prompts = self._prompts(state)
+        state.workers = self._early_workers(0)
         state.records.append(self._original(state))
         stopped = None
         for index in range(self.online.rounds):
+            state.workers = state.workers or self._early_workers(index)
             with ThreadPoolExecutor(1) as beside:
                 self._round(index, prompts, state, beside)
             stopped = stop_reason(state.records, self.online.stopping)
@@ -141,10 +154,17 @@ class _Rounds:
         logger.info("[original model] %s", describe_record(record))
         return record
 
+    def _early_workers(self, index: int) -> EarlyWorkers | None:
+        """Train workers of a round that start now, where there is room for them beside the rest."""
+        if index >= self.online.rounds:
+            return None
+        folder = round_folder(self.run_directory, index).child("policy")
+        return self.ends.enter_context(early_workers(self.config, folder, f"round {index}, train"))
+
     def _round(self, index: int, prompts: Table, state: _State, beside: ThreadPoolExecutor) -> None:
         ledger, folder = Ledger(), round_folder(self.run_directory, index)
         candidates = self._sample(index, prompts, state, ledger)
-        stages = self._stages(index, folder, state)
+        stages = replace(self._stages(index, folder, state), workers=state.workers)
         groups = self._label(stages, candidates, state, ledger)
         reference = self._score(stages, groups, ledger)
         if self.online.lookahead and index + 1 < self.online.rounds:
@@ -153,6 +173,8 @@ class _Rounds:
         else:
             next_sample = None
         trained = self._train(stages, groups, reference, ledger)
+        # A round that was done before may have been the last one.
+        state.workers = None if folder.exists(ROUND_FILE) else self._early_workers(index + 1)
         if next_sample is not None:
             with ledger.of("waiting for the next sample"):
                 next_sample.result()
@@ -308,10 +330,10 @@ def _write_round(folder: Folder, index: int, record: RoundRecord, ledger: Ledger
     """Say what the round came to; where it was finished before, its first ledger stays."""
     logger.info("[round %d] %s", index, describe_record(record))
     values = record.as_json()
-    if folder.exists("round.json"):
-        found = folder.read_json("round.json")
+    if folder.exists(ROUND_FILE):
+        found = folder.read_json(ROUND_FILE)
         if {**found, "seconds": None} == {**values, "seconds": None}:
             return
     seconds = ledger.close()
     logger.info("[round %d] %s", index, describe_seconds(seconds))
-    folder.write_json("round.json", {**values, "seconds": seconds})
+    folder.write_json(ROUND_FILE, {**values, "seconds": seconds})

@@ -8,8 +8,8 @@ already costs nothing, so the same command goes on wherever it was stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from raydpo.cluster import cluster_size, connected
@@ -27,7 +27,8 @@ from raydpo.round import Round
 from raydpo.run import locked, round_folder, run_folder
 from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.storage import Folder
-from raydpo.training.stage import train_sft
+from raydpo.training.stage import early_workers, train_sft
+from raydpo.training.workers import EarlyWorkers
 
 #: The stages of a round, in order; each can be the last one that a command runs.
 STAGES: Final = ("sample", "label", "reference", "train", "evaluate")
@@ -57,7 +58,8 @@ def run_round(config: Config, until: str = "evaluate", round_index: int = 0) -> 
             announce(config, cluster_size())
             with _engines(config) as pool:
                 stages = Round(config, round_folder(run, round_index), round_index, pool)
-                return _run_stages(stages, until)
+                with _early_workers(stages, until) as workers:
+                    return _run_stages(replace(stages, workers=workers), until)
 
 
 def run_sft(config: Config) -> ModelConfig:
@@ -121,6 +123,15 @@ def _engines(config: Config) -> Generator[Callable[[], EnginePool] | None]:
     longest = max((source.max_prompt_tokens for source in sources if source), default=0)
     with Engines(config.model, config.sampling, longest, "engines") as engines:
         yield engines.pool
+
+
+def _early_workers(stages: Round, until: str) -> AbstractContextManager[EarlyWorkers | None]:
+    """Train workers that start now, where the round trains and the stages before leave them room."""
+    config = stages.config
+    made = config.preferences is not None or config.labeling is not None  # people take their time
+    if not made or STAGES.index(until) < STAGES.index("train"):
+        return nullcontext()
+    return early_workers(config, stages.folder.child("policy"), f"round {stages.index}, train")
 
 
 def _run_stages(stages: Round, until: str) -> RoundResult:

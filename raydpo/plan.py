@@ -16,6 +16,7 @@ from raydpo.progress import logger
 
 #: CPUs of a Ray Data worker that no setting speaks of.
 _DATA_WORKER_CPUS: Final = 1.0
+_ENGINES: Final = "sampling.engines"
 #: Shares of CPUs are sums of fractions.
 _ROUNDING: Final = 1e-9
 
@@ -64,7 +65,7 @@ def engine_needs(config: Config) -> StageNeeds:
     """What the engines hold."""
     engines = config.sampling.engines
     return StageNeeds(
-        "sampling.engines", engines.device, engines.count, engines.cpus, engines.tensor_parallel
+        _ENGINES, engines.device, engines.count, engines.cpus, engines.tensor_parallel
     )
 
 
@@ -74,7 +75,7 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
     Training that takes a range of workers holds the fewest, or the `most`.
     """
     stages: list[StageNeeds] = []
-    if config.prompts is not None or config.evaluation is not None:
+    if config.prompts or config.evaluation or config.online:
         stages.append(engine_needs(config))
     if config.labeling is not None:
         stages.append(_scorer_needs("labeling.reward", config.labeling.reward))
@@ -98,12 +99,29 @@ def _scorer_needs(section: str, rewards: tuple[RewardConfig, ...]) -> StageNeeds
     return StageNeeds(section, device, workers, _DATA_WORKER_CPUS, 1)
 
 
-def largest_beside_engines(config: Config, cuda: bool, most: bool = False) -> Resources:
-    """The most CPUs, and the most GPUs, that a stage holds while the engines live."""
-    stages = [needs for needs in stage_needs(config, most) if needs.stage != "sampling.engines"]
-    stages.append(StageNeeds("one Ray Data worker", "cpu", 1, _DATA_WORKER_CPUS, 0))
-    totals = [needs.total(cuda) for needs in stages]
-    return Resources(max(t.cpus for t in totals), max(t.gpus for t in totals))
+def largest_beside(
+    config: Config, cuda: bool, *staying: str, most: bool = False
+) -> tuple[Resources, Resources]:
+    """What some stages hold while all others run, and the most that one of the others asks for.
+
+    Args:
+        config: the job.
+        cuda: whether `auto` means CUDA.
+        staying: names of the stages whose engines and workers live through the others.
+        most: of a range of train workers, count the most.
+
+    Returns:
+        What those that stay hold together; the most CPUs, and the most GPUs, of the others.
+    """
+    stages = stage_needs(config, most)
+    kept = [needs.total(cuda) for needs in stages if needs.stage in staying]
+    others = [needs for needs in stages if needs.stage not in staying]
+    others.append(StageNeeds("one Ray Data worker", "cpu", 1, _DATA_WORKER_CPUS, 0))
+    asked = [needs.total(cuda) for needs in others]
+    return (
+        Resources(sum(k.cpus for k in kept), sum(k.gpus for k in kept)),
+        Resources(max(a.cpus for a in asked), max(a.gpus for a in asked)),
+    )
 
 
 def announce(config: Config, cluster: Resources) -> None:
@@ -116,10 +134,18 @@ def announce(config: Config, cluster: Resources) -> None:
             logger.info("%s", text)
         else:
             logger.warning("%s: more than the cluster has (%s), until it grows", text, cluster)
+    if config.training is not None:
+        early = "with the round, and wait for its data"
+        late = "when their data are there: the other stages need what they hold"
+        when = early if workers_can_wait(config, cluster) else late
+        logger.info("[plan] train workers start %s", when)
 
 
 def engines_can_stay(config: Config, cluster: Resources) -> bool:
     """Whether every other stage finds its place while the engines hold theirs."""
-    cuda = cluster.gpus > 0
-    engines = engine_needs(config).total(cuda)
-    return cluster.hold(engines, largest_beside_engines(config, cuda, most=True))
+    return cluster.hold(*largest_beside(config, cluster.gpus > 0, _ENGINES, most=True))
+
+
+def workers_can_wait(config: Config, cluster: Resources) -> bool:
+    """Whether every other stage finds its place while engines and train workers hold theirs."""
+    return cluster.hold(*largest_beside(config, cluster.gpus > 0, _ENGINES, "training", most=True))

@@ -30,6 +30,7 @@ from raydpo.split import is_heldout
 from raydpo.storage import Folder
 from raydpo.training.metrics_log import read_metrics
 from raydpo.training.stage import train_policy
+from raydpo.training.workers import EarlyWorkers
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class Round:
         folder: of the round.
         index: the round's number, from 0.
         pool: gives engines that outlive the round; without it sampling starts its own.
+        workers: train workers that wait for the round's data; without them training starts its own.
     """
 
     config: Config
     folder: Folder
     index: int
     pool: Callable[[], EnginePool] | None = None
+    workers: EarlyWorkers | None = None
 
     def existing_preferences(self) -> Table:
         """Preference data that the configuration names."""
@@ -190,6 +193,7 @@ class Round:
             preferences=preferences,
             reference=reference,
             what=self._what("train"),
+            workers=self.workers,
         )
 
     def evaluate(

@@ -43,6 +43,7 @@ from raydpo.training.groups import (
     rows_without_reference,
     write_groups,
 )
+from raydpo.training.handover import AwaitedJob, GivenJob
 from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, train
 from raydpo.training.lora import save_adapter
@@ -93,9 +94,14 @@ class TrainJob:
 
 
 def run_worker(arguments: dict[str, Any]) -> None:
-    """Ray Train's entry point; `arguments["job"]` is the `TrainJob`."""
-    job: TrainJob = arguments["job"]
+    """Ray Train's entry point; `arguments["job"]` leads to the `TrainJob`."""
+    promised: GivenJob | AwaitedJob = arguments["job"]
     start_logging()
+    if isinstance(promised, AwaitedJob):
+        meta_causal_lm(promised.model)  # imports meanwhile what the model needs
+    job: TrainJob | None = promised.wait()
+    if job is None:
+        return
     world = current_world(get_device())
     try:
         _train(job, world)

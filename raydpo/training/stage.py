@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Final
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-
-from raydpo.cluster import uses_cuda
-from raydpo.config import Config, ModelConfig, TrainerConfig
-from raydpo.environment import worker_environment
+from raydpo.cluster import cluster_size
+from raydpo.config import Config, ModelConfig
 from raydpo.errors import NumericsError
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint, with_absolute_path
-from raydpo.parts import Table, own_errors
+from raydpo.parts import Table
+from raydpo.plan import workers_can_wait
 from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
-from raydpo.storage import Folder, locate
+from raydpo.storage import Folder
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
-from raydpo.training.ray_worker import CHECKPOINTS, ERROR_FILE, MODEL, TrainJob, run_worker
+from raydpo.training.ray_worker import ERROR_FILE, MODEL, TrainJob
+from raydpo.training.workers import EarlyWorkers, count, fit
 
 #: Settings that change how the work is done, not what comes out (but for rounding).
 _NOT_CONTENT: Final = {
@@ -52,12 +50,42 @@ _NOT_CONTENT: Final = {
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
+def early_workers(
+    config: Config, folder: Folder, what: str
+) -> AbstractContextManager[EarlyWorkers | None]:
+    """Workers for `train_policy` that start now, where they find room beside all stages before it.
+
+    None where they do not, or where this training was begun before: it goes on as it is.
+
+    Args:
+        config: the job; its `model` is what will be trained.
+        folder: of the training's stage.
+        what: the stage and round, for the log.
+    """
+    assert config.training is not None
+    if folder.files() or not workers_can_wait(config, cluster_size()):
+        return nullcontext()
+    return EarlyWorkers(config.training, config.model, folder, what)
+
+
 def train_policy(
-    *, config: Config, folder: Folder, preferences: Table, reference: Table | None, what: str
+    *,
+    config: Config,
+    folder: Folder,
+    preferences: Table,
+    reference: Table | None,
+    what: str,
+    workers: EarlyWorkers | None = None,
 ) -> ModelConfig:
     """Train the policy on preference groups; returns where it is.
 
-    Without a `reference` table the objective must be one that needs none.
+    Args:
+        config: the job.
+        folder: of the stage.
+        preferences: the groups.
+        reference: their log-probs; None only where the objective needs none.
+        what: the stage and round, for the log.
+        workers: those of `early_workers`; without them workers start when there is something to do.
 
     Raises:
         NumericsError: step 0 shows logratios, or a loss is not finite.
@@ -84,7 +112,7 @@ def train_policy(
         starts_at_reference=starts_at_reference,
         what=what,
     )
-    return _run(job, inputs)
+    return _run(job, inputs, workers)
 
 
 def train_sft(*, config: Config, folder: Folder, examples: Table, what: str) -> ModelConfig:
@@ -109,7 +137,7 @@ def train_sft(*, config: Config, folder: Folder, examples: Table, what: str) -> 
     return _run(job, {"examples": examples.fingerprint})
 
 
-def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
+def _run(job: TrainJob, inputs: dict[str, str], workers: EarlyWorkers | None = None) -> ModelConfig:
     stage = Stage(
         folder=job.folder,
         name="train",
@@ -134,11 +162,8 @@ def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
         logger.info("[%s] nothing to do: the model is there", job.what)
         return trained
     job.folder.delete(ERROR_FILE)
-    logger.info("[%s] starting %s workers", job.what, _workers(job.settings))
     with _shown_progress(job.folder):
-        # Ray Train's workers each work in a folder of their own.
-        live = job.reference_model and with_absolute_path(job.reference_model)
-        _fit(replace(job, model=with_absolute_path(job.model), reference_model=live))
+        _train(job, workers)
     _raise_recorded_error(job.folder)
     rows = read_metrics(job.folder)
     commit_files(
@@ -148,27 +173,15 @@ def _run(job: TrainJob, inputs: dict[str, str]) -> ModelConfig:
     return trained
 
 
-def _fit(job: TrainJob) -> None:
-    cuda = uses_cuda(job.settings.device)
-    filesystem, path = locate(job.folder.uri)
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cuda else "gloo"),
-        scaling_config=_scaling(job.settings, cuda),
-        run_config=RunConfig(
-            name=CHECKPOINTS,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=job.settings.max_failures),
-            checkpoint_config=_checkpoint_config(job.settings),
-            worker_runtime_env={
-                "env_vars": dict(worker_environment(cuda, job.settings.cpus_per_worker))
-            },
-        ),
-    )
-    with own_errors():
-        trainer.fit()
+def _train(job: TrainJob, workers: EarlyWorkers | None) -> None:
+    # Ray Train's workers each work in a folder of their own.
+    live = job.reference_model and with_absolute_path(job.reference_model)
+    job = replace(job, model=with_absolute_path(job.model), reference_model=live)
+    if workers is not None:
+        workers.train(job)
+    else:
+        logger.info("[%s] starting %s workers", job.what, count(job.settings))
+        fit(job)
 
 
 @contextmanager
@@ -193,27 +206,6 @@ def _shown_progress(folder: Folder) -> Generator[None]:
         ended.set()
         thread.join()
         folder.delete(PROGRESS_FILE)
-
-
-def _checkpoint_config(settings: TrainerConfig) -> CheckpointConfig:
-    return CheckpointConfig(
-        num_to_keep=settings.keep_checkpoints,
-        checkpoint_score_attribute=settings.keep_best_by,
-        checkpoint_score_order="min" if settings.keep_best_by == "loss" else "max",
-    )
-
-
-def _workers(settings: TrainerConfig) -> str:
-    few, many = settings.fewest_workers, settings.most_workers
-    return str(few) if few == many else f"{few} to {many}"
-
-
-def _scaling(settings: TrainerConfig, cuda: bool) -> ScalingConfig:
-    return ScalingConfig(
-        num_workers=settings.num_workers,
-        use_gpu=cuda,
-        resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if cuda else {})},
-    )
 
 
 def _raise_recorded_error(folder: Folder) -> None:

@@ -78,6 +78,7 @@ def test_engines_start_once_and_each_round_samples_from_the_newest_policy(undist
     run, output = undisturbed
     assert output.count("starting 1 engine(s)") == 1
     assert "engines were started 1 time(s)" in output
+    assert output.count("starting 1 workers, which wait for the data") == 2
     original, first, second = policies(run)
     for index, sampler in ((0, original), (1, first)):
         sampled = {row["policy"] for row in rows(run, "candidates", index)}

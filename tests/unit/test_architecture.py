@@ -55,7 +55,12 @@ STAGE_IMPORTS_STAGE = {
 #: Lines that a file may have.
 MOST_LINES = 400
 #: Ray Train around the numeric core; everything else in training/ runs without Ray.
-RAY_IN_TRAINING = {"raydpo.training.stage", "raydpo.training.ray_worker"}
+RAY_IN_TRAINING = {
+    "raydpo.training.stage",
+    "raydpo.training.handover",
+    "raydpo.training.workers",
+    "raydpo.training.ray_worker",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -90,7 +90,7 @@ def test_engines_that_stay_alive_leave_room_for_the_train_workers(monkeypatch) -
     full = {"num_workers": cpus, "cpus_per_worker": 1.0}
     found = problems(job(training=full))
     assert len(found) == 1
-    assert f"ask for {cpus} CPUs" in found[0]
+    assert f"asks for {cpus} CPUs" in found[0]
     assert "keep_engines=false" in found[0]
     assert problems(job(training=full, online={"keep_engines": False})) == []
     assert problems(job(training=full, ray_address="ray://elsewhere:1")) == []

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from raydpo.config import Config
-from raydpo.plan import Resources, announce, engines_can_stay, stage_needs
+from raydpo.plan import Resources, announce, engines_can_stay, stage_needs, workers_can_wait
 
 
 def config(engine_cpus: float = 1.0, train_cpus: float = 1.0, **engines: Any) -> Config:
@@ -32,6 +32,15 @@ def test_engines_stay_where_every_other_stage_finds_room_beside_them() -> None:
     assert not engines_can_stay(config(), Resources(2, 0))
     assert engines_can_stay(config(0.5, 0.5), Resources(1.5, 0))
     assert not engines_can_stay(config(0.6, 0.5), Resources(1.5, 0))
+
+
+def test_train_workers_wait_where_every_stage_before_finds_room_beside_them_and_the_engines() -> (
+    None
+):
+    assert workers_can_wait(config(0.2, 0.4), Resources(2, 0))
+    assert not workers_can_wait(config(0.2, 0.5), Resources(2, 0))
+    assert not workers_can_wait(config(device="cuda"), Resources(16, 2))
+    assert workers_can_wait(config(device="cuda"), Resources(16, 4))
 
 
 def test_the_judge_of_the_evaluation_needs_room_too() -> None:

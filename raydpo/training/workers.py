@@ -1,0 +1,141 @@
+"""The Ray Train workers of one training: what they hold, and when they start.
+
+What comes in: a `TrainJob`, or the promise of one. What goes out: nothing; the workers
+write into the stage's folder. Starting them takes longer than a small training: processes
+that import torch and transformers, and find each other. Where they find room beside the
+stages before training, they start with those and wait for their data.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raydpo.cluster import uses_cuda
+from raydpo.config import ModelConfig, TrainerConfig
+from raydpo.environment import worker_environment
+from raydpo.models import with_absolute_path
+from raydpo.parts import own_errors
+from raydpo.progress import logger
+from raydpo.storage import Folder, locate
+from raydpo.training.handover import AwaitedJob, GivenJob, Handover
+from raydpo.training.ray_worker import CHECKPOINTS, TrainJob, run_worker
+
+
+class EarlyWorkers:
+    """Train workers that are started now, and wait for their job until it is given to them.
+
+    They are those of one training: what Ray Train does about failures and checkpoints, it
+    does as for workers that start with their job.
+
+    Args:
+        settings: `training` of the configuration.
+        model: what they will train; its architecture's code is imported meanwhile.
+        folder: of the training's stage.
+        what: the stage and round, for the log.
+    """
+
+    def __init__(
+        self, settings: TrainerConfig, model: ModelConfig, folder: Folder, what: str
+    ) -> None:
+        # Beside the driver: what takes its node away ends the run anyway.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor: Any = ray.remote(Handover).options(num_cpus=0, scheduling_strategy=here)
+        self._handover = actor.remote()
+        self._end: Future[None] = Future()
+        awaited = AwaitedJob(with_absolute_path(model), self._handover)
+        logger.info("[%s] starting %s workers, which wait for the data", what, count(settings))
+        arguments = (settings, folder, awaited)
+        threading.Thread(target=self._run, args=arguments, daemon=True).start()
+
+    def train(self, job: TrainJob) -> None:
+        """Give them their job, and wait until it is done.
+
+        Raises:
+            RaydpoError: raised in a worker, it arrives here as it was raised.
+        """
+        reference = ray.put(job)
+        ray.get(self._handover.give.remote([reference]))
+        self._end.result()
+
+    def __enter__(self) -> EarlyWorkers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Without a job they end, and nobody waits for that."""
+        if not self._end.done():
+            self._handover.give.remote([])
+
+    def _run(self, settings: TrainerConfig, folder: Folder, awaited: AwaitedJob) -> None:
+        try:
+            _fit(settings, folder, awaited)
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
+            self._end.set_exception(error)
+        else:
+            self._end.set_result(None)
+
+
+def fit(job: TrainJob) -> None:
+    """Start train workers, and wait until the job is done.
+
+    Raises:
+        RaydpoError: raised in a worker, it arrives here as it was raised.
+    """
+    _fit(job.settings, job.folder, GivenJob(ray.put(job)))
+
+
+def count(settings: TrainerConfig) -> str:
+    """How many workers a training has, in words."""
+    few, many = settings.fewest_workers, settings.most_workers
+    return str(few) if few == many else f"{few} to {many}"
+
+
+def _fit(settings: TrainerConfig, folder: Folder, job: GivenJob | AwaitedJob) -> None:
+    cuda = uses_cuda(settings.device)
+    filesystem, path = locate(folder.uri)
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if cuda else "gloo"),
+        scaling_config=_scaling(settings, cuda),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=_checkpoint_config(settings),
+            worker_runtime_env={
+                "env_vars": dict(worker_environment(cuda, settings.cpus_per_worker))
+            },
+        ),
+    )
+    with own_errors():
+        trainer.fit()
+
+
+def _checkpoint_config(settings: TrainerConfig) -> CheckpointConfig:
+    return CheckpointConfig(
+        num_to_keep=settings.keep_checkpoints,
+        checkpoint_score_attribute=settings.keep_best_by,
+        checkpoint_score_order="min" if settings.keep_best_by == "loss" else "max",
+    )
+
+
+def _scaling(settings: TrainerConfig, cuda: bool) -> ScalingConfig:
+    return ScalingConfig(
+        num_workers=settings.num_workers,
+        use_gpu=cuda,
+        resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if cuda else {})},
+    )
