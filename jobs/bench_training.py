@@ -103,12 +103,15 @@ def benchmark(choices: Choices, arguments: argparse.Namespace, logs: Path) -> No
     notes = left_out(choices)
     print(*notes, sep="\n", flush=True)
     chosen = choose_experiments(choices, arguments.only)
-    rows = measure(chosen, arguments.threads, logs)
+    rows, failures = measure(chosen, arguments.threads, logs)
+    notes += failures
     print("\n" + report.table(rows) + "\n")
     if arguments.output is not None:
         where = report.environment(arguments.threads, choices.device)
         report.write(arguments.output, rows, chosen, where, notes)
     print(json.dumps(report.summary(rows)), flush=True)
+    if failures:
+        sys.exit("\n".join(failures))
 
 
 def choose_experiments(choices: Choices, only: str | None) -> list[Experiment]:
@@ -129,24 +132,33 @@ def choose_experiments(choices: Choices, only: str | None) -> list[Experiment]:
     return chosen
 
 
-def measure(chosen: list[Experiment], threads: int, logs: Path) -> list[Measured]:
-    """Run the experiments one after the other; processes are kept where they may be."""
+def measure(chosen: list[Experiment], threads: int, logs: Path) -> tuple[list[Measured], list[str]]:
+    """Run the experiments one after the other; processes are kept where they may be.
+
+    Returns:
+        What was measured, and a line for each experiment that failed: the others are kept.
+    """
     rows: list[Measured] = []
+    failures: list[str] = []
     kept: dict[str, Worker] = {}
-    try:
-        for number, experiment in enumerate(chosen, 1):
-            started = time.perf_counter()
+    for number, experiment in enumerate(chosen, 1):
+        started = time.perf_counter()
+        try:
             rows += measure_one(experiment, threads, logs, kept)
-            took = time.perf_counter() - started
-            print(
-                f"[{number}/{len(chosen)}] {experiment.scenario.name}: {took:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-    finally:
-        for worker in kept.values():
-            worker.close()
-    return rows
+        except BenchmarkError as error:
+            print(error, file=sys.stderr, flush=True)
+            reason = error.value.splitlines()[0]
+            failures.append(f"{experiment.scenario.name} was not measured: {reason}")
+            _close(kept)  # nobody knows what they wait for
+        took = time.perf_counter() - started
+        print(f"[{number}/{len(chosen)}] {experiment.scenario.name}: {took:.0f} s", file=sys.stderr)
+    _close(kept)
+    return rows, failures
+
+
+def _close(kept: dict[str, Worker]) -> None:
+    while kept:
+        kept.popitem()[1].close()
 
 
 def measure_one(

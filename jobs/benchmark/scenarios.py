@@ -26,7 +26,6 @@ from .spec import (
     SCORE_VLLM,
     TRAINERS,
     TRL_COMPACT,
-    TRL_STOCK,
     TRL_TUNED,
     Contender,
     DataShape,
@@ -165,16 +164,13 @@ def _full(choices: Choices) -> list[Experiment]:
     vllm = (SCORE_VLLM,) if choices.vllm else ()
     scorers = (SCORE_OURS, SCORE_PADDED, SCORE_SORTED, SCORE_TRL, *vllm)
     return [
+        # those in new processes first: what is kept for the others takes memory
         Experiment(pairs, everyone, turns, fresh=True),
+        Experiment(_vocabulary(choices, 32768), everyone, replace(few, count=1), fresh=True),
+        Experiment(_vocabulary(choices, 131072), against, replace(few, count=1), fresh=True),
         Experiment(fours, everyone, replace(few, count=1)),
         *(Experiment(s, against, few) for s in _ratios(choices)),
         *(Experiment(s, against, few) for s in _variances(choices)),
-        *(
-            Experiment(
-                _vocabulary(choices, v), (*against, TRL_STOCK), replace(few, count=1), fresh=True
-            )
-            for v in (32768, 131072)
-        ),
         Experiment(_parts_left_out(pairs), (*_ablations(choices), OURS_COMPILED), few),
         Experiment(_parts_left_out(fours), _ablations(choices), few),
         Experiment(_scoring(pairs), scorers, replace(few, warm_up=1, count=1)),

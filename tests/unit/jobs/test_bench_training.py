@@ -224,3 +224,16 @@ def test_real_contenders_take_turns_and_agree_on_every_loss(
         "trl_stock",
         "trl_compact",
     ]
+
+
+@pytest.mark.slow
+def test_an_experiment_that_fails_is_named_and_the_others_are_kept(
+    jobs: Any, tiny: Any, tmp_path: Path
+) -> None:
+    turns = jobs.processes.Turns(warm_up=1, repeats=1, count=1, peak_size=64)
+    cuda_only = replace(jobs.spec.OURS, attention="flex")
+    broken = jobs.scenarios.Experiment(replace(tiny, name="broken"), (cuda_only,), turns)
+    whole = jobs.scenarios.Experiment(tiny, (jobs.spec.OURS,), turns)
+    rows, failures = jobs.command.measure([broken, whole], 1, tmp_path)
+    assert [row.scenario for row in rows] == ["tiny"]
+    assert failures == ["broken was not measured: the process of raydpo ended with 1:"]
