@@ -119,7 +119,9 @@ def _run(options: argparse.Namespace) -> int:
 
         print(summary_table(result.metrics))
     elif result.policy is not None:
-        print(f"policy: {result.policy.path}")
+        training = config.training
+        reward = training is not None and training.objective.scalar_head
+        print(f"{'reward model' if reward else 'policy'}: {result.policy.path}")
     return 0
 
 

@@ -54,6 +54,11 @@ class ObjectiveSection(Section):
         return False
 
     @property
+    def scalar_head(self) -> bool:
+        """Whether it trains a reward model: one number in place of the output layer."""
+        return False
+
+    @property
     def kl_beta(self) -> float | None:
         """Strength of the KL constraint, which turns nats into implicit reward; None without one."""
         return None

@@ -23,6 +23,7 @@ from raydpo.config_objective_base import (
     TdpoObjective,
     Unit,
 )
+from raydpo.config_reward_model import RewardModelObjective
 
 
 class DpoObjective(ScaledLogratioObjective):
@@ -313,7 +314,8 @@ SingleObjective = Annotated[
     | PairwiseCringeObjective
     | SimpoObjective
     | OrpoObjective
-    | KtoObjective,
+    | KtoObjective
+    | RewardModelObjective,
     Field(discriminator="name"),
 ]
 
@@ -346,6 +348,8 @@ class SumObjective(Section):
     def _has_terms(self) -> SumObjective:
         if not self.terms:
             raise ValueError("a sum has at least one term: add `{objective: {name: dpo}}`")
+        if any(term.objective.scalar_head for term in self.terms):
+            raise ValueError("`reward_model` trains another kind of model: it stands alone")
         return self
 
     @property
@@ -357,6 +361,11 @@ class SumObjective(Section):
     def uses_live_reference(self) -> bool:
         """Whether any term does."""
         return any(term.objective.uses_live_reference for term in self.terms)
+
+    @property
+    def scalar_head(self) -> bool:
+        """No term has one."""
+        return False
 
     @property
     def kl_beta(self) -> float | None:

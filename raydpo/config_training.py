@@ -139,6 +139,15 @@ class TrainingConfig(TrainerConfig):
     step_zero_tolerance: PositiveFloat = 1e-3
     """Largest logratio of a token that step 0 may show, in nats; more stops the run."""
 
+    @model_validator(mode="after")
+    def _adapters_have_no_new_head(self) -> Self:
+        if self.lora is not None and self.objective.scalar_head:
+            raise ValueError(
+                "lora with objective `reward_model`: its head is new, and an adapter would not "
+                "train it; remove `lora`"
+            )
+        return self
+
 
 class SftConfig(TrainerConfig):
     """Supervised fine-tuning: the stage that makes pi_ref."""

@@ -49,6 +49,7 @@ def check_config_fits(config: Config) -> None:
     """
     if config.training is None:
         return
+    _check_reward_model(config, config.training)
     if config.preferences is not None:
         layout = config.preferences.layout
         if layout != "auto":  # that is known when the first row was read
@@ -57,6 +58,17 @@ def check_config_fits(config: Config) -> None:
         _check(config.training, {"pairs", "rankings", "soft labels"}, "`labeling` by rewards")
     elif config.prompts is not None:
         _check(config.training, {"pairs", "soft labels"}, "people's votes")
+
+
+def _check_reward_model(config: Config, training: TrainingConfig) -> None:
+    sections = {"evaluation": config.evaluation, "online": config.online}
+    given = [name for name, section in sections.items() if section is not None]
+    if training.objective.scalar_head and given:
+        raise ConfigError(
+            f"objective {training.objective.name!r} with the section(s) {', '.join(given)}",
+            "a reward model writes no text: nothing can be sampled from it",
+            f"remove {', '.join(given)}; use the trained folder as `labeling.reward.classifier`",
+        )
 
 
 def check_counts_fit(config: Config, counts: Mapping[str, int]) -> None:

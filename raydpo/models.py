@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.jinja")
+#: What transformers calls the head of a decoder that classifies sequences.
+_SCALAR_HEAD = "score.weight"
 _ADAPTER_FILE = "adapter_config.json"
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", _ADAPTER_FILE)
 
@@ -88,6 +90,39 @@ def load_causal_lm(model: ModelConfig) -> PreTrainedModel:
     return loaded.eval()
 
 
+def load_scalar_head(model: ModelConfig) -> PreTrainedModel:
+    """The model with a head of one number; float32, in evaluation mode, on the CPU.
+
+    A causal language model gets a new head of zeros, so that all rewards are 0 at first; a
+    reward model keeps its own.
+
+    Raises:
+        ModelError: transformers cannot load it, or more than the head would be new.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    loaded, found = load_with(
+        AutoModelForSequenceClassification,
+        model,
+        dtype=torch.float32,
+        attn_implementation=model.attn_implementation,
+        use_safetensors=True,
+        num_labels=1,
+        output_loading_info=True,
+    )
+    new = sorted(found["missing_keys"])
+    if new not in ([], [_SCALAR_HEAD]):
+        raise ModelError(
+            f"model {model.path!r} has no weights for {', '.join(new)}",
+            f"as a reward model only its head, {_SCALAR_HEAD}, may be new",
+            "use a causal language model of transformers' decoders, such as Llama, Qwen or GPT-2",
+        )
+    if new:
+        torch.nn.init.zeros_(loaded.get_parameter(_SCALAR_HEAD))
+    return loaded.eval()
+
+
 def load_with(auto_class: Any, model: ModelConfig, **arguments: Any) -> Any:
     """What an `Auto` class of transformers makes of the model's local folder.
 
@@ -115,19 +150,35 @@ def load_with(auto_class: Any, model: ModelConfig, **arguments: Any) -> Any:
 
 def meta_causal_lm(model: ModelConfig) -> PreTrainedModel:
     """What `load_causal_lm` returns, on the `meta` device: shapes, and no memory for weights."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    empty = _on_meta(AutoModelForCausalLM, model)
+    folder = local_folder(model)
+    if (folder / "generation_config.json").is_file():
+        empty.generation_config = GenerationConfig.from_pretrained(folder)
+    return empty
+
+
+def meta_scalar_head(model: ModelConfig) -> PreTrainedModel:
+    """What `load_scalar_head` returns, on the `meta` device."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _on_meta(AutoModelForSequenceClassification, model, num_labels=1)
+
+
+def _on_meta(auto_class: Any, model: ModelConfig, **values: Any) -> PreTrainedModel:
+    """A model without weights; `values` change its configuration."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig
 
     folder = local_folder(model)
     refuse_remote_code(folder)
     with torch.device("meta"):
-        empty: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(folder),
+        empty: PreTrainedModel = auto_class.from_config(
+            AutoConfig.from_pretrained(folder, **values),
             dtype=torch.float32,
             attn_implementation=model.attn_implementation,
         )
-    if (folder / "generation_config.json").is_file():
-        empty.generation_config = GenerationConfig.from_pretrained(folder)
     return empty.eval()
 
 

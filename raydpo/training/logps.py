@@ -140,7 +140,11 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     Raises:
         ModelError: it has none that can be told apart.
     """
-    candidates: list[Any] = [model.get_decoder(), getattr(model, "model", None)]
+    candidates: list[Any] = [
+        model.get_decoder(),
+        getattr(model, "model", None),
+        model.base_model,  # of sequence classification
+    ]
     for decoder in candidates:
         if isinstance(decoder, nn.Module) and decoder is not model:
             return decoder

@@ -22,6 +22,7 @@ from raydpo.training.losses.anchors import sft_term
 from raydpo.training.measures.cringe import cringe_measure
 from raydpo.training.measures.pairs import logratio_measure, reference_free_measure, tdpo_measure
 from raydpo.training.measures.rankings import ranking_measure
+from raydpo.training.measures.rewards import reward_measure
 from raydpo.training.measures.surveyed import (
     aot_measure,
     bco_measure,
@@ -154,6 +155,8 @@ def measure_of(settings: sections.SingleObjective, seed: int, known: GlobalBatch
             return bco_measure(settings, known)
         case sections.BinaryCringeObjective() | sections.PairwiseCringeObjective():
             return cringe_measure(settings, seed, known.step if known else 0)
+        case sections.RewardModelObjective():
+            return reward_measure(settings)
         case sections.TdpoObjective():
             return tdpo_measure(settings)
         case sections.SimpoObjective() | sections.OrpoObjective():

@@ -25,7 +25,13 @@ from raydpo.config import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
 from raydpo.config_objective_base import COLUMN_OF_UNIT, Unit
 from raydpo.config_objectives import single_objectives
 from raydpo.errors import DataError, NumericsError
-from raydpo.models import load_causal_lm, load_tokenizer, meta_causal_lm
+from raydpo.models import (
+    load_causal_lm,
+    load_scalar_head,
+    load_tokenizer,
+    meta_causal_lm,
+    meta_scalar_head,
+)
 from raydpo.parts import Table
 from raydpo.progress import start_logging
 from raydpo.run import read_rows
@@ -49,6 +55,7 @@ from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, tr
 from raydpo.training.lora import save_adapter
 from raydpo.training.metrics_log import MetricsLog
 from raydpo.training.objectives import Objective, SftObjective, make_objective
+from raydpo.training.reward import ended_by_eos, reward_module
 from raydpo.training.sharding import World, current_world, full_parameters
 from raydpo.training.sharing import token_module
 
@@ -92,6 +99,12 @@ class TrainJob:
     starts_at_reference: bool
     what: str
 
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether the model gets a head of one number."""
+        settings = self.settings
+        return isinstance(settings, TrainingConfig) and settings.objective.scalar_head
+
 
 def run_worker(arguments: dict[str, Any]) -> None:
     """Ray Train's entry point; `arguments["job"]` leads to the `TrainJob`."""
@@ -125,16 +138,25 @@ def _module(job: TrainJob, world: World) -> TokenLogps:
     """The module; where it is sharded, all ranks but the first need its shapes only."""
     sharded = job.settings.strategy == "fsdp" and world.size > 1
     if not sharded or world.rank == 0:
-        module = token_module(load_causal_lm(job.model), job.model, world.device)
+        module = _whole_module(job, world)
         if sharded:
             world.tell(attention_of(module.model))
         return module
+    if job.trains_reward_model:
+        world.tell("")
+        return reward_module(meta_scalar_head(job.model), job.model)
     model = meta_causal_lm(job.model)
     attention = world.tell("")  # what rank 0 found out by a forward pass
     set_attention(model, attention)
     module = TokenLogps(model, job.model.precision)
     module.shared = attention in IMPLEMENTATIONS.values()
     return module
+
+
+def _whole_module(job: TrainJob, world: World) -> TokenLogps:
+    if job.trains_reward_model:
+        return reward_module(load_scalar_head(job.model), job.model)
+    return token_module(load_causal_lm(job.model), job.model, world.device)
 
 
 @contextmanager
@@ -193,7 +215,13 @@ def _dataset(job: TrainJob) -> GroupDataset:
         heldout = is_heldout(row["prompt_id"], job.heldout_fraction, job.seed)
         return not heldout and all(row[COLUMN_OF_UNIT[unit]] for unit in needed)
 
-    if job.reference is None:
+    if job.trains_reward_model:
+        key.append("ended by EOS")
+        eos_id = load_tokenizer(job.model).eos_token_id
+        assert isinstance(eos_id, int)  # `raydpo check` refuses a tokenizer without one
+        ended = (ended_by_eos(row, eos_id) for row in rows)
+        kept = rows_without_reference(ended, trained_on)
+    elif job.reference is None:
         kept = rows_without_reference(rows, trained_on)
     else:
         key.append(job.reference.fingerprint)
@@ -307,7 +335,10 @@ def _final_model(
     if job.settings.lora is not None:
         base = load_causal_lm(job.model)
         return save_adapter(base, job.settings.lora, parameters, job.model.path, adapter)
-    model = meta_causal_lm(job.model)  # takes the parameters over, without a second copy
+    # Takes the parameters over, without a second copy.
+    model = (meta_scalar_head if job.trains_reward_model else meta_causal_lm)(job.model)
     model.load_state_dict(parameters, assign=True)
     model.tie_weights()
+    if job.trains_reward_model:  # a text's last token is found by the padding after it
+        model.config.pad_token_id = load_tokenizer(job.model).pad_token_id
     return model

@@ -346,5 +346,5 @@ CASES = [
         floor=1,
         call=desensitized_call,
     ),
-    Case("reward model", "reward_model.bradley_terry_loss", PAIR, formulas.bradley_terry),
+    Case("reward_model", "reward_model.bradley_terry_loss", PAIR, formulas.bradley_terry),
 ]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForSequenceClassification
 
-from raydpo.config import TrainingConfig
+from raydpo.config import RewardConfig, TrainingConfig
 from raydpo.config_file import config_from_values
+from raydpo.labeling.classifier import judge_with_classifier, load_classifier
 from raydpo.pipeline import run_round
 from raydpo.training.composition import Plan
 from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import Hooks, train
 from raydpo.training.objectives import make_objective
+from raydpo.training.reward import TokenRewards
 from raydpo.training.sharding import current_world, full_parameters
 from tests.integration.training_runs import CPU, assert_same, fail, run_ranks
 from tests.unit.training.test_objectives import dataset, make_model
@@ -28,6 +32,7 @@ SECTIONS: list[dict[str, Any]] = [
     {"name": "tdpo2"},
     {"name": "pairwise_cringe"},
     {"name": "sum", "terms": [{"objective": "ipo"}, {"objective": "plackett_luce"}]},
+    {"name": "reward_model"},
 ]
 
 
@@ -45,9 +50,9 @@ def train_with(section: dict[str, Any], strategy: str) -> tuple[list[float], dic
     losses: list[float] = []
     world = current_world(CPU)
     with torch.device("meta" if strategy == "fsdp" and world.rank > 0 else "cpu"):
-        model = make_model()
-    module = TokenLogps(model, attention="segments")
-    module.put_beside(TokenLogps(make_model(1), attention="segments"))
+        module = make_reward_module() if config.objective.scalar_head else make_policy_module()
+    if not config.objective.scalar_head:
+        module.put_beside(TokenLogps(make_model(1), attention="segments"))
     hooks = Hooks(
         log=lambda _step, metrics: losses.append(metrics["loss"]),
         checkpoint=lambda _step, _metrics, _save: lambda: None,
@@ -58,6 +63,17 @@ def train_with(section: dict[str, Any], strategy: str) -> tuple[list[float], dic
     objective = make_objective(config.objective, seed=5)
     wrapped = train(module, data, objective, config, Plan(6, 6, 3, 3, seed=0), world, hooks)
     return losses, full_parameters(wrapped)
+
+
+def make_policy_module() -> TokenLogps:
+    return TokenLogps(make_model(), attention="segments")
+
+
+def make_reward_module() -> TokenLogps:
+    config = make_model().config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    return TokenRewards(LlamaForSequenceClassification(config).eval())
 
 
 def test_two_workers_equal_one_for_objectives_that_read_the_whole_batch(tmp_path: Path) -> None:
@@ -106,6 +122,25 @@ def test_unpaired_data_is_scored_and_trained_on(tiny_model: Path, tmp_path, ray_
     assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-4)
     assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_a_reward_model_is_trained_and_read_by_labeling(tiny_model, tmp_path, ray_cluster) -> None:
+    rows = [
+        {"prompt": f"the film {n} was", "chosen": " very good", "rejected": " bad and slow"}
+        for n in range(24)
+    ]
+    result = run_round(_job(tmp_path, tiny_model, "reward_model", rows), until="train")
+    assert not (tmp_path / "reward_model/round-000/reference").exists()
+    metrics = _metrics(tmp_path, "reward_model")
+    assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)  # a new head is zero
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert result.policy is not None
+    reward = RewardConfig(classifier=result.policy.path, output="logit")
+    texts = [" very good", " bad and slow"]
+    good, bad = judge_with_classifier(
+        load_classifier(reward), ["the film 99 was"] * 2, texts
+    ).values
+    assert good > bad
 
 
 def test_reference_free_training_skips_the_reference(tiny_model, tmp_path, ray_cluster) -> None:

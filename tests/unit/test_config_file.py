@@ -157,6 +157,8 @@ def test_a_sum_uses_the_reference_if_any_term_does(path) -> None:
         ),
         ("{name: f_dpo, alpha: 0.3}", "`alpha` is given with `divergence: alpha`"),
         ("{name: f_dpo, divergence: alpha}", "`alpha` is given with `divergence: alpha`"),
+        ("{name: reward_model, sft_weight: 1}", "a reward model has no cross-entropy"),
+        ("{name: sum, terms: [{objective: reward_model}]}", "it stands alone"),
         ("{label_smoothing: 0.1}", "with it the loss is conservative DPO, `{name: cdpo, "),
         ("{name: kto, length: mean}", "objective.kto.length: unknown key"),
         ("{name: dpo, length: {ld_alfa: 1}}", "unknown key; did you mean 'ld_alpha'?"),

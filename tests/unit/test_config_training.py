@@ -21,6 +21,7 @@ from raydpo.config import LoraSettings, SftConfig, TrainingConfig
         ({"num_workers": (4, 2)}, "the least number first"),
         ({"num_workers": 0}, "greater than 0"),
         ({"lora": {"dropout": 0.1}}, "must be 0"),
+        ({"lora": {}, "objective": "reward_model"}, "its head is new"),
         ({"keep_best_by": "accuracy"}, "rewards/accuracies"),
     ],
 )

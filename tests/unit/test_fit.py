@@ -40,9 +40,23 @@ def test_data_that_an_objective_learns_from_fits(objective: Any, layout: str) ->
     check_config_fits(job(objective, layout))
 
 
+@pytest.mark.parametrize("section", ["evaluation", "online"])
+def test_nothing_is_sampled_from_a_reward_model(section: str) -> None:
+    sections = {
+        "evaluation": {"prompts": "p.jsonl", "judge": {"function": "a.b:c"}},
+        "online": {},
+    }
+    config = job("reward_model", labeling=REWARD)
+    check_config_fits(config)
+    values = config.model_dump(mode="json")
+    with pytest.raises(ConfigError, match="a reward model writes no text"):
+        check_config_fits(Config.model_validate({**values, section: sections[section]}))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (job({"name": "reward_model", "learns_from": "rankings"}), "reward_model learns from"),
         (job("kto", "explicit"), "kto learns from single completions"),
         (job("kto", labeling=REWARD), "give preferences of the layout `unpaired`"),
         (job("dpo", "unpaired"), "use `kto` for single judged completions"),

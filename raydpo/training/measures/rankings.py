@@ -70,13 +70,13 @@ def _metrics(
         "rewards/chosen": best,
         "rewards/rejected": worst,
         "rewards/margins": best - worst,
-        "rewards/accuracies": _share_in_order(rewards, mask),
+        "rewards/accuracies": share_in_order(rewards, mask),
         "logps/chosen": logps[:, 0],
         "logps/rejected": logps[rows, last],
     }
 
 
-def _share_in_order(rewards: Tensor, mask: Tensor) -> Tensor:
+def share_in_order(rewards: Tensor, mask: Tensor) -> Tensor:
     """[Q] share of a ranking's pairs whose better completion has the higher reward."""
     both = (mask[:, :, None] & mask[:, None, :]).triu(1)
     right = (rewards[:, :, None] > rewards[:, None, :]) & both

@@ -1,0 +1,48 @@
+"""Reward models: Bradley-Terry on pairs, Plackett-Luce on rankings.
+
+What comes in: the section. What goes out: its `Measure`. A completion's token values sum to its
+reward (`training/reward.py`), which stands in `TokenOutputs.logps`.
+
+Shapes: P pairs, Q rankings of at most K completions, R sequences.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raydpo import config_objectives as sections
+from raydpo.training.batch import MicroBatch
+from raydpo.training.head import TokenOutputs
+from raydpo.training.losses.ranking import plackett_luce_loss
+from raydpo.training.losses.reward_model import bradley_terry_loss
+from raydpo.training.measures.rankings import share_in_order
+from raydpo.training.measures.values import Measure, Values
+
+
+def reward_measure(settings: sections.RewardModelObjective) -> Measure:
+    """Of a reward model."""
+    return _measure_rankings if settings.learns_from == "rankings" else _measure_pairs
+
+
+def _measure_pairs(outputs: TokenOutputs, batch: MicroBatch) -> Values:
+    rewards = batch.sequence_sums(outputs.logps)
+    chosen, rejected = (rewards[side] for side in batch.pairs.unbind(1))
+    metrics = _metrics(chosen.detach(), rejected.detach())
+    metrics["rewards/accuracies"] = (metrics["rewards/margins"] > 0).float()
+    losses = bradley_terry_loss(chosen, rejected)
+    return Values(losses, batch.pair_weights, batch.pairs[:, 0], metrics)
+
+
+def _measure_rankings(outputs: TokenOutputs, batch: MicroBatch) -> Values:
+    mask = batch.rankings >= 0
+    rewards = batch.sequence_sums(outputs.logps)[batch.rankings.clamp(min=0)]  # [Q, K]
+    rows = torch.arange(len(rewards), device=rewards.device)
+    metrics = _metrics(rewards[:, 0].detach(), rewards[rows, mask.sum(1) - 1].detach())
+    metrics["rewards/accuracies"] = share_in_order(rewards.detach(), mask)
+    losses = plackett_luce_loss(rewards, mask, beta=1.0)
+    return Values(losses, torch.ones_like(losses).detach(), batch.rankings[:, 0], metrics)
+
+
+def _metrics(best: Tensor, worst: Tensor) -> dict[str, Tensor]:
+    return {"rewards/chosen": best, "rewards/rejected": worst, "rewards/margins": best - worst}
