@@ -24,7 +24,7 @@ from noise.model import prepare, run_model
 from noise.plot import draw
 from noise.world import run_world
 
-from raydpo.environment import MALLOC_ENVIRONMENT
+from raydpo.environment import CPU_ENVIRONMENT
 from raydpo.evaluation.metrics import Estimate
 
 #: Settings -> what they are.
@@ -128,13 +128,13 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _restart_with_malloc_environment() -> None:
+def _restart_with_worker_environment() -> None:
     """Train as fast as workers do: the variables must be there when the process starts."""
-    if any(os.environ.get(name) != value for name, value in MALLOC_ENVIRONMENT):
-        environment = {**os.environ, **dict(MALLOC_ENVIRONMENT)}
+    if any(os.environ.get(name) != value for name, value in CPU_ENVIRONMENT):
+        environment = {**os.environ, **dict(CPU_ENVIRONMENT)}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606
 
 
 if __name__ == "__main__":
-    _restart_with_malloc_environment()
+    _restart_with_worker_environment()
     main()
