@@ -66,6 +66,8 @@ def _prepare_own_cluster() -> None:
     # Idle processes that have imported torch are worth keeping, also on a machine of two CPUs.
     limit = str(max(_IDLE_PROCESSES, os.cpu_count() or 1))
     os.environ.setdefault("RAY_num_workers_soft_limit", limit)
+    # Ray warns of more than four times as many processes as it starts at once.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", limit)
 
 
 def cluster_size() -> Resources:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from raydpo.config import ModelConfig
+from raydpo.environment import worker_environment
 from raydpo.errors import ModelError
 from raydpo.models import (
     local_folder,
@@ -62,7 +63,9 @@ def averaged_reference(
     averaged = policy.model_copy(update={"path": target.uri, "revision": None})
     if open_stage(stage) is None:
         models = with_absolute_path(policy), with_absolute_path(reference)
-        task = ray.remote(write_average).options(num_cpus=1)
+        # As workers that score under a model are started: one of theirs may be there, with torch.
+        environment = {"env_vars": dict(worker_environment(cuda=False, cpus=1))}
+        task = ray.remote(write_average).options(num_cpus=1, runtime_env=environment)
         with own_errors():
             ray.get(task.remote(target, *models, alpha))
         commit_files(stage, weights_fingerprint(averaged))
