@@ -50,7 +50,8 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "epochs": 2,
             "learning_rate": 1e-3,
             "checkpoint_every_steps": 2,
-            "keep_checkpoints": 3,
+            "keep_checkpoints": 2,
+            "keep_best_by": "rewards/margins",
             "background_checkpoints": True,
         },
     }
@@ -87,6 +88,10 @@ def test_killed_with_its_newest_checkpoint_damaged_it_goes_on_and_leaves_an_adap
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert rows[-1]["rewards/margins"] > 0.01
+    best = sorted(rows[1::2], key=lambda row: row["rewards/margins"])[-2:]
+    kept = (policy / "checkpoints").glob("checkpoint_*/checkpoint.json")
+    steps = {json.loads(path.read_text())["step"] for path in kept}
+    assert steps == {8, *(row["step"] for row in best)}
     merged = AutoModelForCausalLM.from_pretrained(policy / "model")
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     adapted = PeftModel.from_pretrained(base, str(policy / "adapter"))
