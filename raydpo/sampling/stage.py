@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+import uuid
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -141,8 +142,10 @@ def _job(
         completions_before, tokens_before = pool.made()
         started = time.monotonic()
         count = min(parts, PARTS_IN_FLIGHT * len(pool.engines))
-        # The workers only carry: they hold no CPU, so engines may hold all there are.
-        yield PartJob(functools.partial(_Sampler, pool, task), Workers(count, cpus=0.0))
+        # The workers only carry: they hold no CPU, so engines may hold all there are. Each process
+        # keeps its bond with an engine through the stage; another stage may have other engines.
+        make = functools.partial(_Sampler, pool, task)
+        yield PartJob(make, Workers(count, cpus=0.0), identity=uuid.uuid4().hex)
         seconds = time.monotonic() - started
         completions, tokens = pool.made()
         logger.info(
