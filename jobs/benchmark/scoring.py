@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,12 @@ from .spec import Contender, Scenario
 PartScorer = Callable[[list[Row]], float]
 
 _MAX_TOKENS = 8192
+#: One process, threads where the machine puts them, and no more memory than the parts need.
+_VLLM_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
 
 
 def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
@@ -91,6 +98,7 @@ def _padded_batch(
 
 
 def _vllm(scenario: Scenario, contender: Contender) -> PartScorer:
+    os.environ.update(_VLLM_ENVIRONMENT)  # read when it is imported
     vllm: Any = importlib.import_module("vllm")
     folder = Path(tempfile.mkdtemp(prefix="bench-training-"))
     random_model(scenario).save_pretrained(folder)
