@@ -42,11 +42,11 @@ def job(folder: Path, model: Path) -> dict[str, Any]:
         "rows_per_part": 6,
         "model": str(model),
         "prompts": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
-        "sampling": {"candidates": 3, "max_completion_tokens": 12},
+        "sampling": {"candidates": 3, "max_completion_tokens": 12, "engines": {"cpus": 0.2}},
         "labeling": {"reward": reward, "pairs": {"builder": "all_pairs"}},
         "training": {
             "num_workers": 2,
-            "cpus_per_worker": 0.5,
+            "cpus_per_worker": 0.4,
             "global_batch_groups": 4,
             "epochs": 2,
             "learning_rate": 1e-3,
