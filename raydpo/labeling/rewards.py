@@ -76,6 +76,12 @@ def resolve_function(path: str, search: Sequence[str] = ()) -> RewardFunction:
     return function
 
 
+def forget_module(path: str) -> None:
+    """Let the next `resolve_function` read the module that `path` names from its file again."""
+    sys.modules.pop(path.partition(":")[0], None)
+    importlib.invalidate_caches()
+
+
 def source_fingerprint(path: str) -> str:
     """Hash of the source of the module that `path` names; what that imports is not seen."""
     resolve_function(path)

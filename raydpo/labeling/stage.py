@@ -22,6 +22,7 @@ from raydpo.labeling.groups import candidate_id
 from raydpo.labeling.rewards import (
     Judged,
     Refusal,
+    forget_module,
     judge_with_function,
     resolve_function,
     source_fingerprint,
@@ -152,6 +153,11 @@ def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
 
 
 def _make_transform(rewards: tuple[RewardConfig, ...], search: tuple[str, ...]) -> Transform:
+    # The process may have made scorers before: of other folders, and of a source that has changed since.
+    sys.path[:] = dict.fromkeys((*filter(None, search), *sys.path))
+    for reward in rewards:
+        if reward.function is not None:
+            forget_module(reward.function)
     judges = {reward.scorer: make_judge(reward, search) for reward in rewards}
     return functools.partial(score_part, judges)
 

@@ -46,8 +46,8 @@ class Failure:
     Attributes:
         step: counted from 1.
         groups: names of the groups of the global batch.
-        culprits: by rank, the groups of its micro-batches whose loss is not finite; empty
-            where every loss is finite and the gradient is not.
+        culprits: by rank, the groups of its micro-batches whose loss or rewards are not finite;
+            empty where all are and the gradient is not.
     """
 
     step: int
@@ -89,7 +89,7 @@ def train(
     Every rank calls this with the same arguments, but for `world`.
 
     Raises:
-        NumericsError: a loss or gradient is not finite; no rank has updated anything.
+        NumericsError: a loss, reward or gradient is not finite; no rank has updated anything.
     """
     module.eval()  # no dropout: the reference has none either, and step 0 must show none
     if settings.lora is not None:
@@ -173,8 +173,10 @@ class Step:
         normalizer = objective.normalizer(groups, self.data.sizes)
         done = self._accumulate(step, objective, groups, normalizer)
         metrics = self._reduced(done, normalizer)
-        if not math.isfinite(metrics["loss"]):
-            self._fail(step, groups, done, f"loss of step {step + 1} is {metrics['loss']}")
+        # An infinite log-ratio on the right side of a pair costs no loss, and is a mistake all the same.
+        for name in ("loss", *metrics):
+            if not math.isfinite(metrics[name]):
+                self._fail(step, groups, done, f"{name} of step {step + 1} is {metrics[name]}")
         norm = clip_gradients(self.module, self.settings.max_grad_norm)
         if not math.isfinite(norm):
             self._fail(step, groups, done, f"gradient norm of step {step + 1} is {norm}")
@@ -271,7 +273,7 @@ class Step:
         bad = [
             group
             for done in passes
-            if done.counts and not math.isfinite(done.sums["loss"].item())
+            if done.counts and not all(math.isfinite(value.item()) for value in done.sums.values())
             for group in done.groups
         ]
         culprits = self.world.gather([self.data[g].group_id for g in bad])

@@ -52,9 +52,14 @@ def test_gradient_of_dpo_on_a_real_model_is_the_papers(tmp_path: Path) -> None:
 def papers_gradient(policy: TokenLogps, batch: MicroBatch, weights: list[Tensor]) -> list[Tensor]:
     """The right-hand side: gradients of log-likelihoods alone, weighted pair by pair."""
     assert batch.reference_token_logps is not None
-    logps = batch.sequence_sums(token_logps(policy, batch))
-    rewards = BETA * (logps - batch.sequence_sums(batch.reference_token_logps)).detach()
-    of_each = [torch.autograd.grad(value, weights, retain_graph=True) for value in logps]
+    with torch.no_grad():
+        logps = batch.sequence_sums(token_logps(policy, batch))
+    rewards = BETA * (logps - batch.sequence_sums(batch.reference_token_logps))
+    # A forward pass for each: a backward pass works in the logits that its forward pass kept.
+    of_each = [
+        torch.autograd.grad(batch.sequence_sums(token_logps(policy, batch))[number], weights)
+        for number in range(len(logps))
+    ]
     total = [torch.zeros_like(weight) for weight in weights]
     for chosen, rejected in batch.pairs.tolist():
         how_wrong = torch.sigmoid(rewards[rejected] - rewards[chosen])

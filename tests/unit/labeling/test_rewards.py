@@ -12,6 +12,7 @@ import pytest
 from raydpo.errors import ConfigError, DataError
 from raydpo.labeling.rewards import (
     Refusal,
+    forget_module,
     judge_with_function,
     resolve_function,
     reward_or_refusal,
@@ -43,6 +44,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_function_beside_the_working_directory_is_found(module):
     assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [1, 2, 3]
     assert resolve_function("own_rewards:Rules.brevity")(PROMPTS, COMPLETIONS) == [-1, -2, -3]
+
+
+def test_a_forgotten_module_is_read_from_its_file_again(module):
+    assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [1, 2, 3]
+    module.write_text("def length(prompts, completions):\n    return [0.0] * len(prompts)\n")
+    assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [1, 2, 3]
+    forget_module("own_rewards:length")
+    assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [0, 0, 0]
 
 
 @pytest.mark.usefixtures("module")
