@@ -112,14 +112,7 @@ def paired_difference(
     errors added in squares. `z` of the result is the difference in standard errors.
     """
     shared = set(policy_prompts) & set(reference_prompts)
-    first, first_mean, first_count = _influence(policy, policy_prompts, shared)
-    second, second_mean, second_count = _influence(reference, reference_prompts, shared)
-    return Estimate(
-        first_mean - second_mean,
-        _root_of_sum(first - second),
-        len(shared),
-        first_count + second_count,
-    )
+    return _difference((policy, policy_prompts), (reference, reference_prompts), shared)
 
 
 def difference_of_means(
@@ -134,14 +127,7 @@ def difference_of_means(
     one side counts 0 there.
     """
     prompts = {*first_prompts, *second_prompts}
-    ours, first_mean, first_count = _influence(first, first_prompts, prompts)
-    theirs, second_mean, second_count = _influence(second, second_prompts, prompts)
-    return Estimate(
-        first_mean - second_mean,
-        _root_of_sum(ours - theirs),
-        len(prompts),
-        first_count + second_count,
-    )
+    return _difference((first, first_prompts), (second, second_prompts), prompts)
 
 
 def separation(
@@ -261,6 +247,22 @@ def repetition_share(
         repeats.append(float(len(bigrams) - len(set(bigrams))))
         totals.append(float(len(bigrams)))
     return clustered_ratio(repeats, totals, prompts) if sum(totals) else None
+
+
+def _difference(
+    first: tuple[Sequence[float], Sequence[str]],
+    second: tuple[Sequence[float], Sequence[str]],
+    prompts: set[str],
+) -> Estimate:
+    """Mean of some values minus mean of others, each with its prompts; those given count."""
+    ours, first_mean, first_count = _influence(*first, prompts)
+    theirs, second_mean, second_count = _influence(*second, prompts)
+    return Estimate(
+        first_mean - second_mean,
+        _root_of_sum(ours - theirs),
+        len(prompts),
+        first_count + second_count,
+    )
 
 
 def _share_below(values: Sequence[float], others: Sequence[float]) -> list[float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,11 @@ class Judged:
     truncated: int = 0
 
 
-def resolve_function(path: str, search: Sequence[str] = ()) -> RewardFunction:
+def resolve_function(path: str) -> RewardFunction:
     """Import a reward function.
 
     Args:
         path: `package.module:name`; modules beside the working directory are found too.
-        search: further folders to look in, such as the driver's `sys.path`.
 
     Raises:
         ConfigError: there is no such module or attribute, or it cannot be called.
@@ -56,7 +55,8 @@ def resolve_function(path: str, search: Sequence[str] = ()) -> RewardFunction:
             _RULE,
             "write for example `my_rewards:brevity` for `def brevity` in my_rewards.py",
         )
-    sys.path += [folder for folder in (*search, str(Path.cwd())) if folder not in sys.path]
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     module = _imported(path, module_name)
     function: Any = module
     for part in name.split("."):

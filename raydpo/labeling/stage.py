@@ -121,15 +121,10 @@ def check_rewards(rewards: tuple[RewardConfig, ...]) -> None:
             label_index(reward)
 
 
-def make_judge(reward: RewardConfig, search: tuple[str, ...] = ()) -> Judge:
-    """Load a scorer.
-
-    Args:
-        reward: the scorer.
-        search: folders where modules of reward functions are looked for.
-    """
+def make_judge(reward: RewardConfig) -> Judge:
+    """Load a scorer."""
     if reward.function is not None:
-        function = resolve_function(reward.function, search)
+        function = resolve_function(reward.function)
         return functools.partial(judge_with_function, function, reward.function)
     return functools.partial(judge_with_classifier, load_classifier(reward))
 
@@ -158,7 +153,7 @@ def _make_transform(rewards: tuple[RewardConfig, ...], search: tuple[str, ...]) 
     for reward in rewards:
         if reward.function is not None:
             forget_module(reward.function)
-    judges = {reward.scorer: make_judge(reward, search) for reward in rewards}
+    judges = {reward.scorer: make_judge(reward) for reward in rewards}
     return functools.partial(score_part, judges)
 
 

@@ -20,13 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from raydpo.training.linear_head import KEPT_LOGIT_BYTES, linear_logps
+from raydpo.training.linear_head import KEPT_LOGIT_BYTES, linear_logps, rows_at_once
 
 #: Positions whose logits exist at one time.
 CHUNK_POSITIONS = 1024
-#: Logits that are brought to float32 at one time on a CPU: they fit its cache.
-_CPU_BLOCK = 1 << 18
-
 #: From hidden states [n, H] to logits [n, V].
 OutputLayer = Callable[[Tensor], Tensor]
 
@@ -169,7 +166,7 @@ class _Logps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         wide = torch.promote_types(logits.dtype, torch.float32)
-        normalizers = [block.to(wide).logsumexp(-1) for block in logits.split(_block(logits))]
+        normalizers = [block.to(wide).logsumexp(-1) for block in logits.split(rows_at_once(logits))]
         normalizer = torch.cat(normalizers)
         ctx.save_for_backward(logits, targets, normalizer)
         return logits.gather(-1, targets[:, None]).squeeze(-1).to(wide) - normalizer
@@ -178,7 +175,7 @@ class _Logps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """D logp / d logit = [target] - softmax."""
         logits, targets, normalizer = ctx.saved_tensors
-        rows, result = _block(logits), torch.empty_like(logits)
+        rows, result = rows_at_once(logits), torch.empty_like(logits)
         for start in range(0, len(logits), rows):
             part = slice(start, start + rows)
             gradient = gradients[0][part, None]
@@ -186,9 +183,3 @@ class _Logps(torch.autograd.Function):
             block.exp_().mul_(-gradient).scatter_add_(-1, targets[part, None], gradient)
             result[part] = block
         return result, None
-
-
-def _block(logits: Tensor) -> int:
-    """Rows that are brought to float32 at one time."""
-    rows, vocabulary = logits.shape
-    return max(1, _CPU_BLOCK // vocabulary) if logits.device.type == "cpu" else rows

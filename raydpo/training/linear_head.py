@@ -50,7 +50,7 @@ class _LinearLogps(torch.autograd.Function):
         chosen = torch.zeros_like(normalizer)
         for start, columns in _slices(weight, dtype):
             logits = states @ columns.t()
-            parts = [block.to(wide).logsumexp(-1) for block in logits.split(_rows(logits))]
+            parts = [block.to(wide).logsumexp(-1) for block in logits.split(rows_at_once(logits))]
             torch.logaddexp(normalizer, torch.cat(parts), out=normalizer)
             place, inside = _places(targets, start, len(columns))
             chosen += torch.where(inside, logits.gather(-1, place)[:, 0].to(wide), 0.0)
@@ -81,7 +81,7 @@ def _to_gradient(
 ) -> None:
     """In place, from the logits of a slice to their gradient."""
     at_target = (gradient * inside)[:, None]
-    for first in range(0, len(logits), rows := _rows(logits)):
+    for first in range(0, len(logits), rows := rows_at_once(logits)):
         part = slice(first, first + rows)
         block = logits[part].to(normalizer.dtype).sub_(normalizer[part, None])
         block.exp_().mul_(-gradient[part, None])
@@ -101,7 +101,7 @@ def _places(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
     return (targets - start).clamp(0, width - 1)[:, None], inside
 
 
-def _rows(logits: Tensor) -> int:
+def rows_at_once(logits: Tensor) -> int:
     """Rows that are brought to float32 at one time."""
     rows, width = logits.shape
     return max(1, _CPU_BLOCK // width) if logits.device.type == "cpu" else rows

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -68,12 +67,7 @@ class EarlyWorkers:
     def __enter__(self) -> EarlyWorkers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Without a job they end, and nobody waits for that."""
         if not self._end.done():
             self._handover.give.remote([])

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from raydpo.training import head as head_module
+from raydpo.training import linear_head
 from raydpo.training.head import HeadRequest, ReferenceHead, head_outputs
 
 TOKENS, HIDDEN, VOCABULARY = 13, 8, 31
@@ -14,7 +15,7 @@ TOKENS, HIDDEN, VOCABULARY = 13, 8, 31
 def small_chunks(request, monkeypatch) -> None:
     """Several chunks, and several blocks in each."""
     monkeypatch.setattr(head_module, "CHUNK_POSITIONS", 5)
-    monkeypatch.setattr(head_module, "_CPU_BLOCK", 2 * VOCABULARY)
+    monkeypatch.setattr(linear_head, "_CPU_BLOCK", 2 * VOCABULARY)
     if request.param == "computed again":
         monkeypatch.setattr(head_module, "KEPT_LOGIT_BYTES", 0)
 
