@@ -19,9 +19,8 @@ from raydpo.evaluation.samples import (
     HeldoutJudgements,
     HeldoutPairs,
     Sample,
-    collect_judgements,
+    collect_heldout,
     collect_logps,
-    collect_pairs,
     collect_samples,
     mean_scores,
 )
@@ -95,11 +94,10 @@ def write_report(
 
 
 def _heldout(tables: Tables) -> tuple[HeldoutPairs | None, HeldoutJudgements | None]:
-    """Held-out pairs and judged completions, of which a table has one kind; None without a table."""
+    """What both models say of held-out groups; None without any."""
     if not (tables.heldout and tables.heldout_policy and tables.heldout_reference):
         return None, None
-    scored = tables.heldout, tables.heldout_policy, tables.heldout_reference
-    return collect_pairs(*scored), collect_judgements(*scored)
+    return collect_heldout(tables.heldout, tables.heldout_policy, tables.heldout_reference)
 
 
 def draw_figures(

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.config import Config, EvaluationConfig, ModelConfig, RewardConfig
+from raydpo.config import Config, ModelConfig, RewardConfig
 from raydpo.errors import NumericsError
 from raydpo.evaluation import metrics
+from raydpo.evaluation.heldout import sample_heldout
 from raydpo.evaluation.samples import Sample, collect_samples, groups_of_samples
 from raydpo.labeling.stage import score_candidates
 from raydpo.parts import Table
 from raydpo.reference.stage import score_reference
 from raydpo.run import read_rows
 from raydpo.sampling.pool import EnginePool
-from raydpo.sampling.stage import sample_candidates
 from raydpo.storage import Folder
 
 Json = dict[str, Any]
@@ -70,7 +70,7 @@ def measure_policy(
     """
     assert config.evaluation is not None
     limit = config.max_quarantined_fraction
-    samples = _sample(config, config.evaluation, folder, prompts, policy, pool, what)
+    samples = sample_heldout(config, folder.child("samples"), prompts, policy, pool, what)
     scores = score_candidates(
         folder=folder.child("scores"),
         candidates=samples,
@@ -87,34 +87,6 @@ def measure_policy(
         max_quarantined_fraction=limit,
     )
     return _measures(samples, scores, original_logps, config.evaluation.judge)
-
-
-def _sample(
-    config: Config,
-    evaluation: EvaluationConfig,
-    folder: Folder,
-    prompts: Table,
-    policy: ModelConfig,
-    pool: Callable[[], EnginePool],
-    what: str,
-) -> Table:
-    """Completions of the policy for the held-out prompts; a round's own number is not in their seeds."""
-    asked = {
-        "candidates": evaluation.samples_per_prompt,
-        "temperature": evaluation.temperature,
-    }
-    return sample_candidates(
-        folder=folder.child("samples"),
-        prompts=prompts,
-        model=policy,
-        sampling=config.sampling.model_copy(update=asked),
-        seed=config.seed,
-        round_index=0,
-        max_prompt_tokens=evaluation.prompts.max_prompt_tokens,
-        what=what,
-        max_quarantined_fraction=config.max_quarantined_fraction,
-        pool=pool,
-    )
 
 
 def reward_difference(policy: PolicyMeasures, other: PolicyMeasures) -> Json:

@@ -126,31 +126,36 @@ def collect_logps(groups: Table, policy: Table, reference: Table) -> ScoredCompl
     return scored
 
 
-def collect_pairs(groups: Table, policy: Table, reference: Table) -> HeldoutPairs:
-    """Margins of the log-ratio, chosen minus rejected, of every pair that both models scored."""
-    pairs = HeldoutPairs([], [], [])
+def collect_heldout(
+    groups: Table, policy: Table, reference: Table
+) -> tuple[HeldoutPairs, HeldoutJudgements]:
+    """Held-out pairs and judged completions that both models scored; a table has one kind.
+
+    A pair's margin is the log-ratio of its chosen completion minus that of its rejected one.
+    """
+    pairs, judged = HeldoutPairs([], [], []), HeldoutJudgements([], [], [])
     for group, ours, theirs in _joined(groups, policy, reference):
         logratios = sequence_logratios(ours, theirs)
-        for pair in group["pairs"]:
-            pairs.prompts.append(group["prompt_id"])
-            pairs.margins.append(logratios[pair["chosen"]] - logratios[pair["rejected"]])
-            pairs.weights.append(pair["weight"])
-    return pairs
+        _add_pairs(pairs, group, logratios)
+        _add_judgements(judged, group, logratios)
+    return pairs, judged
 
 
-def collect_judgements(groups: Table, policy: Table, reference: Table) -> HeldoutJudgements:
-    """Log-ratio of every judged completion that both models scored; none in data of pairs."""
-    found = HeldoutJudgements([], [], [])
-    for group, ours, theirs in _joined(groups, policy, reference):
-        if group["desirable"] is None:
-            continue
-        logratios = sequence_logratios(ours, theirs)
-        for value, judged in zip(logratios, group["desirable"], strict=True):
-            if judged is not None:  # else it answers another prompt
-                found.prompts.append(group["prompt_id"])
-                found.logratios.append(value)
-                found.desirable.append(judged)
-    return found
+def _add_pairs(pairs: HeldoutPairs, group: Row, logratios: list[float]) -> None:
+    for pair in group["pairs"]:
+        pairs.prompts.append(group["prompt_id"])
+        pairs.margins.append(logratios[pair["chosen"]] - logratios[pair["rejected"]])
+        pairs.weights.append(pair["weight"])
+
+
+def _add_judgements(found: HeldoutJudgements, group: Row, logratios: list[float]) -> None:
+    if group["desirable"] is None:
+        return
+    for value, judged in zip(logratios, group["desirable"], strict=True):
+        if judged is not None:  # else it answers another prompt
+            found.prompts.append(group["prompt_id"])
+            found.logratios.append(value)
+            found.desirable.append(judged)
 
 
 def _scores_by_prompt(samples: list[Sample]) -> dict[str, list[float]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from raydpo.config import Config, EvaluationConfig, ModelConfig, RewardConfig
 from raydpo.errors import ConfigError
+from raydpo.evaluation.heldout import sample_heldout
 from raydpo.evaluation.publish import Tables, write_report
 from raydpo.evaluation.samples import groups_of_samples
 from raydpo.labeling.rewards import source_fingerprint
@@ -26,7 +27,6 @@ from raydpo.run import Stage, commit_files, open_stage
 from raydpo.sampling.arguments import engine_dtype
 from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.sampling.probe import check_drift, largest_difference
-from raydpo.sampling.stage import sample_candidates
 from raydpo.sampling.weights import share_engines, weights_of
 from raydpo.storage import Folder, fingerprint
 
@@ -206,25 +206,9 @@ class _Steps:
         prompts: Table,
         pool: Callable[[], EnginePool] | None,
     ) -> Table:
-        """Completions of every prompt; the seeds depend on the prompt only, not on the model."""
-        sampling = self.config.sampling.model_copy(
-            update={
-                "candidates": self.evaluation.samples_per_prompt,
-                "temperature": self.evaluation.temperature,
-            }
-        )
-        return sample_candidates(
-            folder=self.folder.child(name),
-            prompts=prompts,
-            model=model,
-            sampling=sampling,
-            seed=self.config.seed,
-            round_index=0,
-            max_prompt_tokens=self.evaluation.prompts.max_prompt_tokens,
-            what=self._what(name),
-            max_quarantined_fraction=self.config.max_quarantined_fraction,
-            pool=pool,
-        )
+        """Completions of every prompt."""
+        folder = self.folder.child(name)
+        return sample_heldout(self.config, folder, prompts, model, pool, self._what(name))
 
     def judge(self, reference_samples: Table, policy_samples: Table) -> list[Table]:
         """Every judge's value of every completion, of the reference's and of the policy's."""

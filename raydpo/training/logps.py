@@ -9,6 +9,7 @@ Shapes: R sequences, T tokens, N completion tokens, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -35,8 +36,12 @@ __all__ = [
     "token_outputs",
 ]
 
-#: What a model's config says of its logits; see `adjusted_logits`.
-_ADJUSTMENTS: Final = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+#: What a model's config may say of its logits (Cohere, Granite, Gemma 2), in the order in which it is done.
+_ADJUSTMENTS: Final[dict[str, Callable[[Tensor, float], Tensor]]] = {
+    "logit_scale": lambda logits, scale: logits * scale,
+    "logits_scaling": lambda logits, divisor: logits / divisor,
+    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
+}
 
 
 class TokenLogps(nn.Module):
@@ -156,13 +161,10 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def adjusted_logits(logits: Tensor, config: Any) -> Tensor:
-    """What some architectures do to the output layer's products (Cohere, Granite, Gemma 2)."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
+    """What some architectures do to the output layer's products."""
+    for name, adjust in _ADJUSTMENTS.items():
+        if (value := getattr(config, name, None)) is not None:
+            logits = adjust(logits, value)
     return logits
 
 

@@ -12,9 +12,8 @@ from raydpo.config import RewardConfig
 from raydpo.errors import DataError
 from raydpo.evaluation.samples import (
     HeldoutJudgements,
-    collect_judgements,
+    collect_heldout,
     collect_logps,
-    collect_pairs,
     collect_samples,
     groups_of_samples,
     mean_scores,
@@ -168,7 +167,8 @@ def test_margins_are_those_of_log_ratios_chosen_minus_rejected(tmp_path: Path):
     )
     ours = logps(tmp_path / "ours", {"g": [[-3.0], [-1.0, -1.0], [-2.0]]})
     theirs = logps(tmp_path / "theirs", {"g": [[-1.0], [-2.0, -2.0], [-2.0]]})
-    found = collect_pairs(groups, ours, theirs)
+    found, judged = collect_heldout(groups, ours, theirs)
+    assert judged == HeldoutJudgements([], [], [])
     assert found.prompts == ["prompt of g", "prompt of g"]
     assert found.margins == pytest.approx([2.0 - -2.0, 0.0 - 2.0])
     assert found.weights == pytest.approx([0.5, 1.0])
@@ -180,7 +180,7 @@ def test_judged_completions_are_those_of_their_own_prompt(tmp_path: Path):
     groups = table(tmp_path / "groups", "preferences", [[row, pairs]])
     ours = logps(tmp_path / "ours", {"g": [[-3.0], [-1.0, -1.0]], "h": [[-1.0], [-1.0]]})
     theirs = logps(tmp_path / "theirs", {"g": [[-1.0], [-2.0, -2.0]], "h": [[-1.0], [-1.0]]})
-    found = collect_judgements(groups, ours, theirs)
+    _, found = collect_heldout(groups, ours, theirs)
     assert found == HeldoutJudgements(["prompt of g"], [-2.0], [False])
     assert found.side(False) == ([-2.0], ["prompt of g"])
     assert found.side(True) == ([], [])
