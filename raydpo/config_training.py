@@ -50,6 +50,8 @@ class TrainerConfig(Section):
     """DDP replicates the parameters, FSDP2 shards them."""
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     """Ray Train workers; `[least, most]`: as many as the cluster has room for, also later on."""
+    resize_every_seconds: PositiveFloat = 60.0
+    """With a range of workers: how often it is looked whether there is room for more or fewer."""
     replicas: PositiveInt = 1
     """Copies of the sharded model, each over num_workers / replicas workers (HSDP); FSDP2 only."""
     reshard_after_forward: bool = True

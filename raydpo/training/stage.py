@@ -30,6 +30,7 @@ from raydpo.training.workers import EarlyWorkers, count, fit
 _NOT_CONTENT: Final = {
     "strategy",
     "num_workers",
+    "resize_every_seconds",
     "replicas",
     "reshard_after_forward",
     "cpu_offload",

@@ -130,6 +130,7 @@ def _checkpoint_config(settings: TrainerConfig) -> CheckpointConfig:
 def _scaling(settings: TrainerConfig, cuda: bool) -> ScalingConfig:
     return ScalingConfig(
         num_workers=settings.num_workers,
+        elastic_resize_monitor_interval_s=settings.resize_every_seconds,
         use_gpu=cuda,
         resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if cuda else {})},
     )
