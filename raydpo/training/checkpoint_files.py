@@ -43,6 +43,7 @@ _KNOWN: Final = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "pathlib": {"Path", "PosixPath"},
+    "pathlib._local": {"Path", "PosixPath"},  # the same in Python 3.13
 }
 
 
