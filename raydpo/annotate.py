@@ -11,8 +11,9 @@ import yaml
 from raydpo.config_file import config_from_values
 from raydpo.errors import RunError
 from raydpo.labeling.people import export_pairs, import_votes
+from raydpo.lock import locked
 from raydpo.parts import Table
-from raydpo.run import locked, read_manifest, round_folder
+from raydpo.run import read_manifest, round_folder
 from raydpo.storage import Folder, folder_of
 
 PAIRS_FILE = "annotation.jsonl"

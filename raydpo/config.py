@@ -312,6 +312,9 @@ class Config(Section):
     """Seed of everything that is drawn."""
     rows_per_part: PositiveInt = 256
     """Prompts or groups in one part file, the unit of work and of resuming."""
+    stream_stages: bool = True
+    """Sample, label and score under the reference part by part, none of them waiting for the whole
+    table of the one before, where the cluster has room for all of them at once."""
     ray_address: str | None = None
     """Address of a Ray cluster; without it RAY_ADDRESS, and else a cluster on this machine."""
     max_quarantined_fraction: Fraction = 0.01

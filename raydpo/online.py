@@ -18,9 +18,11 @@ from raydpo.cluster import cluster_size, connected
 from raydpo.config import Config, ModelConfig, OnlineConfig, PromptsConfig
 from raydpo.config_file import config_to_yaml
 from raydpo.evaluation.rounds import PolicyMeasures, measure_policy, reward_difference
-from raydpo.labeling.replay import training_groups
+from raydpo.labeling.replay import mixes, training_groups
+from raydpo.lock import locked
 from raydpo.models import weights_fingerprint
 from raydpo.online_record import (
+    STREAMED,
     Ledger,
     RoundRecord,
     best_record,
@@ -39,7 +41,7 @@ from raydpo.prompts.stage import run_prompts_stage
 from raydpo.prompts.stream import round_prompts
 from raydpo.reference.average import averaged_reference
 from raydpo.round import Round, longest_prompt
-from raydpo.run import locked, round_folder, run_folder
+from raydpo.run import round_folder, run_folder
 from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.sampling.weights import weights_of
 from raydpo.storage import Folder
@@ -163,8 +165,9 @@ class _Rounds:
 
     def _round(self, index: int, prompts: Table, state: _State, beside: ThreadPoolExecutor) -> None:
         ledger, folder = Ledger(), round_folder(self.run_directory, index)
-        candidates = self._sample(index, prompts, state, ledger)
         stages = replace(self._stages(index, folder, state), workers=state.workers)
+        self._work_ahead(stages, prompts, state, ledger)
+        candidates = self._sample(index, prompts, state, ledger)
         groups = self._label(stages, candidates, state, ledger)
         reference = self._score(stages, groups, ledger)
         if self.online.lookahead and index + 1 < self.online.rounds:
@@ -227,20 +230,38 @@ class _Rounds:
 
     def _sample(self, index: int, prompts: Table, state: _State, ledger: Ledger) -> Table:
         """Candidates of a round, from the newest policy or, with lookahead, the one before."""
-        folder = round_folder(self.run_directory, index)
+        with ledger.of("sampling"):
+            return self._sampler(index, state, ledger).sample(self._chosen(index, prompts))
+
+    def _sampler(self, index: int, state: _State, ledger: Ledger) -> Round:
+        """The round as it samples."""
         policy = state.policies[self.online.sampler_of(index)]
         config = self.config.model_copy(update={"model": policy})
-        with ledger.of("sampling"):
-            chosen = round_prompts(
-                folder=folder.child("prompts"),
-                prompts=prompts,
-                online=self.online,
-                seed=self.config.seed,
-                round_index=index,
-                rows_per_part=self.config.rows_per_part,
-            )
-            pool = functools.partial(self._pool, policy, ledger)
-            return Round(config, folder, index, pool).sample(chosen)
+        pool = functools.partial(self._pool, policy, ledger)
+        return Round(config, round_folder(self.run_directory, index), index, pool)
+
+    def _chosen(self, index: int, prompts: Table) -> Table:
+        """The prompts of a round."""
+        return round_prompts(
+            folder=round_folder(self.run_directory, index).child("prompts"),
+            prompts=prompts,
+            online=self.online,
+            seed=self.config.seed,
+            round_index=index,
+            rows_per_part=self.config.rows_per_part,
+        )
+
+    def _work_ahead(self, stages: Round, prompts: Table, state: _State, ledger: Ledger) -> None:
+        """Sample, label and score part by part; the reference only where the round's own groups
+        are all that it trains on.
+        """
+        if self.online.pairs != "labels":
+            return
+        index = stages.index
+        own = not mixes(state.preferences, self.online, index)
+        with ledger.of(STREAMED):
+            sampler, chosen = self._sampler(index, state, ledger), self._chosen(index, prompts)
+            stages.work_ahead(chosen, sampler, to_reference=own)
 
     def _label(self, stages: Round, candidates: Table, state: _State, ledger: Ledger) -> Table:
         with ledger.of("labelling"):

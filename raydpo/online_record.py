@@ -17,8 +17,9 @@ from raydpo.config import StoppingConfig
 
 Json = dict[str, Any]
 
-#: What a round is for; the rest of its time is overhead.
-WORK: Final = ("sampling", "labelling", "scoring", "training", "evaluation")
+#: Three of them at the same time. And what a round is for; the rest of its time is overhead.
+STREAMED: Final = "sampling, labelling and scoring"
+WORK: Final = ("sampling", "labelling", "scoring", STREAMED, "training", "evaluation")
 
 
 @dataclass(frozen=True)

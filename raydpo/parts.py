@@ -12,9 +12,8 @@ import functools
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
-import ray
 import ray.data
 
 from raydpo.errors import QuarantineBudgetError, RaydpoError
@@ -25,11 +24,14 @@ from raydpo.run import (
     commit,
     finished_parts,
     open_stage,
+    part_hashes,
     read_part,
     write_part,
 )
 from raydpo.storage import Folder
 from raydpo.tables import Row
+
+P = ParamSpec("P")
 
 #: Rows of one part of each input table -> what the stage makes of them.
 Transform = Callable[..., PartResult]
@@ -49,7 +51,16 @@ class Table:
 
     def part(self, index: int) -> list[Row]:
         """The rows of one part, in order."""
-        return read_part(self.folder, self.manifest, index).to_pylist()
+        return self.read(index)[0]
+
+    def read(self, index: int) -> tuple[list[Row], str]:
+        """The rows of one part, in order, and the hash of its file."""
+        rows = read_part(self.folder, self.manifest, index).to_pylist()
+        return rows, self.part_hashes()[index]
+
+    def part_hashes(self) -> dict[int, str]:
+        """Hashes of the files of all parts that are there, by part number."""
+        return part_hashes(self.manifest)
 
 
 @dataclass(frozen=True)
@@ -114,74 +125,68 @@ class PartStage:
         """How many parts the stage has."""
         return self.inputs[0].manifest["parts"]
 
+    def finished_parts(self) -> set[int]:
+        """Numbers of the parts that were made before, from the inputs' parts as they are now."""
+        hashes = [table.part_hashes() for table in self.inputs]
+        there = set.intersection(*(set(of) for of in hashes))
+        return set(finished_parts(self.stage, {i: [of[i] for of in hashes] for i in there}))
+
     @property
     def rows(self) -> int:
         """Rows of its first input."""
         return self.inputs[0].manifest["counts"]["output"]
 
 
-def run_parts(
-    stage: Stage,
-    inputs: list[Table],
-    make_transform: Callable[[], Transform],
-    workers: Workers,
-    what: str,
-    max_quarantined_fraction: float,
-) -> Table:
-    """Bring a stage to its end: do the parts that are missing, then commit.
+@dataclass(frozen=True)
+class PartWork:
+    """Stages to bring to their end by workers that do the same for all of them.
 
-    Args:
-        stage: what is made, and from what.
-        inputs: tables whose parts number i together make the stage's part i.
-        make_transform: called once in each worker; picklable.
-        workers: how many, and what each holds.
-        what: the stage and round, for the log.
-        max_quarantined_fraction: see `check_quarantine_budget`.
-
-    Raises:
-        RaydpoError: raised in a worker, it arrives here as it was raised.
-    """
-    stages = [PartStage(stage, inputs, what)]
-    job = PartJob(make_transform, workers, stage.key)
-    return run_stages(stages, job, max_quarantined_fraction)[0]
-
-
-def run_stages(
-    stages: list[PartStage], job: PartJob, max_quarantined_fraction: float
-) -> list[Table]:
-    """`run_parts` for several stages of one transform: one set of workers serves them all."""
-    return run_stages_with(stages, lambda missing: nullcontext(job), max_quarantined_fraction)
-
-
-def run_stages_with(
-    stages: list[PartStage],
-    open_job: Callable[[int], AbstractContextManager[PartJob]],
-    max_quarantined_fraction: float,
-) -> list[Table]:
-    """`run_stages` whose workers need something that is held open while they work.
-
-    Args:
+    Attributes:
         stages: what is made, one after the other.
         open_job: given the number of missing parts, holds open what the workers need and says
             what they do; not called where nothing is missing.
         max_quarantined_fraction: see `check_quarantine_budget`.
+    """
+
+    stages: list[PartStage]
+    open_job: Callable[[int], AbstractContextManager[PartJob]]
+    max_quarantined_fraction: float
+
+
+def part_work(stages: list[PartStage], job: PartJob, max_quarantined_fraction: float) -> PartWork:
+    """Work whose workers need nothing that is held open while they work."""
+    return PartWork(stages, lambda missing: nullcontext(job), max_quarantined_fraction)
+
+
+def to_table(make_work: Callable[P, PartWork]) -> Callable[P, Table]:
+    """A function that brings the work on one stage to its end, from one that says what it is."""
+
+    @functools.wraps(make_work)
+    def finish(*arguments: P.args, **named: P.kwargs) -> Table:
+        return run_work(make_work(*arguments, **named))[0]
+
+    return finish
+
+
+def run_work(work: PartWork) -> list[Table]:
+    """Bring stages to their end: do the parts that are missing, then commit.
 
     Raises:
         RaydpoError: raised in a worker, it arrives here as it was raised.
     """
-    finished = [_finished(stage, max_quarantined_fraction) for stage in stages]
+    tables = [_finished(stage, work.max_quarantined_fraction) for stage in work.stages]
     missing = [
         (number, index)
-        for number, (stage, table) in enumerate(zip(stages, finished, strict=True))
+        for number, (stage, table) in enumerate(zip(work.stages, tables, strict=True))
         if table is None
         for index in _missing_parts(stage)
     ]
     if missing:
-        with open_job(len(missing)) as job:
-            _map_missing(stages, job, missing)
+        with work.open_job(len(missing)) as job:
+            _map_missing(work.stages, job, missing)
     return [
-        table or _commit(stage, max_quarantined_fraction)
-        for stage, table in zip(stages, finished, strict=True)
+        table or _commit(stage, work.max_quarantined_fraction)
+        for stage, table in zip(work.stages, tables, strict=True)
     ]
 
 
@@ -197,11 +202,11 @@ def _finished(part_stage: PartStage, max_quarantined_fraction: float) -> Table |
 
 
 def _missing_parts(part_stage: PartStage) -> list[int]:
-    total, finished = part_stage.parts, finished_parts(part_stage.stage)
-    if finished:
+    total, done = part_stage.parts, part_stage.finished_parts()
+    if 0 < len(done) < total:
         text = "[%s] goes on: %d of %d parts were done before"
-        logger.info(text, part_stage.what, len(finished), total)
-    return [index for index in range(total) if index not in finished]
+        logger.info(text, part_stage.what, len(done), total)
+    return [index for index in range(total) if index not in done]
 
 
 def _commit(part_stage: PartStage, max_quarantined_fraction: float) -> Table:
@@ -270,39 +275,50 @@ def _own_error(error: BaseException) -> RaydpoError | None:
     return None
 
 
-#: The transform that this process made last, by its identity: one at a time, models are large.
-_kept: dict[str, Transform] = {}
+#: The transform that this process made last for a kind of stage, with its identity: one of each
+#: kind at a time, since models are large.
+_kept: dict[str, tuple[str, Transform]] = {}
 
 
-def kept_transform(identity: str, make_transform: Callable[[], Transform]) -> Transform:
-    """The transform of that identity: as this process made it before, or made now."""
-    if identity not in _kept:
-        _kept.clear()
-        _kept[identity] = make_transform()
-    return _kept[identity]
+def kept_transform(kind: str, identity: str, make_transform: Callable[[], Transform]) -> Transform:
+    """The transform of that kind and identity: as this process made it before, or made now."""
+    if kind not in _kept or _kept[kind][0] != identity:
+        _kept.pop(kind, None)
+        _kept[kind] = (identity, make_transform())
+    return _kept[kind][1]
 
 
 class _PartWorker:
-    """Transforms and commits the parts whose numbers it is given."""
+    """Transforms and commits the parts whose numbers it is given, but for those that are done."""
 
-    def __init__(self, stages: list[PartStage], make_transform: Callable[[], Transform]) -> None:
+    def __init__(
+        self,
+        stages: list[PartStage],
+        make_transform: Callable[[], Transform],
+        done: frozenset[int] = frozenset(),
+    ) -> None:
         self.stages = stages
+        self.done = done
         try:
             self.transform = make_transform()
         except RaydpoError as error:  # from a constructor, only its text would reach the driver
             self.transform = functools.partial(_raise, error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        numbers = [int(number) for number in batch["stage"]]
-        parts = zip(numbers, batch["part"], strict=True)
-        return {"stage": numbers, "rows": [self._one(number, int(part)) for number, part in parts]}
+        numbers, parts = ([int(n) for n in batch[column]] for column in ("stage", "part"))
+        rows = [self._one(number, part) for number, part in zip(numbers, parts, strict=True)]
+        return {"stage": numbers, "part": parts, "rows": rows}
 
     def _one(self, number: int, index: int) -> int:
-        tables = [table.part(index) for table in self.stages[number].inputs]
+        if index in self.done:
+            return 0
+        read = [table.read(index) for table in self.stages[number].inputs]
+        tables = [rows for rows, _ in read]
         result = self.transform(*tables)
         counts = {"input": len(tables[0]), **result.counts}
         stage = self.stages[number].stage
-        write_part(stage, index, PartResult(result.rows, result.quarantined, counts))
+        made_from = [file_hash for _, file_hash in read]
+        write_part(stage, index, PartResult(result.rows, result.quarantined, counts), made_from)
         return len(tables[0])
 
 
@@ -310,38 +326,52 @@ def _raise(error: RaydpoError, *_: list[Row]) -> PartResult:
     raise error
 
 
-def _do_parts(batch: dict[str, Any], stages: list[PartStage], job: PartJob) -> dict[str, list[int]]:
+def _do_parts(
+    batch: dict[str, Any], stages: list[PartStage], job: PartJob, done: frozenset[int]
+) -> dict[str, list[int]]:
     """Ray Data task: what an actor does, with what this process has kept."""
     assert job.identity is not None
-    make = functools.partial(kept_transform, job.identity, job.make_transform)
-    return _PartWorker(stages, make)(batch)
+    kind = stages[0].stage.name
+    make = functools.partial(kept_transform, kind, job.identity, job.make_transform)
+    return _PartWorker(stages, make, done)(batch)
 
 
 def _map_missing(stages: list[PartStage], job: PartJob, missing: list[tuple[int, int]]) -> None:
     """Let the workers do the missing parts: pairs of a stage's number and a part's."""
     progress = [_progress(stage, number, missing) for number, stage in enumerate(stages)]
-    dataset = ray.data.from_items(
-        [{"stage": number, "part": index} for number, index in missing],
-        override_num_blocks=len(missing),
-    ).map_batches(batch_size=1, **_mapped(stages, job), **job.workers.resources())
+    dataset = map_parts(numbered_parts(missing), len(missing), stages, job)
     with own_errors():
         for row in dataset.iter_rows():
             progress[int(row["stage"])].add(int(row["rows"]))
 
 
-def _mapped(stages: list[PartStage], job: PartJob) -> dict[str, Any]:
-    """What Ray Data maps with.
+def numbered_parts(parts: list[tuple[int, int]]) -> ray.data.Dataset:
+    """Pairs of a stage's number and a part's, as Ray Data hands them to workers one by one."""
+    rows = [{"stage": number, "part": index} for number, index in parts]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def map_parts(
+    parts: ray.data.Dataset,
+    count: int,
+    stages: list[PartStage],
+    job: PartJob,
+    done: frozenset[int] = frozenset(),
+) -> ray.data.Dataset:
+    """Let workers make these `count` parts, but for those `done`; part numbers go in and come out.
 
     Tasks, whose processes live on with what they have imported and loaded; Ray ends those that
     had a GPU, so that there actors keep the model through the stage.
     """
-    size = job.workers.count
+    size = min(job.workers.count, count)
     if job.identity is not None and not job.workers.gpus:
-        compute = ray.data.TaskPoolStrategy(size=size)
-        return {"fn": _do_parts, "fn_args": (stages, job), "compute": compute}
-    arguments = (stages, job.make_transform)
-    compute = ray.data.ActorPoolStrategy(size=size)
-    return {"fn": _PartWorker, "fn_constructor_args": arguments, "compute": compute}
+        compute: Any = ray.data.TaskPoolStrategy(size=size)
+        worker = {"fn": _do_parts, "fn_args": (stages, job, done)}
+    else:
+        compute = ray.data.ActorPoolStrategy(size=size)
+        arguments = (stages, job.make_transform, done)
+        worker = {"fn": _PartWorker, "fn_constructor_args": arguments}
+    return parts.map_batches(**worker, compute=compute, batch_size=1, **job.workers.resources())
 
 
 def _progress(stage: PartStage, number: int, missing: list[tuple[int, int]]) -> Progress:

@@ -17,6 +17,7 @@ from raydpo.config import Config, ModelConfig
 from raydpo.config_file import config_to_yaml
 from raydpo.errors import ConfigError
 from raydpo.fit import check_config_fits, check_counts_fit
+from raydpo.lock import locked
 from raydpo.parts import Table
 from raydpo.plan import announce, engines_can_stay
 from raydpo.progress import logger
@@ -24,7 +25,7 @@ from raydpo.prompts.examples import run_examples_stage
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.reference.sequences import score_sequences, summarize
 from raydpo.round import Round
-from raydpo.run import locked, round_folder, run_folder
+from raydpo.run import round_folder, run_folder
 from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.storage import Folder
 from raydpo.training.stage import early_workers, train_sft
@@ -139,7 +140,10 @@ def _run_stages(stages: Round, until: str) -> RoundResult:
     if stages.config.preferences is not None:
         preferences = stages.existing_preferences()
     else:
-        candidates = stages.sample(stages.prompts())
+        prompts = stages.prompts()
+        if last >= STAGES.index("label"):
+            stages.work_ahead(prompts, stages, to_reference=last >= STAGES.index("reference"))
+        candidates = stages.sample(prompts)
         if last < STAGES.index("label"):
             return RoundResult(stages.folder)
         preferences = stages.label(candidates)

@@ -17,6 +17,8 @@ from raydpo.progress import logger
 #: CPUs of a Ray Data worker that no setting speaks of.
 _DATA_WORKER_CPUS: Final = 1.0
 _ENGINES: Final = "sampling.engines"
+#: Beside the engines, the stages that may work at the same time.
+_STREAMING: Final = ("labeling.reward", "reference")
 #: Shares of CPUs are sums of fractions.
 _ROUNDING: Final = 1e-9
 
@@ -139,6 +141,35 @@ def announce(config: Config, cluster: Resources) -> None:
         late = "when their data are there: the other stages need what they hold"
         when = early if workers_can_wait(config, cluster) else late
         logger.info("[plan] train workers start %s", when)
+    if config.prompts is not None and config.labeling is not None and config.stream_stages:
+        together = "work at the same time, part by part"
+        apart = "work one after the other: there is no room for all at once"
+        how = together if stages_can_stream(config, cluster) else apart
+        logger.info("[plan] sampling, labelling and reference %s", how)
+
+
+def stages_can_stream(config: Config, cluster: Resources) -> bool:
+    """Whether sampling, labelling and the reference find their places at the same time.
+
+    Workers on GPUs keep theirs throughout; those on CPUs only may take turns.
+    """
+    if not engines_can_stay(config, cluster):
+        return False
+    cuda = cluster.gpus > 0
+    waiting = {"training"} if workers_can_wait(config, cluster) else set[str]()
+    keeping: list[Resources] = []
+    taking_turns: list[float] = [_DATA_WORKER_CPUS]
+    for needs in stage_needs(config, most=True):
+        total = needs.total(cuda)
+        if (
+            needs.stage == _ENGINES
+            or needs.stage in waiting
+            or (needs.stage in _STREAMING and total.gpus)
+        ):
+            keeping.append(total)
+        elif needs.stage in _STREAMING:
+            taking_turns.append(needs.cpus)
+    return cluster.hold(*keeping, Resources(max(taking_turns), 0))
 
 
 def engines_can_stay(config: Config, cluster: Resources) -> bool:

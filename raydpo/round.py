@@ -10,24 +10,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.config import Config, ModelConfig
+from raydpo.cluster import cluster_size
+from raydpo.config import Config, LabelingConfig, ModelConfig
 from raydpo.errors import ConfigError
 from raydpo.evaluation.samples import groups_of_samples
 from raydpo.evaluation.stage import evaluate
 from raydpo.labeling.implicit import implicit_scores, refuse_equal_models
-from raydpo.labeling.preferences import build_preferences
+from raydpo.labeling.preferences import finish_preferences, preferences_work
 from raydpo.labeling.self_play import self_play_preferences
-from raydpo.labeling.stage import score_candidates
-from raydpo.parts import Table
+from raydpo.labeling.stage import scoring_work
+from raydpo.parts import PartWork, Table, Target, run_work
+from raydpo.plan import stages_can_stream
 from raydpo.progress import logger
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.prompts.stage import run_prompts_stage
-from raydpo.reference.stage import score_reference, verify_reference
+from raydpo.reference.stage import reference_work, score_reference, verify_reference
 from raydpo.run import PartResult, Stage, commit, open_stage, read_manifest, write_part
 from raydpo.sampling.pool import EnginePool
-from raydpo.sampling.stage import sample_candidates
+from raydpo.sampling.stage import sampling_work
 from raydpo.split import is_heldout
 from raydpo.storage import Folder
+from raydpo.stream import Chain
 from raydpo.training.metrics_log import read_metrics
 from raydpo.training.stage import train_policy
 from raydpo.training.workers import EarlyWorkers
@@ -64,10 +67,37 @@ class Round:
             self.config, self.config.prompts, self.folder.child("prompts"), self._what("prompts")
         )
 
+    def work_ahead(self, prompts: Table, sampler: Round, to_reference: bool) -> None:
+        """Sample, label and score each part as soon as the one that it is made from is there.
+
+        The stages run afterwards as ever and find their parts made. Does nothing where people or
+        the policy judge, or where the cluster has no room for all of these stages at once.
+
+        Args:
+            prompts: of the round.
+            sampler: the round as it samples: with lookahead, an older policy does.
+            to_reference: the reference scores the preferences as they are.
+        """
+        config = self.config
+        if config.labeling is None or config.labeling.is_implicit:
+            return
+        if not config.stream_stages or not stages_can_stream(config, cluster_size()):
+            return
+        chain = Chain(self._what("sample to reference" if to_reference else "sample to label"))
+        candidates = chain.add(sampler._sampling(prompts))
+        scores = chain.add(self._scoring(candidates, config.labeling))
+        preferences = chain.add(self._preferences(candidates, scores, config.labeling))
+        if to_reference and self._uses_reference:
+            chain.add(self._reference_scoring(preferences))
+        chain.run()
+
     def sample(self, prompts: Table) -> Table:
         """K candidates of the configured model for each prompt."""
+        return run_work(self._sampling(prompts))[0]
+
+    def _sampling(self, prompts: Table) -> PartWork:
         config = self.config
-        return sample_candidates(
+        return sampling_work(
             folder=self.folder.child("candidates"),
             prompts=prompts,
             model=config.model,
@@ -88,18 +118,20 @@ class Round:
         if config.labeling.is_implicit:
             scores = self._implicit_scores(candidates, config.labeling.reward[0].scorer)
         else:
-            scores = score_candidates(
-                folder=self.folder.child("scores"),
-                candidates=candidates,
-                rewards=config.labeling.reward,
-                what=self._what("score"),
-                max_quarantined_fraction=config.max_quarantined_fraction,
-            )
-        return build_preferences(
+            [scores] = run_work(self._scoring(candidates, config.labeling))
+        return finish_preferences(self._preferences(candidates, scores, config.labeling))
+
+    def _scoring(self, candidates: Table, labeling: LabelingConfig) -> PartWork:
+        target = Target(self.folder.child("scores"), candidates, self._what("score"))
+        return scoring_work([target], labeling.reward, self.config.max_quarantined_fraction)
+
+    def _preferences(self, candidates: Table, scores: Table, labeling: LabelingConfig) -> PartWork:
+        config = self.config
+        return preferences_work(
             folder=self.folder.child("preferences"),
             candidates=candidates,
             scores=scores,
-            labeling=config.labeling,
+            labeling=labeling,
             seed=config.seed,
             round_index=self.index,
             what=self._what("label"),
@@ -158,20 +190,21 @@ class Round:
 
     def reference(self, preferences: Table) -> Table | None:
         """The reference's log-probs of all completions; None where the objective needs none."""
-        training = self.config.training
-        if training is not None and not training.objective.uses_reference:
-            logger.info(
-                "[%s] skipped: %s needs none", self._what("reference"), training.objective.name
-            )
+        if not self._uses_reference:
+            logger.info("[%s] skipped: the objective needs none", self._what("reference"))
             return None
-        return score_reference(
-            folder=self.folder.child("reference"),
-            groups=preferences,
-            model=self._reference_model(),
-            settings=self.config.reference,
-            what=self._what("reference"),
-            max_quarantined_fraction=self.config.max_quarantined_fraction,
-        )
+        return run_work(self._reference_scoring(preferences))[0]
+
+    @property
+    def _uses_reference(self) -> bool:
+        training = self.config.training
+        return training is None or training.objective.uses_reference
+
+    def _reference_scoring(self, preferences: Table) -> PartWork:
+        config = self.config
+        target = Target(self.folder.child("reference"), preferences, self._what("reference"))
+        model, budget = self._reference_model(), config.max_quarantined_fraction
+        return reference_work([target], model, config.reference, budget)
 
     def verify(self, preferences: Table, reference: Table | None) -> None:
         """Score a sample of the preferences again before training, and hold it against the table."""

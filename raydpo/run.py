@@ -1,4 +1,4 @@
-"""The run directory: stages, parts, manifests, the lock.
+"""The run directory: stages, parts, manifests.
 
 What comes in: a folder, and for each stage its inputs' fingerprints and the settings
 that matter. What goes out: committed tables. A stage writes part files; each part has
@@ -9,20 +9,16 @@ discarded.
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import socket
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
 
 from raydpo import __version__
-from raydpo.errors import DataError, ManifestError, RunLockedError
+from raydpo.checked import check_hashes, check_sizes, read_checked, size_and_hash, write_checked
+from raydpo.errors import DataError, ManifestError
 from raydpo.progress import logger
 from raydpo.storage import (
     Folder,
@@ -39,6 +35,8 @@ FORMAT: Final = 2
 _MANIFEST: Final = "manifest.json"
 _PLAN: Final = "plan.json"
 _RECORDS: Final = "_parts"
+#: Stands in a plan for a table that is read part by part: the parts' records say from which ones.
+_PART_BY_PART: Final = "part by part"
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,25 @@ class PartResult:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's folder together with what its content depends on."""
+    """One stage's folder together with what its content depends on.
+
+    Attributes:
+        folder: of the stage.
+        name: of the stage.
+        table: name of its schema; None where it makes files.
+        inputs: fingerprints by name.
+        settings: what else the content depends on.
+        parts_of: inputs whose part i is all that the stage's part i is made from, of them. They
+            may still be made while this stage is: a part that was made from another part than the
+            one that is there at the end is made again.
+    """
 
     folder: Folder
     name: str
     table: str | None
     inputs: dict[str, str]
     settings: dict[str, Any]
+    parts_of: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -66,6 +76,11 @@ class Stage:
         return fingerprint(
             {"format": FORMAT, "stage": self.name, "inputs": self.inputs, "settings": self.settings}
         )
+
+    @property
+    def begun(self) -> Stage:
+        """The stage as its plan names it while it is made."""
+        return replace(self, inputs={**self.inputs, **dict.fromkeys(self.parts_of, _PART_BY_PART)})
 
     @property
     def schema(self) -> pa.Schema:
@@ -102,17 +117,17 @@ def open_stage(stage: Stage, keep_folders: bool = False) -> dict[str, Any] | Non
     manifest = read_manifest(stage.folder)
     if manifest is not None:
         if manifest["key"] == stage.key:
-            _check_sizes(stage.folder, stage.folder.files(recursive=True), manifest["files"])
+            check_sizes(stage.folder, stage.folder.files(recursive=True), manifest["files"])
             return manifest
         _discard(stage, _difference(manifest, stage), keep_folders)
     elif stage.folder.exists(_PLAN):
-        plan = _read_checked(stage.folder, _PLAN)
-        if plan["key"] != stage.key:
-            _discard(stage, "it was begun, and " + _difference(plan, stage), keep_folders)
+        plan = read_checked(stage.folder, _PLAN)
+        if plan["key"] != stage.begun.key:
+            _discard(stage, "it was begun, and " + _difference(plan, stage.begun), keep_folders)
     elif stage.folder.files():
         _discard(stage, "it holds files, but neither a manifest nor a plan", keep_folders)
     if not stage.folder.exists(_PLAN):
-        _write_checked(stage.folder, _PLAN, _identity(stage))
+        write_checked(stage.folder, _PLAN, _identity(stage.begun))
     return None
 
 
@@ -122,15 +137,20 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     Raises:
         ManifestError: it is there, but damaged.
     """
-    return _read_checked(folder, _MANIFEST) if folder.exists(_MANIFEST) else None
+    return read_checked(folder, _MANIFEST) if folder.exists(_MANIFEST) else None
 
 
-def write_part(stage: Stage, index: int, result: PartResult) -> dict[str, Any]:
-    """Write a part, its refused rows, and last its record; returns the record."""
+def write_part(
+    stage: Stage, index: int, result: PartResult, made_from: list[str] | None = None
+) -> dict[str, Any]:
+    """Write a part, its refused rows, and last its record; returns the record.
+
+    `made_from` are the hashes of the files of input parts that it was made from.
+    """
     content = parquet_bytes(table_from_rows(result.rows, stage.schema))
     name = part_name(index)
     stage.folder.write_bytes(name, content)
-    files = [{"name": name, "rows": len(result.rows), **_size_and_hash(content)}]
+    files = [{"name": name, "rows": len(result.rows), **size_and_hash(content)}]
     if result.quarantined:
         refused = parquet_bytes(table_from_rows(result.quarantined, QUARANTINE))
         stage.folder.write_bytes(f"quarantine/{name}", refused)
@@ -138,11 +158,12 @@ def write_part(stage: Stage, index: int, result: PartResult) -> dict[str, Any]:
             {
                 "name": f"quarantine/{name}",
                 "rows": len(result.quarantined),
-                **_size_and_hash(refused),
+                **size_and_hash(refused),
             }
         )
     record = {
         "part": index,
+        "made_from": made_from,
         "files": files,
         "content": sha256(b"\n".join(canonical_json(row) for row in result.rows)),
         "counts": {
@@ -151,30 +172,66 @@ def write_part(stage: Stage, index: int, result: PartResult) -> dict[str, Any]:
             "quarantined": len(result.quarantined),
         },
     }
-    _write_checked(stage.folder.child(_RECORDS), f"{index:05d}.json", record)
+    write_checked(stage.folder.child(_RECORDS), _record_name(index), record)
     return record
 
 
-def finished_parts(stage: Stage) -> dict[int, dict[str, Any]]:
+def finished_parts(
+    stage: Stage, made_from: dict[int, list[str]] | None = None
+) -> dict[int, dict[str, Any]]:
     """The records of the parts that an interrupted run left whole, by part number.
 
-    A part whose file no longer matches its record's hash is left out, so it is done again.
+    A part whose file no longer matches its record's hash is left out, so it is done again. With
+    `made_from`, the hashes of the input parts that are there now, one that was made from others
+    is taken away.
     """
-    return _records(stage, lambda files: _check_hashes(stage.folder, files))
+    records = _records(stage, lambda record: check_hashes(stage.folder, record["files"]))
+    if made_from is None:
+        return records
+    stale = [part for part in records if records[part]["made_from"] != made_from.get(part)]
+    for part in stale:
+        _forget_part(stage, records.pop(part))
+    if stale:
+        text = "[%s] stale, done again: %d part(s), made from other parts than those that are there"
+        logger.info(text, stage.name, len(stale))
+    return records
 
 
-def _records(
-    stage: Stage, check: Callable[[list[dict[str, Any]]], object]
-) -> dict[int, dict[str, Any]]:
-    """The parts' records whose files pass `check`, by part number."""
+def part_record(stage: Stage, index: int) -> dict[str, Any]:
+    """The record of a part of a stage that is not done yet.
+
+    Raises:
+        ManifestError: it is damaged.
+    """
+    return read_checked(stage.folder.child(_RECORDS), _record_name(index))
+
+
+def part_hashes(manifest: dict[str, Any]) -> dict[int, str]:
+    """Hashes of the parts' files, by part number."""
+    hashes = {file["name"]: file["sha256"] for file in manifest["files"]}
+    return {index: hashes[part_name(index)] for index in range(manifest["parts"])}
+
+
+def _record_name(index: int) -> str:
+    return f"{index:05d}.json"
+
+
+def _forget_part(stage: Stage, record: dict[str, Any]) -> None:
+    stage.folder.child(_RECORDS).delete(_record_name(record["part"]))
+    for file in record["files"]:
+        stage.folder.delete(file["name"])
+
+
+def _records(stage: Stage, check: Callable[[dict[str, Any]], object]) -> dict[int, dict[str, Any]]:
+    """The parts' records that pass `check`, by part number."""
     records: dict[int, dict[str, Any]] = {}
     folder = stage.folder.child(_RECORDS)
     for name in folder.files():
         if not name.endswith(".json") or name.startswith("."):
             continue
         try:
-            record = _read_checked(folder, name)
-            check(record["files"])
+            record = read_checked(folder, name)
+            check(record)
         except (DataError, ManifestError) as error:
             logger.warning("%s: done again, because %s", stage.name, str(error).splitlines()[0])
             continue
@@ -202,7 +259,7 @@ def commit(
         DataError: a part is missing or was cut since it was written.
     """
     sizes = stage.folder.files(recursive=True)
-    whole = _records(stage, lambda files: _check_sizes(stage.folder, sizes, files))
+    whole = _records(stage, lambda record: check_sizes(stage.folder, sizes, record["files"]))
     records = [record for _, record in sorted(whole.items())]
     found = [record["part"] for record in records]
     wanted = list(range(parts if parts is not None else len(records)))
@@ -251,7 +308,7 @@ def read_part(folder: Folder, manifest: dict[str, Any], index: int) -> pa.Table:
     """
     name = part_name(index)
     entry = next(file for file in manifest["files"] if file["name"] == name)
-    content = _check_hashes(folder, [entry])
+    content = check_hashes(folder, [entry])
     table = table_from_parquet(content, f"{folder.uri}/{name}")
     check_table(table, SCHEMAS[manifest["table"]], f"{folder.uri}/{name}")
     return table
@@ -267,38 +324,8 @@ def read_quarantine(folder: Folder, manifest: dict[str, Any]) -> Iterator[Row]:
     """All refused rows of a finished stage."""
     for file in manifest["files"]:
         if file["name"].startswith("quarantine/"):
-            content = _check_hashes(folder, [file])
+            content = check_hashes(folder, [file])
             yield from table_from_parquet(content, f"{folder.uri}/{file['name']}").to_pylist()
-
-
-@contextmanager
-def locked(run: Folder) -> Generator[None]:
-    """Hold the run directory; the kernel lets go when the process ends, however it ends.
-
-    Folders in object stores are not locked: they offer nothing to lock with.
-
-    Raises:
-        RunLockedError: another live process holds it; the message says which.
-    """
-    if not run.is_local:
-        yield
-        return
-    path = run.local_path("lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise RunLockedError(
-                f"{run.uri} is in use by {file.read().strip() or 'another process'}",
-                "one run at a time writes into a run directory",
-                "wait for it or end it, or give this run another `name`",
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}")
-        file.flush()
-        yield
 
 
 def _identity(stage: Stage) -> dict[str, Any]:
@@ -314,64 +341,10 @@ def _identity(stage: Stage) -> dict[str, Any]:
 
 
 def _commit_manifest(stage: Stage, manifest: dict[str, Any]) -> dict[str, Any]:
-    written = _write_checked(stage.folder, _MANIFEST, {**manifest, "committed_at": _now()})
+    written = write_checked(stage.folder, _MANIFEST, {**manifest, "committed_at": _now()})
     stage.folder.child(_RECORDS).delete()
     stage.folder.delete(_PLAN)
     return written
-
-
-def _write_checked(folder: Folder, name: str, value: dict[str, Any]) -> dict[str, Any]:
-    checked = {**value, "checksum": fingerprint(value)}
-    folder.write_json(name, checked)
-    return checked
-
-
-def _read_checked(folder: Folder, name: str) -> dict[str, Any]:
-    where = f"{folder.uri}/{name}"
-    way_out = f"restore {where}, or delete {folder.uri}: then it is done again from its inputs"
-    rule = "it is JSON that raydpo wrote, with its own checksum"
-    try:
-        value = json.loads(folder.read_bytes(name))
-    except ValueError as error:
-        raise ManifestError(f"{where} is damaged: {error}", rule, way_out) from error
-    if not isinstance(value, dict):
-        raise ManifestError(f"{where} is damaged: not a mapping", rule, way_out)
-    checksum = value.get("checksum")
-    if checksum != fingerprint({k: v for k, v in value.items() if k != "checksum"}):
-        raise ManifestError(f"{where} is damaged: its checksum does not match", rule, way_out)
-    return value
-
-
-def _check_sizes(folder: Folder, sizes: dict[str, int], files: list[dict[str, Any]]) -> None:
-    """Cheap look at what is there: every file, with the size that its record says."""
-    for file in files:
-        if sizes.get(file["name"]) != file["bytes"]:
-            raise DataError(
-                f"{folder.uri}/{file['name']} has {sizes.get(file['name'], 'no')} bytes",
-                f"its record says {file['bytes']}",
-                f"restore the file, or delete {folder.uri}: then the stage is done again",
-            )
-
-
-def _check_hashes(folder: Folder, files: list[dict[str, Any]]) -> bytes:
-    """Read files and hold them against their hashes; returns the last one's content."""
-    content = b""
-    for file in files:
-        where = f"{folder.uri}/{file['name']}"
-        way_out = f"restore the file, or delete {folder.uri}: then the stage is done again"
-        try:
-            content = folder.read_bytes(file["name"])
-        except OSError as error:
-            raise DataError(
-                f"{where} cannot be read: {error}", "its record names it", way_out
-            ) from error
-        if sha256(content) != file["sha256"]:
-            raise DataError(f"{where} was changed", "its hash is that of its record", way_out)
-    return content
-
-
-def _size_and_hash(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": sha256(content)}
 
 
 def _difference(found: dict[str, Any], stage: Stage) -> str:

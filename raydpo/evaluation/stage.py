@@ -18,11 +18,11 @@ from raydpo.evaluation.heldout import sample_heldout
 from raydpo.evaluation.publish import Tables, write_report
 from raydpo.evaluation.samples import groups_of_samples
 from raydpo.labeling.rewards import source_fingerprint
-from raydpo.labeling.stage import score_tables as score_candidate_tables
+from raydpo.labeling.stage import scoring_work
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import Table, Target
+from raydpo.parts import Table, Target, run_work
 from raydpo.progress import logger
-from raydpo.reference.stage import score_tables
+from raydpo.reference.stage import reference_work
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.sampling.arguments import engine_dtype
 from raydpo.sampling.pool import EnginePool, Engines
@@ -213,23 +213,18 @@ class _Steps:
     def judge(self, reference_samples: Table, policy_samples: Table) -> list[Table]:
         """Every judge's value of every completion, of the reference's and of the policy's."""
         samples = {"reference_scores": reference_samples, "policy_scores": policy_samples}
-        return score_candidate_tables(
-            targets=[self._target(name, table) for name, table in samples.items()],
-            rewards=self.evaluation.judge,
-            max_quarantined_fraction=self.config.max_quarantined_fraction,
-        )
+        targets = [self._target(name, table) for name, table in samples.items()]
+        budget = self.config.max_quarantined_fraction
+        return run_work(scoring_work(targets, self.evaluation.judge, budget))
 
     def logps(
         self, role: str, model: ModelConfig, samples: Table, pairs: Table | None
     ) -> dict[str, Table]:
         """Per-token log-probs under a model: `kl` of the samples, `heldout` of held-out pairs."""
         groups = {"kl": samples} | ({"heldout": pairs} if pairs else {})
-        tables = score_tables(
-            targets=[self._target(f"{kind}_{role}", table) for kind, table in groups.items()],
-            model=model,
-            settings=self.config.reference,
-            max_quarantined_fraction=self.config.max_quarantined_fraction,
-        )
+        targets = [self._target(f"{kind}_{role}", table) for kind, table in groups.items()]
+        budget = self.config.max_quarantined_fraction
+        tables = run_work(reference_work(targets, model, self.config.reference, budget))
         return dict(zip(groups, tables, strict=True))
 
     def check_engines(self, policy: ModelConfig, samples: Table, logps: Table) -> None:

@@ -17,7 +17,16 @@ from typing import Final
 from raydpo.config import LabelingConfig, PairsConfig
 from raydpo.labeling.groups import by_prompt, candidate_id, preference_row, refuse_zero_pairs
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
-from raydpo.parts import Table, Transform, Workers, run_parts
+from raydpo.parts import (
+    PartJob,
+    PartStage,
+    PartWork,
+    Table,
+    Transform,
+    Workers,
+    part_work,
+    run_work,
+)
 from raydpo.rankings import pair_weight
 from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
@@ -53,7 +62,7 @@ class Labels:
     round_index: int
 
 
-def build_preferences(
+def preferences_work(
     *,
     folder: Folder,
     candidates: Table,
@@ -63,7 +72,7 @@ def build_preferences(
     round_index: int,
     what: str,
     max_quarantined_fraction: float,
-) -> Table:
+) -> PartWork:
     """Build the pairs of every prompt.
 
     Args:
@@ -75,10 +84,6 @@ def build_preferences(
         round_index: the round; likewise.
         what: the stage and round, for the log.
         max_quarantined_fraction: share of the candidates that may be refused.
-
-    Raises:
-        DataError: not a single pair came out.
-        QuarantineBudgetError: too many candidates were refused.
     """
     weights = {reward.scorer: reward.weight for reward in labeling.reward}
     labels = Labels(labeling.pairs, weights, seed, round_index)
@@ -93,13 +98,21 @@ def build_preferences(
             "seed": seed,
             "round": round_index,
         },
+        parts_of=("candidates", "scores"),
     )
-    make = functools.partial(_make_transform, labels)
-    preferences = run_parts(
-        stage, [candidates, scores], make, Workers(1), what, max_quarantined_fraction
-    )
+    job = PartJob(functools.partial(_make_transform, labels), Workers(1), stage.begun.key)
+    return part_work([PartStage(stage, [candidates, scores], what)], job, max_quarantined_fraction)
+
+
+def finish_preferences(work: PartWork) -> Table:
+    """Bring `preferences_work` to its end.
+
+    Raises:
+        DataError: not a single pair came out.
+        QuarantineBudgetError: too many candidates were refused.
+    """
     return refuse_zero_pairs(
-        preferences,
+        run_work(work)[0],
         "where all rewards are equal (ties), take another scorer or a higher "
         "sampling.temperature; where they differ too little (below_margin), lower "
         "labeling.pairs.min_margin; where completions are identical, sample more of them",

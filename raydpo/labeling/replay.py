@@ -9,7 +9,7 @@ seed, the round and the groups' ids.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +53,8 @@ def training_groups(
         what: the stage and round, for the log.
     """
     replay, quantile = online.replay, online.min_spread_quantile
-    oldest = round_index - replay.max_age_rounds
-    pool = {r: t for r, t in earlier.items() if r >= oldest} if replay.share > 0 else {}
-    if not pool and quantile == 0:
+    pool = {r: earlier[r] for r in sorted(_replayed_rounds(earlier, online, round_index))}
+    if not mixes(earlier, online, round_index):
         return own
     stage = Stage(
         folder=folder,
@@ -80,6 +79,16 @@ def training_groups(
         manifest = commit(stage, {})
         _say(manifest["counts"], what)
     return Table(folder, manifest)
+
+
+def mixes(earlier: Iterable[int], online: OnlineConfig, round_index: int) -> bool:
+    """Whether a round trains on other groups than just its own; `earlier` are rounds with groups."""
+    return bool(_replayed_rounds(earlier, online, round_index)) or online.min_spread_quantile > 0
+
+
+def _replayed_rounds(earlier: Iterable[int], online: OnlineConfig, round_index: int) -> set[int]:
+    oldest = round_index - online.replay.max_age_rounds
+    return {r for r in earlier if r >= oldest} if online.replay.share > 0 else set[int]()
 
 
 def spread_enough(table: Table, quantile: float) -> list[str]:

@@ -28,7 +28,17 @@ from raydpo.labeling.rewards import (
     source_fingerprint,
 )
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import PartJob, PartStage, Table, Target, Transform, Workers, run_stages
+from raydpo.parts import (
+    PartJob,
+    PartStage,
+    PartWork,
+    Table,
+    Target,
+    Transform,
+    Workers,
+    part_work,
+    run_work,
+)
 from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder, fingerprint
 from raydpo.tables import Row
@@ -63,18 +73,13 @@ def score_candidates(
         QuarantineBudgetError: too many candidates were refused.
     """
     targets = [Target(folder, candidates, what)]
-    return score_tables(
-        targets=targets, rewards=rewards, max_quarantined_fraction=max_quarantined_fraction
-    )[0]
+    return run_work(scoring_work(targets, rewards, max_quarantined_fraction))[0]
 
 
-def score_tables(
-    *,
-    targets: list[Target],
-    rewards: tuple[RewardConfig, ...],
-    max_quarantined_fraction: float,
-) -> list[Table]:
-    """`score_candidates` for several tables: its workers load the scorers once."""
+def scoring_work(
+    targets: list[Target], rewards: tuple[RewardConfig, ...], max_quarantined_fraction: float
+) -> PartWork:
+    """The work of `score_candidates` on one or more tables: its workers load the scorers once."""
     check_rewards(rewards)
     rewards = tuple(_with_absolute_path(reward) for reward in rewards)
     stages = [
@@ -86,7 +91,7 @@ def score_tables(
     make = functools.partial(_make_transform, rewards, tuple(sys.path))
     identity = {**_scorer_inputs(rewards), "rewards": [r.model_dump(mode="json") for r in rewards]}
     job = PartJob(make, workers, fingerprint(identity))
-    return run_stages(stages, job, max_quarantined_fraction)
+    return part_work(stages, job, max_quarantined_fraction)
 
 
 def _stage(folder: Folder, candidates: Table, rewards: tuple[RewardConfig, ...]) -> Stage:
@@ -96,6 +101,7 @@ def _stage(folder: Folder, candidates: Table, rewards: tuple[RewardConfig, ...])
         table="scores",
         inputs={"candidates": candidates.fingerprint, **_scorer_inputs(rewards)},
         settings={"scorers": [_scorer_settings(reward) for reward in rewards]},
+        parts_of=("candidates",),
     )
 
 

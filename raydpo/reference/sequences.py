@@ -12,7 +12,7 @@ import math
 
 from raydpo.config import ModelConfig, ReferenceConfig
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import Table, run_parts
+from raydpo.parts import PartJob, PartStage, Table, part_work, run_work
 from raydpo.reference.stage import Scorer, forward_settings, scoring_workers
 from raydpo.run import PartResult, Stage, read_rows
 from raydpo.storage import Folder
@@ -52,9 +52,9 @@ def score_sequences(
     )
     examples = sequences.manifest["table"] == "examples"
     make = functools.partial(SequenceScorer, model, settings.max_tokens_per_batch, examples)
-    return run_parts(
-        stage, [sequences], make, scoring_workers(settings), what, max_quarantined_fraction
-    )
+    job = PartJob(make, scoring_workers(settings), stage.key)
+    part_stage = PartStage(stage, [sequences], what)
+    return run_work(part_work([part_stage], job, max_quarantined_fraction))[0]
 
 
 class SequenceScorer:

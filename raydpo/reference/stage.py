@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
+from typing import Final
 
 import ray
 import torch
@@ -21,12 +22,14 @@ from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerp
 from raydpo.parts import (
     PartJob,
     PartStage,
+    PartWork,
     Table,
     Target,
     Workers,
     kept_transform,
     own_errors,
-    run_stages,
+    part_work,
+    run_work,
 )
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
@@ -37,6 +40,8 @@ from raydpo.training.composition import padded_micro_batches, shared_micro_batch
 from raydpo.training.groups import Group
 from raydpo.training.logps import token_logps
 from raydpo.training.sharing import token_module
+
+STAGE_NAME: Final = "reference"
 
 
 def score_reference(
@@ -61,27 +66,22 @@ def score_reference(
         what: stage and round, for the log.
         max_quarantined_fraction: see `parts.check_quarantine_budget`.
     """
-    return score_tables(
-        targets=[Target(folder, groups, what)],
-        model=model,
-        settings=settings,
-        max_quarantined_fraction=max_quarantined_fraction,
-    )[0]
+    targets = [Target(folder, groups, what)]
+    return run_work(reference_work(targets, model, settings, max_quarantined_fraction))[0]
 
 
-def score_tables(
-    *,
+def reference_work(
     targets: list[Target],
     model: ModelConfig,
     settings: ReferenceConfig,
     max_quarantined_fraction: float,
-) -> list[Table]:
-    """`score_reference` for several tables under one model: its workers load it once."""
+) -> PartWork:
+    """The work of `score_reference` on one or more tables: its workers load the model once."""
     stages = [
         PartStage(_stage(target.folder, target.source, model), [target.source], target.what)
         for target in targets
     ]
-    return run_stages(stages, _part_job(model, settings), max_quarantined_fraction)
+    return part_work(stages, _part_job(model, settings), max_quarantined_fraction)
 
 
 def _part_job(model: ModelConfig, settings: ReferenceConfig) -> PartJob:
@@ -99,7 +99,7 @@ def _part_job(model: ModelConfig, settings: ReferenceConfig) -> PartJob:
 def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
     return Stage(
         folder=folder,
-        name="reference",
+        name=STAGE_NAME,
         table="reference",
         inputs={
             "groups": groups.fingerprint,
@@ -107,6 +107,7 @@ def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
             "tokenizer": tokenizer_fingerprint(model),
         },
         settings=forward_settings(model),
+        parts_of=("groups",),
     )
 
 
@@ -214,7 +215,7 @@ def _score_remotely(model: ModelConfig, settings: ReferenceConfig, rows: list[Ro
 
 def _score_rows(job: PartJob, rows: list[Row]) -> list[Row]:
     assert job.identity is not None
-    return kept_transform(job.identity, job.make_transform)(rows).rows
+    return kept_transform(STAGE_NAME, job.identity, job.make_transform)(rows).rows
 
 
 def _largest_difference(scored: list[Row], stored: list[Row]) -> float:

@@ -120,6 +120,10 @@ class EnginePool:
         """Completions and tokens that the pool has made so far."""
         return cast("tuple[int, int]", ray.get(self.desk.made.remote()))
 
+    def idle_seconds(self) -> float:
+        """Time since the pool last made something."""
+        return cast(float, ray.get(self.desk.idle_seconds.remote()))
+
     def _unless_dead(self, number: int, call: Any) -> float:
         try:
             return cast(float, _result(call))
@@ -307,6 +311,7 @@ class _Desk:
         self._turns = 0
         self._completions = 0
         self._tokens = 0
+        self._last_work = time.monotonic()
 
     def turn(self) -> int | None:
         if not self._living:
@@ -324,6 +329,10 @@ class _Desk:
     def add(self, completions: int, tokens: int) -> None:
         self._completions += completions
         self._tokens += tokens
+        self._last_work = time.monotonic()
+
+    def idle_seconds(self) -> float:
+        return time.monotonic() - self._last_work
 
     def made(self) -> tuple[int, int]:
         return self._completions, self._tokens

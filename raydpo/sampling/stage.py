@@ -19,7 +19,7 @@ from typing import Final
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.errors import EngineError
 from raydpo.models import tokenizer_fingerprint
-from raydpo.parts import PartJob, PartStage, Table, Workers, run_stages_with
+from raydpo.parts import PartJob, PartStage, PartWork, Table, Workers, to_table
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
 from raydpo.sampling.arguments import engine_dtype, max_sequence_tokens
@@ -46,7 +46,7 @@ class _Task:
     longest_prompt: int
 
 
-def sample_candidates(
+def sampling_work(
     *,
     folder: Folder,
     prompts: Table,
@@ -58,7 +58,7 @@ def sample_candidates(
     what: str,
     max_quarantined_fraction: float,
     pool: Callable[[], EnginePool] | None = None,
-) -> Table:
+) -> PartWork:
     """Sample K completions for each prompt.
 
     Args:
@@ -92,10 +92,11 @@ def sample_candidates(
         return engine_pool(model, sampling, max_prompt_tokens, what, at_most=parts)
 
     stage = _stage(folder, prompts, model, task)
-    [table] = run_stages_with(
-        [PartStage(stage, [prompts], what)], open_job, max_quarantined_fraction
-    )
-    return table
+    return PartWork([PartStage(stage, [prompts], what)], open_job, max_quarantined_fraction)
+
+
+#: `sampling_work`, done: the candidates.
+sample_candidates = to_table(sampling_work)
 
 
 def _fitting(pool: EnginePool, task: _Task) -> EnginePool:
@@ -146,7 +147,7 @@ def _job(
         # keeps its bond with an engine through the stage; another stage may have other engines.
         make = functools.partial(_Sampler, pool, task)
         yield PartJob(make, Workers(count, cpus=0.0), identity=uuid.uuid4().hex)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - started - pool.idle_seconds()
         completions, tokens = pool.made()
         logger.info(
             "[%s] %d completions, %d tokens in %.1f s: %.1f completions/s, %.0f tokens/s",

@@ -297,7 +297,7 @@ def _first_step_check(job: TrainJob) -> Callable[[float], None]:
                 "training.step_zero_tolerance)",
                 "they differ in weights, tokenizer, model.precision, model.attention or device: "
                 "delete the round's `reference` folder and run the same command again; "
-                "training.compile in bfloat16 rounds elsewhere: with it raise the tolerance to 0.05",
+                "training.compile in bfloat16 rounds elsewhere: with it raise the tolerance above this",
             )
 
     return check

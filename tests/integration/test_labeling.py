@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raydpo.config import LabelingConfig, PairsConfig, RewardConfig
 from raydpo.errors import DataError, QuarantineBudgetError
-from raydpo.labeling.preferences import build_preferences
+from raydpo.labeling.preferences import finish_preferences, preferences_work
 from raydpo.labeling.stage import score_candidates
 from raydpo.parts import Table
 from raydpo.run import PartResult, Stage, commit, open_stage, read_quarantine, read_rows, write_part
@@ -82,15 +82,17 @@ def score(folder: Path, candidates: Table, *rewards: RewardConfig, budget: float
 
 
 def label(folder: Path, candidates: Table, scores: Table, labeling: LabelingConfig) -> Table:
-    return build_preferences(
-        folder=Folder(str(folder)),
-        candidates=candidates,
-        scores=scores,
-        labeling=labeling,
-        seed=0,
-        round_index=0,
-        what="test, label",
-        max_quarantined_fraction=0.0,
+    return finish_preferences(
+        preferences_work(
+            folder=Folder(str(folder)),
+            candidates=candidates,
+            scores=scores,
+            labeling=labeling,
+            seed=0,
+            round_index=0,
+            what="test, label",
+            max_quarantined_fraction=0.0,
+        )
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from sampling_tables import make_prompts
 
 from raydpo.errors import ModelError
-from raydpo.parts import PartJob, PartStage, Transform, Workers, run_parts, run_stages
+from raydpo.parts import PartJob, PartStage, Transform, Workers, part_work, run_work
 from raydpo.run import PartResult, Stage
 from raydpo.storage import folder_of
 from raydpo.tables import Row
@@ -32,8 +32,10 @@ def test_an_error_in_a_worker_arrives_as_it_was_raised(
 
     prompts = make_prompts(tmp_path / "p", [("a", [1]), ("b", [2])], rows_per_part=1)
     stage = Stage(folder_of(str(tmp_path / "c")), "prompts", "prompts", {}, {})
+    job = PartJob(make_transform, Workers(1), where)
+    work = part_work([PartStage(stage, [prompts], "test")], job, 0.0)
     with pytest.raises(ModelError) as caught:
-        run_parts(stage, [prompts], make_transform, Workers(1), "test", 0.0)
+        run_work(work)
     assert caught.value.value == where
 
 
@@ -51,7 +53,7 @@ def test_processes_use_what_they_made_in_the_next_stage_again(
     job = PartJob(make_transform, Workers(1), identity="prompts as they are")
     for name in ("first", "second"):
         stage = Stage(folder_of(str(tmp_path / name)), "prompts", "prompts", {}, {"name": name})
-        [table] = run_stages([PartStage(stage, [prompts], "test")], job, 0.0)
+        [table] = run_work(part_work([PartStage(stage, [prompts], "test")], job, 0.0))
         assert table.fingerprint == prompts.fingerprint
     processes = made.read_text().split()
     assert len(processes) == len(set(processes))

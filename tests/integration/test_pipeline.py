@@ -70,7 +70,8 @@ def undisturbed(work: Path) -> tuple[Path, str]:
 
 
 def test_every_prompt_is_sampled_scored_and_accounted_for(undisturbed) -> None:
-    run, _ = undisturbed
+    run, output = undisturbed
+    assert "[round 0, sample to reference] 4/4 parts" in output
     prompts = {row["prompt_id"] for row in rows(run, "prompts")}
     assert len(prompts) == 24
     candidates = [(row["prompt_id"], row["candidate"]) for row in rows(run, "candidates")]

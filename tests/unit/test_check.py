@@ -17,7 +17,8 @@ from raydpo.cli import main
 from raydpo.config import Config, LoraSettings, ModelConfig, TrainerConfig
 from raydpo.config_file import config_from_values
 from raydpo.errors import ConfigError, DataError, ModelError, QuarantineBudgetError, RunLockedError
-from raydpo.run import locked, run_folder
+from raydpo.lock import locked
+from raydpo.run import run_folder
 from tests.conftest import make_tiny_model, make_tokenizer
 
 Job = Callable[..., Config]

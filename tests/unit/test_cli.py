@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from raydpo.cli import main
-from raydpo.run import locked, run_folder
+from raydpo.lock import locked
+from raydpo.run import run_folder
 from tests.conftest import make_tiny_model, make_tokenizer
 
 

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from raydpo.config import Config
-from raydpo.plan import Resources, announce, engines_can_stay, stage_needs, workers_can_wait
+from raydpo.plan import (
+    Resources,
+    announce,
+    engines_can_stay,
+    stage_needs,
+    stages_can_stream,
+    workers_can_wait,
+)
 
 
 def config(engine_cpus: float = 1.0, train_cpus: float = 1.0, **engines: Any) -> Config:
@@ -41,6 +48,22 @@ def test_train_workers_wait_where_every_stage_before_finds_room_beside_them_and_
     assert not workers_can_wait(config(0.2, 0.5), Resources(2, 0))
     assert not workers_can_wait(config(device="cuda"), Resources(16, 2))
     assert workers_can_wait(config(device="cuda"), Resources(16, 4))
+
+
+def test_stages_on_cpus_stream_by_turns_beside_engines_that_stay() -> None:
+    assert stages_can_stream(config(0.2, 0.4), Resources(2, 0))
+    assert not stages_can_stream(config(), Resources(2, 0))
+
+
+def test_stages_on_gpus_stream_where_each_has_gpus_of_its_own() -> None:
+    values = config(device="cuda").model_dump(exclude_none=True)
+    values["labeling"] = {"reward": {"classifier": "judge", "label": 0}}
+    values["training"]["num_workers"] = 1
+    job = Config.model_validate(values)
+    assert engines_can_stay(job, Resources(16, 2))
+    assert not stages_can_stream(job, Resources(16, 2))
+    assert not stages_can_stream(job, Resources(16, 3))  # train workers wait on one of them
+    assert stages_can_stream(job, Resources(16, 4))
 
 
 def test_the_judge_of_the_evaluation_needs_room_too() -> None:

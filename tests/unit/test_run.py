@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from raydpo.errors import DataError, ManifestError, RunLockedError
+from raydpo.lock import locked
 from raydpo.run import (
     PartResult,
     Stage,
     commit,
     finished_parts,
-    locked,
     open_stage,
     read_manifest,
     read_part,
@@ -75,6 +75,41 @@ def test_interrupted_stage_keeps_its_whole_parts_and_ends_with_the_same_fingerpr
     for index in (0, 1):
         write_part(stage, index, result(index, refused=index))
     assert commit(stage, {}, parts=3)["fingerprint"] == undisturbed["fingerprint"]
+
+
+def flowing(folder: Folder, source: str) -> Stage:
+    """A stage whose parts are made from those of a source that may still be made itself."""
+    return Stage(folder, "examples", "examples", {"source": source}, {}, parts_of=("source",))
+
+
+def test_stage_begun_before_its_source_was_finished_goes_on_when_it_is(folder) -> None:
+    begun = flowing(folder, "")
+    open_stage(begun)
+    for index in range(2):
+        write_part(begun, index, result(index), made_from=[f"hash {index}"])
+    finished = flowing(folder, "abc")
+    assert finished.key != begun.key
+    assert open_stage(finished) is None
+    assert list(finished_parts(finished, {0: ["hash 0"], 1: ["hash 1"]})) == [0, 1]
+    manifest = commit(finished, {})
+    assert manifest["inputs"] == {"source": "abc"}
+    assert open_stage(finished) == manifest
+    assert open_stage(flowing(folder, "other")) is None  # once finished, it is bound to its source
+
+
+def test_parts_made_from_other_parts_than_those_there_are_taken_away(folder) -> None:
+    stage = flowing(folder, "")
+    open_stage(stage)
+    for index in range(3):
+        write_part(stage, index, result(index, refused=1), made_from=[f"hash {index}"])
+    now = {0: ["hash 0"], 1: ["another"]}  # and part 2 has no source any more
+    assert list(finished_parts(stage, now)) == [0]
+    assert set(folder.files(recursive=True)) == {
+        "plan.json",
+        "_parts/00000.json",
+        "part-00000.parquet",
+        "quarantine/part-00000.parquet",
+    }
 
 
 def test_commit_refuses_a_stage_with_a_missing_part(folder) -> None:
@@ -171,7 +206,7 @@ def test_damaged_manifest_is_refused_and_not_taken_for_nothing_done(folder) -> N
 def test_second_run_in_a_directory_is_told_who_holds_it(tmp_path) -> None:
     run = folder_of(str(tmp_path))
     code = (
-        "from raydpo.run import locked; from raydpo.storage import folder_of; import sys\n"
+        "from raydpo.lock import locked; from raydpo.storage import folder_of; import sys\n"
         "with locked(folder_of(sys.argv[1])): pass"
     )
     with locked(run):
@@ -188,7 +223,7 @@ def test_second_run_in_a_directory_is_told_who_holds_it(tmp_path) -> None:
 
 def test_lock_of_a_killed_process_is_free(tmp_path) -> None:
     code = (
-        "from raydpo.run import locked; from raydpo.storage import folder_of\n"
+        "from raydpo.lock import locked; from raydpo.storage import folder_of\n"
         "import os, signal, sys\n"
         "with locked(folder_of(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )

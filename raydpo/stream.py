@@ -1,0 +1,115 @@
+"""Stages that flow into each other: a part is labelled while later parts are still sampled.
+
+What comes in: the work of stages, each on the tables of those before it. What goes out:
+their parts. Nothing is committed here: afterwards each stage is run as ever, finds its
+parts made, and writes its manifest, so a run that stops anywhere goes on with or without
+the chain, and the tables are the same.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from raydpo.parts import PartJob, PartStage, PartWork, Table, map_parts, numbered_parts, own_errors
+from raydpo.progress import Progress
+from raydpo.run import Stage, finished_parts, open_stage, part_record, read_manifest, read_part
+from raydpo.tables import Row
+
+
+@dataclass(frozen=True)
+class Stream(Table):
+    """A table in the making: its parts can be read as soon as they are written.
+
+    Its manifest says how many parts there will be, and has no files.
+    """
+
+    stage: Stage
+
+    def read(self, index: int) -> tuple[list[Row], str]:
+        """The rows of a part that is written, in order, and the hash of its file."""
+        files = part_record(self.stage, index)["files"]
+        rows = read_part(self.folder, {**self.manifest, "files": files}, index).to_pylist()
+        return rows, files[0]["sha256"]
+
+    def part_hashes(self) -> dict[int, str]:
+        """Hashes of the files of the parts that are written, by part number."""
+        records = finished_parts(self.stage)
+        return {index: record["files"][0]["sha256"] for index, record in records.items()}
+
+
+def _stream(part_stage: PartStage) -> Stream:
+    stage = part_stage.stage
+    manifest: dict[str, Any] = {
+        "table": stage.table,
+        "parts": part_stage.parts,
+        "fingerprint": "",  # a stage in the making is bound to its input's parts (`Stage.parts_of`)
+    }
+    return Stream(stage.folder, manifest, stage)
+
+
+@dataclass
+class Chain:
+    """Stages, each of whose parts is made from parts of those before it.
+
+    A stage joins while nothing is known of it but its parts. One that is finished, though its
+    inputs are not, may be stale or not: the chain ends before it.
+
+    Args:
+        what: the round and the stages, for the log.
+    """
+
+    what: str
+    _works: list[PartWork] = field(default_factory=list[PartWork])
+    _closed: bool = False
+
+    def add(self, work: PartWork) -> Table:
+        """Let a stage join; its table, finished or still to come."""
+        [part_stage] = work.stages
+        stage, inputs = part_stage.stage, part_stage.inputs
+        if self._closed or any(isinstance(table, Stream) for table in inputs):
+            self._closed = self._closed or read_manifest(stage.folder) is not None
+            manifest = None
+        else:
+            manifest = open_stage(stage)
+        if manifest is not None:
+            return Table(stage.folder, manifest)
+        if not self._closed:
+            open_stage(stage)
+            self._works.append(work)
+        return _stream(part_stage)
+
+    def run(self) -> None:
+        """Make all parts that are missing, each as soon as those that it is made from are there.
+
+        Raises:
+            RaydpoError: raised in a worker, it arrives here as it was raised.
+        """
+        stages = [work.stages[0] for work in self._works]
+        done = [frozenset(stage.finished_parts()) for stage in stages]
+        missing = [
+            sorted(set(range(stage.parts)) - d) for stage, d in zip(stages, done, strict=True)
+        ]
+        if sum(bool(parts) for parts in missing) < 2:
+            return  # nothing could be done at the same time
+        with ExitStack() as opened:
+            links: list[tuple[PartStage, PartJob, frozenset[int]]] = []
+            for work, left, parts in zip(self._works, missing, done, strict=True):
+                if left:
+                    job = opened.enter_context(work.open_job(len(left)))
+                    links.append((work.stages[0], job, parts))
+            self._flow(links, sorted(set[int]().union(*missing)))
+
+    def _flow(
+        self, links: list[tuple[PartStage, PartJob, frozenset[int]]], parts: list[int]
+    ) -> None:
+        """Ray Data hands each part number from stage to stage, and none of them waits."""
+        dataset = numbered_parts([(0, index) for index in parts])
+        for part_stage, job, done in links:
+            dataset = map_parts(dataset, len(parts), [part_stage], job, done)
+        total = links[0][0].parts
+        progress = Progress(self.what, "parts", total, done=total - len(parts))
+        with own_errors():
+            for _ in dataset.iter_rows():
+                progress.add(1)
