@@ -24,6 +24,7 @@ from raydpo.run import (
     commit,
     finished_parts,
     open_stage,
+    part_entry,
     part_hashes,
     read_part,
     write_part,
@@ -56,7 +57,7 @@ class Table:
     def read(self, index: int) -> tuple[list[Row], str]:
         """The rows of one part, in order, and the hash of its file."""
         rows = read_part(self.folder, self.manifest, index).to_pylist()
-        return rows, self.part_hashes()[index]
+        return rows, part_entry(self.manifest, index)["sha256"]
 
     def part_hashes(self) -> dict[int, str]:
         """Hashes of the files of all parts that are there, by part number."""

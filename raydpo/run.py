@@ -206,6 +206,12 @@ def part_record(stage: Stage, index: int) -> dict[str, Any]:
     return read_checked(stage.folder.child(_RECORDS), _record_name(index))
 
 
+def part_entry(manifest: dict[str, Any], index: int) -> dict[str, Any]:
+    """What a manifest says of a part's file: name, rows, bytes and hash."""
+    name = part_name(index)
+    return next(file for file in manifest["files"] if file["name"] == name)
+
+
 def part_hashes(manifest: dict[str, Any]) -> dict[int, str]:
     """Hashes of the parts' files, by part number."""
     hashes = {file["name"]: file["sha256"] for file in manifest["files"]}
@@ -307,8 +313,7 @@ def read_part(folder: Folder, manifest: dict[str, Any], index: int) -> pa.Table:
         DataError: the file is missing or damaged; it is named.
     """
     name = part_name(index)
-    entry = next(file for file in manifest["files"] if file["name"] == name)
-    content = check_hashes(folder, [entry])
+    content = check_hashes(folder, [part_entry(manifest, index)])
     table = table_from_parquet(content, f"{folder.uri}/{name}")
     check_table(table, SCHEMAS[manifest["table"]], f"{folder.uri}/{name}")
     return table

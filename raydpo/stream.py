@@ -67,16 +67,14 @@ class Chain:
     def add(self, work: PartWork) -> Table:
         """Let a stage join; its table, finished or still to come."""
         [part_stage] = work.stages
-        stage, inputs = part_stage.stage, part_stage.inputs
-        if self._closed or any(isinstance(table, Stream) for table in inputs):
-            self._closed = self._closed or read_manifest(stage.folder) is not None
-            manifest = None
-        else:
-            manifest = open_stage(stage)
-        if manifest is not None:
-            return Table(stage.folder, manifest)
+        stage = part_stage.stage
+        waits = any(isinstance(table, Stream) for table in part_stage.inputs)
+        if waits and read_manifest(stage.folder) is not None:
+            self._closed = True
         if not self._closed:
-            open_stage(stage)
+            manifest = open_stage(stage)
+            if manifest is not None:
+                return Table(stage.folder, manifest)
             self._works.append(work)
         return _stream(part_stage)
 
