@@ -10,14 +10,14 @@ from typing import Final
 
 #: glibc gives large blocks back to the kernel after each step otherwise, and the page
 #: faults cost more than the arithmetic. And oneDNN, and PyTorch around it, keep compiled
-#: products for the last 1024 shapes: every micro-batch has shapes of its own, so that hundreds
-#: of megabytes pile up. One forward and backward pass asks for less than 128, layer after layer.
+#: products for the last 1024 shapes, hundreds of megabytes. Those of a round layout (see
+#: `round_length`) are few: 256 keep what the last ones asked for.
 CPU_ENVIRONMENT: Final = (
     ("MALLOC_MMAP_MAX_", "0"),
     ("MALLOC_TRIM_THRESHOLD_", "68719476736"),
     ("MALLOC_TOP_PAD_", "134217728"),
-    ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128"),
-    ("LRU_CACHE_CAPACITY", "128"),
+    ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"),
+    ("LRU_CACHE_CAPACITY", "256"),
 )
 #: Micro-batches have all lengths: without it, cached blocks of CUDA memory fit the next badly.
 _CUDA_ENVIRONMENT: Final = (("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),)

@@ -118,7 +118,8 @@ def _shared(groups: list[Group]) -> tuple[Tensor, Tensor, PrefixLayout]:
         [[len(completion) for completion in group.completions] for group in groups],
     )
     parts = [part for group in groups for part in (group.prompt_ids, *group.completions)]
-    ids = torch.tensor([token for part in parts for token in part])
+    tokens = [token for part in parts for token in part]
+    ids = torch.tensor(tokens + [0] * (layout.tokens - len(tokens)))
     return ids[None], layout.tensor(layout.predictors()), layout
 
 

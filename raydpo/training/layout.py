@@ -4,6 +4,9 @@ What comes in: lengths of prompts and completions. What goes out: where each sta
 position of each token, and what may attend to what: a completion sees its prompt and
 itself, causally, and nothing else. So a prompt is computed once for its K completions.
 
+The sequence is filled up to a round length, so that few different shapes come, again and
+again: matrix products are compiled for each new one. What fills it is a prompt without completions.
+
 Shapes: G groups, R sequences (completions), T tokens of the flat sequence.
 """
 
@@ -27,7 +30,7 @@ class PrefixLayout:
     """Where groups stand in the flat sequence.
 
     Attributes:
-        prompt_starts, prompt_lengths: [G].
+        prompt_starts, prompt_lengths: [G]; the last may be a filler that has no completions.
         starts, lengths: [R] of the completions.
         groups: [R] the group of each completion.
         position_ids: [1, T] int64; those of a completion go on from its prompt.
@@ -109,7 +112,10 @@ class PrefixLayout:
 
 
 def prefix_layout(prompt_lengths: list[int], completion_lengths: list[list[int]]) -> PrefixLayout:
-    """Lay groups end to end."""
+    """Lay groups end to end, and fill the sequence up to a round length."""
+    used = sum(prompt_lengths) + sum(map(sum, completion_lengths))
+    if filler := round_length(used) - used:
+        prompt_lengths, completion_lengths = [*prompt_lengths, filler], [*completion_lengths, []]
     prompt_starts: list[int] = []
     starts: list[int] = []
     groups: list[int] = []
@@ -136,6 +142,15 @@ def prefix_layout(prompt_lengths: list[int], completion_lengths: list[list[int]]
         _array(groups),
         torch.from_numpy(positions)[None],
     )
+
+
+def round_length(length: int, least: int = 16) -> int:
+    """The next multiple of `least`, or of more: about an eighth of the length, at most 128.
+
+    oneDNN compiles every matrix product for its shape, which takes as long as some of them.
+    """
+    unit = max(least, 1 << min(7, max(0, length.bit_length() - 4)))
+    return -(-length // unit) * unit
 
 
 def ranges(starts: Integers, lengths: Integers) -> Integers:

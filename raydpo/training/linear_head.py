@@ -15,7 +15,10 @@ from collections.abc import Generator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from raydpo.training.layout import round_length
 
 #: Logits of a micro-batch are kept for the backward pass up to this size.
 KEPT_LOGIT_BYTES = 64 << 20
@@ -35,8 +38,11 @@ def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(hidden.device.type)
     size = len(hidden) * len(weight) * dtype.itemsize
     kept = torch.is_grad_enabled() and size <= KEPT_LOGIT_BYTES
-    logps: Any = _LinearLogps.apply(hidden, weight, targets, dtype, kept)
-    return logps
+    # Products are compiled for their shapes: few different ones, see `round_length`.
+    filler = round_length(len(targets)) - len(targets)
+    hidden, filled = F.pad(hidden, (0, 0, 0, filler)), F.pad(targets, (0, filler))
+    logps: Any = _LinearLogps.apply(hidden, weight, filled, dtype, kept)
+    return logps[: len(targets)]
 
 
 class _LinearLogps(torch.autograd.Function):

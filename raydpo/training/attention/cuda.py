@@ -86,6 +86,11 @@ def varlen_plan(layout: PrefixLayout) -> VarlenPlan:
     queries, keys = layout.lengths + prompts * first, layout.lengths + prompts
     starts = np.stack([layout.prompt_starts[layout.groups], layout.starts], 1).ravel()
     tokens = ranges(starts, np.stack([prompts, layout.lengths], 1).ravel())
+    # What stands behind the last completion: the filler, one more sequence of its own.
+    filler = np.arange(int(queries.sum()), layout.tokens)
+    if len(filler):
+        queries, keys = np.append(queries, len(filler)), np.append(keys, len(filler))
+        tokens = np.append(tokens, filler)
     device = layout.position_ids.device
     gather = row_gather(tokens, np.ones(len(tokens), np.bool_), layout.tokens)
     return VarlenPlan(

@@ -27,15 +27,14 @@ from torch import Tensor
 from raydpo.training.attention.interface import Scores
 from raydpo.training.attention.mask import plain_attention
 from raydpo.training.attention.rows import RowGather, gather_rows, row_gather
-from raydpo.training.layout import Integers, PrefixLayout, ranges
+from raydpo.training.layout import Integers, PrefixLayout, ranges, round_length
 
 #: Which of some numbers are real, not padding.
 Flags = npt.NDArray[np.bool_]
 #: Queries of one segment: longer ones are cut, to compute less of the causal upper half.
 QUERY_BLOCK = 128
-#: Scores (of one head) that a batch may compute for padding before a new one is begun: a new
-#: shape costs oneDNN the making of six products, about as much as these.
-PADDED_SCORES = 16384
+#: Queries and keys of a segment are filled up to multiples of at least this.
+LEAST_ROUND = 64
 #: Scores of one batch, over all heads.
 BATCH_SCORES = 1 << 22
 #: Attention weights are kept for the backward pass up to this size, and else computed again.
@@ -240,33 +239,33 @@ def cut_segments(layout: PrefixLayout) -> Segments:
 
 
 def batch_segments(segments: Segments, heads: int) -> list[Integers]:
-    """Put segments of like shape together; [S] numbers for each batch."""
-    order = np.lexsort((-segments.queries, -segments.keys))
-    batches: list[list[int]] = []
-    n = m = padding = 0
-    for number in order.tolist():
-        queries, keys = int(segments.queries[number]), int(segments.keys[number])
-        wider, count = max(n, queries), len(batches[-1]) if batches else 0
-        padding += wider * m - queries * keys + count * (wider - n) * m
-        full = (count + 1) * wider * m * heads > BATCH_SCORES
-        if not batches or padding > PADDED_SCORES or full:
-            batches.append([])
-            wider, m, padding = queries, keys, 0
-        batches[-1].append(number)
-        n = wider
-    return [np.array(batch, np.int64) for batch in batches]
+    """Put segments of one round shape together; [S] numbers for each batch."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    sizes = zip(segments.queries.tolist(), segments.keys.tolist(), strict=True)
+    for number, (queries, keys) in enumerate(sizes):
+        shape = round_length(queries, LEAST_ROUND), round_length(keys, LEAST_ROUND)
+        by_shape.setdefault(shape, []).append(number)
+    batches: list[Integers] = []
+    for (n, m), numbers in sorted(by_shape.items()):
+        most = max(1, BATCH_SCORES // (n * m * heads))
+        left = np.array(numbers, np.int64)
+        while len(left):
+            count = 1 << min(len(left), most).bit_length() - 1
+            batches.append(left[:count])
+            left = left[count:]
+    return batches
 
 
 def query_tokens(part: Segments) -> tuple[Integers, Flags]:
     """[S, n] tokens of the queries, and which of them are real."""
-    column = np.arange(int(part.queries.max()))
+    column = np.arange(round_length(int(part.queries.max()), LEAST_ROUND))
     real = column < part.queries[:, None]
     return (part.query_starts[:, None] + column) * real, real
 
 
 def key_tokens(part: Segments) -> tuple[Integers, Flags]:
     """[S, m] tokens of the keys, and which of them are real."""
-    column = np.arange(int(part.keys.max()))
+    column = np.arange(round_length(int(part.keys.max()), LEAST_ROUND))
     real = column < part.keys[:, None]
     in_prompt = column < part.prompt_keys[:, None]
     own = part.own_starts[:, None] + column - part.prompt_keys[:, None]

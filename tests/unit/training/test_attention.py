@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from raydpo.errors import ModelError
 from raydpo.training.attention import cuda, mask, segments
 from raydpo.training.attention.backends import BACKENDS, self_test
 from raydpo.training.attention.interface import Backend, Scores
-from raydpo.training.layout import PrefixLayout, prefix_layout
+from raydpo.training.layout import PrefixLayout, prefix_layout, round_length
 
 #: One-token prompts and completions, K = 1 to 4, prompts longer than a block of queries.
 LAYOUT = prefix_layout([5, 1, 300, 17], [[3, 1, 9, 20], [4], [150, 2], [16, 17]])
@@ -62,6 +63,32 @@ def test_sinks_take_their_share() -> None:
     assert largest_error(outputs(segments.attend, inputs, scores), expected) < 1e-10
     without = outputs(mask.attend, inputs, Scores(0.25, window=7))
     assert largest_error(expected, without) > 0.05
+
+
+def test_many_layouts_have_few_shapes_of_products() -> None:
+    draw = np.random.default_rng(0)
+    totals, shapes, batches = set[int](), set[tuple[int, ...]](), 0
+    for _ in range(100):
+        prompts, completions = draw.integers(20, 250, 8), draw.integers(10, 150, (8, 2))
+        layout = prefix_layout(prompts.tolist(), completions.tolist())
+        plan = segments.make_plan(layout, 4, 4)
+        totals.add(layout.tokens)
+        shapes |= {(*batch.query_shape, *batch.key_shape) for batch in plan.batches}
+        batches += len(plan.batches)
+    assert len(totals) < 15  # of 100 different sums of lengths
+    assert len(shapes) < 40 < batches / 20
+
+
+def test_filler_makes_the_length_round_and_nothing_sees_it() -> None:
+    layout = prefix_layout([5, 3], [[4], [2, 3]])
+    used = 5 + 3 + 4 + 2 + 3
+    assert layout.tokens == 32
+    assert layout.predictors().max() < used
+    seen = layout.allowed()[:used]
+    assert not seen[:, used:].any()
+    assert round_length(1000) == 1024
+    assert round_length(1025) == 1152
+    assert round_length(4097) == 4224
 
 
 def test_weights_computed_again_change_no_bit(monkeypatch) -> None:

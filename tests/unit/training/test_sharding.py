@@ -43,7 +43,8 @@ def test_compiled_blocks_give_the_same_log_probs_and_are_compiled_once(
         got.sum().backward()
         torch.testing.assert_close(got, token_logps(plain, batch), rtol=1e-5, atol=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[-1] <= 4  # of both blocks together, whatever the lengths
+    # Of both blocks together, whatever the lengths; one more for a length that is a width as well.
+    assert graphs[-1] <= 5
     assert graphs[len(shapes) - 1] == graphs[-1]  # and no more when they come again
     for name, parameter in plain.named_parameters():
         assert compiled.get_parameter(name).grad is not None, name
