@@ -274,8 +274,8 @@ class ReferenceConfig(Section):
     """Tokens of one forward pass, prompts counted once where shared, else padding too."""
     verify_groups: NonNegativeInt = 8
     """Groups scored again before training and held against the table."""
-    tolerance: PositiveFloat = 1e-3
-    """Largest difference of a per-token log-prob in that check, in nats."""
+    tolerance: PositiveFloat | None = None
+    """Largest difference of a per-token log-prob in that check, in nats; without it 1e-3 in float32 and 0.25 in bfloat16, which rounds with the shape of a batch."""
 
 
 class EvaluationConfig(Section):

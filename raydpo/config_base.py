@@ -5,7 +5,7 @@ What comes in: values of one section. What goes out: frozen pydantic models.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -25,6 +25,9 @@ def _not_almost_greedy(value: float) -> float:
 Temperature = Annotated[NonNegativeFloat, AfterValidator(_not_almost_greedy)]
 
 
+#: Nats that a token's log-prob may differ by from one way to compute it to another. In half
+#: precision both round, differently: products of other shapes are computed otherwise.
+ROUNDING_NATS: Final = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
 #: Attention over the shared layout, by name.
 SHARED_ATTENTIONS = ("segments", "varlen", "flex", "mask")
 

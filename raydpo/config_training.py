@@ -138,8 +138,8 @@ class TrainingConfig(TrainerConfig):
     """The loss; each has options of its own (`config_objectives.py`)."""
     global_batch_groups: PositiveInt = 64
     """Preference groups of one optimizer step, over all workers."""
-    step_zero_tolerance: PositiveFloat = 1e-3
-    """Largest logratio of a token that step 0 may show, in nats; more stops the run."""
+    step_zero_tolerance: PositiveFloat | None = None
+    """Largest logratio of a token that step 0 may show, in nats; more stops the run. Without it 1e-3 in float32 and 0.25 in bfloat16, which rounds with the shape of a batch."""
 
     @model_validator(mode="after")
     def _adapters_have_no_new_head(self) -> Self:

@@ -8,6 +8,7 @@ the chain, and the tables are the same.
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,12 @@ class Stream(Table):
         return rows, files[0]["sha256"]
 
     def part_hashes(self) -> dict[int, str]:
-        """Hashes of the files of the parts that are written, by part number."""
+        """Hashes of the files of the parts that an earlier run wrote, by part number."""
+        return self._written_before
+
+    @functools.cached_property
+    def _written_before(self) -> dict[int, str]:
+        """Files are read for it: once, whatever number of stages asks before the chain runs."""
         records = finished_parts(self.stage)
         return {index: record["files"][0]["sha256"] for index, record in records.items()}
 

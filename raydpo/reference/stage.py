@@ -16,6 +16,7 @@ import torch
 
 from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, ReferenceConfig
+from raydpo.config_base import ROUNDING_NATS
 from raydpo.environment import worker_environment
 from raydpo.errors import NumericsError
 from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
@@ -142,7 +143,7 @@ def verify_reference(
         The largest difference of a per-token log-prob, in nats.
 
     Raises:
-        NumericsError: it is above `settings.tolerance`.
+        NumericsError: it is above `reference.tolerance`.
     """
     part = random.Random(seed).randrange(groups.manifest["parts"])  # noqa: S311
     rows = groups.part(part)[: settings.verify_groups]
@@ -150,10 +151,11 @@ def verify_reference(
     if not rows:
         return 0.0
     difference = _largest_difference(_score_remotely(model, settings, rows), stored)
-    if not difference <= settings.tolerance:
+    tolerance = settings.tolerance or ROUNDING_NATS[model.precision]
+    if not difference <= tolerance:
         raise NumericsError(
             f"reference log-probs of part {part} differ by {difference:.3g} nats when scored again",
-            f"they agree within reference.tolerance ({settings.tolerance:g})",
+            f"they agree within reference.tolerance ({tolerance:g})",
             f"delete {reference.folder.uri} and run the same command again",
         )
     logger.info(

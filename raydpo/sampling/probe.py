@@ -10,16 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from raydpo.config import EnginesConfig
+from raydpo.config_base import ROUNDING_NATS
 from raydpo.errors import EngineError
 from raydpo.progress import logger
 from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.weights import Weights
-
-#: Nats that a token's log-prob may differ by. In half precision both sides round, differently.
-_TOLERANCES: Final = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def largest_difference(found: list[list[float]], expected: list[list[float]]) ->
 
 def drift_tolerance(settings: EnginesConfig, dtype: str) -> float:
     """`sampling.engines.probe_tolerance`, or what the engines' dtype allows; in nats."""
-    return settings.probe_tolerance or _TOLERANCES[dtype]
+    return settings.probe_tolerance or ROUNDING_NATS[dtype]
 
 
 def check_drift(drift: float, settings: EnginesConfig, dtype: str, weights: Weights) -> None:

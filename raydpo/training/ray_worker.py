@@ -22,6 +22,7 @@ from ray.train.torch import get_device
 from transformers import PreTrainedModel
 
 from raydpo.config import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
+from raydpo.config_base import ROUNDING_NATS
 from raydpo.config_objective_base import COLUMN_OF_UNIT, Unit
 from raydpo.config_objectives import single_objectives
 from raydpo.errors import DataError, NumericsError
@@ -194,7 +195,7 @@ def _train_and_export(
     hooks = Hooks(
         log=log.log if log else _ignore_step,
         checkpoint=_checkpoint_hook(log),
-        first_step=_first_step_check(job),
+        first_step=first_step_check(job),
         failed=_failure_hook(job, world),
     )
     wrapped = train(module, data, _objective(job), job.settings, plan, world, hooks, resume_from)
@@ -285,11 +286,13 @@ def _checkpoint_hook(
     return begin
 
 
-def _first_step_check(job: TrainJob) -> Callable[[float], None]:
+def first_step_check(job: TrainJob) -> Callable[[float], None]:
+    """What is done with the largest logratio (nats) before the first update: refused, or nothing."""
+
     def check(largest_logratio: float) -> None:
         if not isinstance(job.settings, TrainingConfig) or not job.starts_at_reference:
             return
-        limit = job.settings.step_zero_tolerance
+        limit = job.settings.step_zero_tolerance or ROUNDING_NATS[job.model.precision]
         if not largest_logratio <= limit:
             raise NumericsError(
                 f"before the first update a token's logratio is {largest_logratio:.3g} nats",
