@@ -14,7 +14,10 @@ import sys
 from raydpo.cli import main
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Run supervised fine-tuning as a Ray job.")
+    parser = argparse.ArgumentParser(
+        description="Run supervised fine-tuning as a Ray job.",
+        epilog="Other options are those of the command: --set KEY=VALUE, --verbose.",
+    )
     parser.add_argument("--config", required=True, help="YAML file of the job")
     options, overrides = parser.parse_known_args()
     sys.exit(main(["sft", options.config, *overrides]))
