@@ -145,7 +145,7 @@ def prefix_layout(prompt_lengths: list[int], completion_lengths: list[list[int]]
 
 
 def round_length(length: int, least: int = 16) -> int:
-    """The next multiple of `least`, or of more: about an eighth of the length, at most 128.
+    """The next multiple of `least`, or of a larger power of two: an eighth of the length at most, and 128.
 
     oneDNN compiles every matrix product for its shape, which takes as long as some of them.
     """

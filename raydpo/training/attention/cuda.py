@@ -36,11 +36,11 @@ from raydpo.training.layout import Integers, PrefixLayout, ranges
 
 @dataclass(frozen=True)
 class VarlenPlan:
-    """Sequences of queries and of keys, one for each completion.
+    """Sequences of queries and of keys, one for each completion, and one for the filler, if any.
 
     Attributes:
         keys: from tokens of the flat sequence to those of all key sequences.
-        query_ends, key_ends: [R + 1] int32, cumulative lengths.
+        query_ends, key_ends: int32, cumulative lengths, from 0.
         most_queries, most_keys: of one sequence.
     """
 

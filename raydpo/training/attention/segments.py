@@ -1,9 +1,10 @@
-"""Attention on CPUs: blocks of queries against their keys, batched by like shape.
+"""Attention on CPUs: blocks of queries against their keys, batched by round shape.
 
 What comes in: states of the flat sequence. What goes out: attention over the layout. The
 queries of a prompt, and those of each completion, are segments: each has its own keys (of
 the prompt, then of the completion), and nothing that a mask would throw away is computed
-but for the causal half. Segments of like shape make one padded batch.
+but for the causal half and what fills a segment up to a round shape. Segments of one shape
+make batches of 1, 2, 4, 8, ...: few shapes of products, which come again (see `round_length`).
 
 In bfloat16 the batch is matmul, softmax, matmul with a backward pass of our own: PyTorch's
 SDPA on CPUs is several times slower at such lengths. In float32 it is SDPA.
@@ -69,7 +70,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class Batch:
-    """Segments of like shape.
+    """Segments of one round shape.
 
     Attributes:
         segments: S of them.

@@ -84,6 +84,8 @@ def make_model(kind: str, special: dict[str, Any], dtype: torch.dtype) -> PreTra
         experts_implementation="eager",
     ).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if parameter.ndim < 2 else 0.0, 0.15)
+        for name, parameter in model.named_parameters():
+            # Not biases about 1: what all tokens share cancels in gradients of queries and keys.
+            scale = parameter.ndim < 2 and not name.endswith("bias")
+            parameter.normal_(1.0 if scale else 0.0, 0.15)
     return model.to(dtype)

@@ -35,7 +35,8 @@ def test_compiled_blocks_give_the_same_log_probs_and_are_compiled_once(
     torch.compiler.reset()
     counters.clear()
     compile_blocks(compiled, backend="aot_eager")
-    shapes = [[(3, 5, 2)], [(4, 7, 2)], [(9, 2, 3)], [(3, 5, 2), (8, 8, 2)], [(2, 3, 4), (5, 1, 2)]]
+    # No round length is a width of the model as well: that would be one more graph.
+    shapes = [[(13, 15, 2)], [(24, 27, 2)], [(29, 22, 3)], [(13, 15, 2), (8, 8, 2)], [(2, 23, 4)]]
     graphs = []
     for lengths in [*shapes, *reversed(shapes)]:
         batch = build_micro_batch(groups(lengths), shared=plain.shared)
@@ -43,8 +44,7 @@ def test_compiled_blocks_give_the_same_log_probs_and_are_compiled_once(
         got.sum().backward()
         torch.testing.assert_close(got, token_logps(plain, batch), rtol=1e-5, atol=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
-    # Of both blocks together, whatever the lengths; one more for a length that is a width as well.
-    assert graphs[-1] <= 5
+    assert graphs[-1] <= 4  # of both blocks together, whatever the lengths
     assert graphs[len(shapes) - 1] == graphs[-1]  # and no more when they come again
     for name, parameter in plain.named_parameters():
         assert compiled.get_parameter(name).grad is not None, name
