@@ -121,12 +121,6 @@ def _check_offload(name: str, section: TrainerConfig) -> None:
 
 def _check_tensor_parallel(config: Config) -> None:
     engines = config.sampling.engines
-    if engines.tensor_parallel > 1 and not uses_cuda_here(engines.device):
-        raise ConfigError(
-            f"sampling.engines.tensor_parallel {engines.tensor_parallel}",
-            "an engine is split over GPUs, and here it would run on the CPU",
-            "set it to 1, or run on a machine with GPUs",
-        )
     heads = model_config_values(config.model).get("num_attention_heads")
     if isinstance(heads, int) and heads % engines.tensor_parallel:
         raise ConfigError(

@@ -132,7 +132,7 @@ class EnginesConfig(Section):
     count: PositiveInt = 1
     """Number of engines."""
     tensor_parallel: PositiveInt = 1
-    """GPUs an engine is split over."""
+    """GPUs that an engine is split over; on CPU, processes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA where the Ray cluster has GPUs."""
     cpus: PositiveFloat = 1.0
@@ -144,7 +144,7 @@ class EnginesConfig(Section):
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """vLLM's gpu_memory_utilization."""
     cpu_kv_cache_gib: PositiveInt = 1
-    """Memory for keys and values of an engine on CPU, in GiB."""
+    """Memory for keys and values of an engine on CPU, in GiB; of each of its processes with `tensor_parallel`."""
     enforce_eager: bool | None = None
     """vLLM's enforce_eager; without it true on CPU and false on CUDA."""
     max_restarts: NonNegativeInt = 3

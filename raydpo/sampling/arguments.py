@@ -122,11 +122,11 @@ def engine_arguments(
     }
     if engines.max_lora_rank:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": engines.max_lora_rank}
+    if engines.tensor_parallel > 1:
+        ranks = {"distributed_executor_backend": "mp"}
+        arguments |= {"tensor_parallel_size": engines.tensor_parallel, **ranks}
     if cuda:
         arguments["gpu_memory_utilization"] = engines.gpu_memory_fraction
-        arguments["tensor_parallel_size"] = engines.tensor_parallel
-        if engines.tensor_parallel > 1:
-            arguments["distributed_executor_backend"] = "mp"
         return arguments
     # On CPU a prompt with a seed cannot be prefilled in chunks (torch's CPU generator has no
     # offset), and reusing the keys of a shared prefix would make a completion depend on
@@ -147,14 +147,15 @@ def engine_environment(sampling: SamplingConfig, cuda: bool) -> dict[str, str]:
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "TORCH_LOGS": os.environ.get("TORCH_LOGS", "-all"),
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     if cuda:
-        return {**environment, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+        return environment
     return {
         **environment,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": str(engines.cpu_kv_cache_gib),
-        "OMP_NUM_THREADS": str(max(1, int(engines.cpus))),
+        "OMP_NUM_THREADS": str(max(1, int(engines.cpus / engines.tensor_parallel))),
         "TORCH_COMPILE_DISABLE": "1" if engines.enforce_eager is not False else "0",
     }
 

@@ -11,8 +11,8 @@ with them, then loads those, then answers: one that was started again, and so ho
 weights that it was made with, cannot answer with them by mistake.
 
 An engine over several GPUs (tensor_parallel > 1) is one actor that holds them all and
-lets vLLM start its ranks as processes on that node (its `mp` executor): an engine does
-not reach over nodes.
+lets vLLM start its ranks as processes on that node (its `mp` executor), which end with
+it: an engine does not reach over nodes. On CPU the ranks are processes too.
 """
 
 from __future__ import annotations

@@ -179,8 +179,8 @@ def test_wrong_columns(sampling_job: Job, prompts_file: str) -> None:
         ),
         ({"sampling": {"max_completion_tokens": 250}}, "need sequences of 282"),
         (
-            {"sampling": {"max_completion_tokens": 32, "engines": {"tensor_parallel": 2}}},
-            "tensor_parallel 2",
+            {"sampling": {"max_completion_tokens": 32, "engines": {"tensor_parallel": 3}}},
+            "tensor_parallel 3",
         ),
         (
             {"sampling": {"max_completion_tokens": 32, "engines": {"count": 4096}}},

@@ -76,6 +76,14 @@ def test_cpu_engines_run_eagerly_and_prefill_whole_prompts(tmp_path: Path) -> No
     assert "tensor_parallel_size" not in arguments
 
 
+def test_ranks_of_a_split_cpu_engine_share_its_threads(tmp_path: Path) -> None:
+    config = sampling(tensor_parallel=2, cpus=8)
+    arguments = engine_arguments(model_folder(tmp_path), config, 10, cuda=False)
+    assert arguments["tensor_parallel_size"] == 2
+    assert arguments["distributed_executor_backend"] == "mp"
+    assert engine_environment(config, cuda=False)["OMP_NUM_THREADS"] == "4"
+
+
 def test_enforce_eager_is_taken_as_given(tmp_path: Path) -> None:
     model = model_folder(tmp_path)
     for cuda in (True, False):

@@ -1,0 +1,120 @@
+"""An engine whose layers are split over two processes, on this machine's CPUs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sampling_tables import greedy_tokens, with_noise
+
+from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.sampling.engine import Completion, Request
+from raydpo.sampling.pool import EnginePool, engine_pool
+from raydpo.sampling.probe import Probe, probe_engines
+from raydpo.sampling.weights import weights_of
+from tests.conftest import make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+MAX_PROMPT_TOKENS = 200
+#: The second fills a block of 128 tokens of the cache.
+PROMPTS = [[1, 5, 9, 11], [1, *range(3, 160)]]
+SPLIT = EnginesConfig(tensor_parallel=2, cpus=1)
+GREEDY = SamplingConfig(candidates=1, temperature=0, max_completion_tokens=16, engines=SPLIT)
+
+
+@dataclass(frozen=True)
+class SplitEngine:
+    """A model, and the pool of one engine over two ranks that serves it."""
+
+    model: ModelConfig
+    pool: EnginePool
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def split(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> Iterator[SplitEngine]:
+    folder = tmp_path_factory.mktemp("models") / request.param
+    tied = request.param == "tied"
+    model = ModelConfig(path=str(make_tiny_model(folder, 0, tie_word_embeddings=tied)))
+    with engine_pool(model, GREEDY, MAX_PROMPT_TOKENS, "test") as pool:
+        yield SplitEngine(model, pool)
+
+
+def process_id(pool: EnginePool) -> int:
+    import ray
+
+    return ray.get(pool.engines[0].process_id.remote())
+
+
+def ranks(pool: EnginePool) -> list[int]:
+    """Process ids of the ranks, the actor's children that vLLM names so."""
+    tasks = Path(f"/proc/{process_id(pool)}/task")  # a thread of the actor started them
+    children = " ".join(file.read_text() for file in tasks.glob("*/children"))
+    return [int(child) for child in children.split() if "Worker_TP" in title(int(child))]
+
+
+def title(process: int) -> str:
+    """What the process calls itself; empty where it is no more."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def complete(pool: EnginePool, model: ModelConfig) -> list[Completion]:
+    requests = [Request(str(number), ids, 0) for number, ids in enumerate(PROMPTS)]
+    _, given = pool.generate(0, requests, GREEDY, weights_of(model))
+    assert given.policy == weights_of(model).fingerprint
+    return [answer[0] for answer in given.answers]  # type: ignore[index]
+
+
+def test_every_rank_takes_pushed_weights_and_greedy_tokens_are_those_of_transformers(
+    split: SplitEngine, tmp_path: Path
+) -> None:
+    assert len(ranks(split.pool)) == 2
+    noisy = with_noise(split.model, tmp_path / "pushed")
+    pushed = split.model.model_copy(update={"path": str(noisy)})
+    seen: list[list[list[int]]] = []
+    for model in (split.model, pushed, split.model):
+        split.pool.push(weights_of(model), "test")
+        seen.append([completion.token_ids for completion in complete(split.pool, model)])
+        assert seen[-1] == [greedy_tokens(model, ids, 16) for ids in PROMPTS]
+    assert seen[0] == seen[2] != seen[1]
+
+
+def test_its_log_probs_pass_the_probe(split: SplitEngine) -> None:
+    import torch
+
+    from raydpo.models import load_causal_lm
+
+    completion = [6, 7, 8, 9]
+    with torch.inference_mode():
+        logits = load_causal_lm(split.model)(torch.tensor([PROMPTS[0] + completion])).logits
+    logps = torch.log_softmax(logits[0, len(PROMPTS[0]) - 1 : -1].float(), dim=-1)
+    expected = logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
+    probes = [Probe(PROMPTS[0], completion, expected)]
+    assert probe_engines(split.pool, weights_of(split.model), probes, "test") < 1e-4
+
+
+@pytest.mark.parametrize("split", ["untied"], indirect=True)
+@pytest.mark.parametrize("victim", ["actor", "rank"])
+def test_a_killed_process_ends_the_whole_engine_and_the_next_one_answers_alike(
+    split: SplitEngine, victim: str
+) -> None:
+    before = complete(split.pool, split.model)
+    actor, processes = process_id(split.pool), ranks(split.pool)
+    os.kill(actor if victim == "actor" else processes[1], signal.SIGKILL)
+    assert complete(split.pool, split.model) == before
+    assert process_id(split.pool) != actor
+    deadline = time.monotonic() + 30
+    while any(title(process) for process in processes):
+        assert time.monotonic() < deadline, "a rank outlived its engine"
+        time.sleep(0.1)
+    assert len(ranks(split.pool)) == 2
