@@ -43,9 +43,11 @@ from raydpo.reference.average import averaged_reference
 from raydpo.round import Round, longest_prompt
 from raydpo.run import round_folder, run_folder
 from raydpo.sampling.pool import EnginePool, Engines
+from raydpo.sampling.probe import probe_engines, probes_of
 from raydpo.sampling.weights import weights_of
-from raydpo.storage import Folder
+from raydpo.storage import Folder, folder_of
 from raydpo.training.metrics_log import read_metrics
+from raydpo.training.probe import PROBE_FILE
 from raydpo.training.stage import early_workers
 from raydpo.training.workers import EarlyWorkers
 
@@ -319,11 +321,16 @@ class _Rounds:
             return {**measures.values, "gain": gain}
 
     def _pool(self, model: ModelConfig, ledger: Ledger) -> EnginePool:
-        """The engines with a model's weights; their start and each push have lines in the ledger."""
+        """The engines with a model's weights; start, push and probe have lines in the ledger."""
         with ledger.of("engine start"):
             pool = self.engines.pool()
+        weights = weights_of(model)
         with ledger.of("weight push"):
-            pool.push(weights_of(model), "rounds")
+            pool.push(weights, "rounds")
+        folder = folder_of(model.path)
+        if model != self.config.model and folder.exists(PROBE_FILE):
+            with ledger.of("probe"):
+                probe_engines(pool, weights, probes_of(folder.read_json(PROBE_FILE)), "rounds")
         return pool
 
     def _examples(self) -> Table | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raydpo.config import EnginesConfig
 from raydpo.config_base import ROUNDING_NATS
@@ -26,6 +27,15 @@ class Probe:
     prompt_ids: list[int]
     completion_ids: list[int]
     token_logps: list[float]
+
+
+def probes_of(rows: list[dict[str, Any]]) -> list[Probe]:
+    """Probes from what training wrote into its model's folder (`training/probe.py`)."""
+    return [
+        Probe(row["prompt_ids"], completion, logps)
+        for row in rows
+        for completion, logps in zip(row["completions"], row["token_logps"], strict=True)
+    ]
 
 
 def probe_engines(pool: EnginePool, weights: Weights, probes: Sequence[Probe], what: str) -> float:

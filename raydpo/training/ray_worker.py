@@ -6,6 +6,7 @@ stage's folder; checkpoints through Ray Train.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Generator
@@ -56,6 +57,7 @@ from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, tr
 from raydpo.training.lora import save_adapter
 from raydpo.training.metrics_log import MetricsLog
 from raydpo.training.objectives import Objective, SftObjective, make_objective
+from raydpo.training.probe import PROBE_FILE, probe_logps
 from raydpo.training.reward import ended_by_eos, reward_module
 from raydpo.training.sharding import World, current_world, full_parameters
 from raydpo.training.sharing import token_module
@@ -199,9 +201,12 @@ def _train_and_export(
         failed=_failure_hook(job, world),
     )
     wrapped = train(module, data, _objective(job), job.settings, plan, world, hooks, resume_from)
+    probed = (
+        None if job.trains_reward_model else probe_logps(wrapped, module.shared, data, plan, world)
+    )
     parameters = full_parameters(wrapped)
     if log is not None:
-        _export(job, parameters)
+        _export(job, parameters, probed)
         log.close()
 
 
@@ -321,7 +326,9 @@ def _failure_hook(job: TrainJob, world: World) -> Callable[[Failure], None]:
     return write
 
 
-def _export(job: TrainJob, parameters: dict[str, torch.Tensor]) -> None:
+def _export(
+    job: TrainJob, parameters: dict[str, torch.Tensor], probed: list[dict[str, Any]] | None
+) -> None:
     """Write the final model as a Hugging Face folder, in the run's precision."""
     with tempfile.TemporaryDirectory() as folder:
         model = _final_model(job, parameters, Path(folder, ADAPTER))
@@ -329,6 +336,8 @@ def _export(job: TrainJob, parameters: dict[str, torch.Tensor]) -> None:
             model.bfloat16()
         model.save_pretrained(Path(folder, MODEL))
         load_tokenizer(job.model).save_pretrained(Path(folder, MODEL))
+        if probed is not None:
+            Path(folder, MODEL, PROBE_FILE).write_text(json.dumps(probed), encoding="utf-8")
         job.folder.upload(Path(folder))
 
 

@@ -102,6 +102,41 @@ def test_the_engines_log_probs_are_the_trained_policys_own(undisturbed) -> None:
         assert row["sampler_token_logps"] == pytest.approx(found, abs=1e-3)
 
 
+def test_every_pushed_policy_is_held_against_the_trainers_forward_pass(undisturbed) -> None:
+    """Its probe is what transformers says of the exported weights, and the engine agrees."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    run, output = undisturbed
+    for index, policy in enumerate(policies(run)[1:]):
+        folder = run / f"round-{index:03d}/policy/model"
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        for row in json.loads((folder / "probe.json").read_text()):
+            for completion, logps in zip(row["completions"], row["token_logps"], strict=True):
+                ids = torch.tensor([row["prompt_ids"] + completion])
+                with torch.no_grad():
+                    all_logps = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+                found = all_logps[len(row["prompt_ids"]) - 1 :, 0].tolist()
+                assert logps == pytest.approx(found, abs=1e-4)
+        assert f"probe of weights {policy['policy_weights'][:12]}" in output
+    seconds = json.loads((run / "round-001/round.json").read_text())["seconds"]
+    assert 0 < seconds["probe"] < 5
+
+
+def test_an_engine_that_disagrees_with_the_trainer_ends_the_run(
+    undisturbed, work, ray_cluster, capsys
+) -> None:
+    run = work / "doubted"
+    shutil.copytree(undisturbed[0], run, ignore=shutil.ignore_patterns("round-001", "online.*"))
+    probe = run / "round-000/policy/model/probe.json"
+    rows = json.loads(probe.read_text())
+    rows[0]["token_logps"][0][0] -= 0.01
+    probe.write_text(json.dumps(rows))
+    assert main(["online", str(work / "job.yaml"), "--set", "name=doubted"]) == 1
+    assert "differs by 0.01 nats from the trainer's" in capsys.readouterr().err
+    assert not (run / "round-001/candidates/manifest.json").exists()
+
+
 def test_the_reference_moves_and_replayed_groups_are_scored_under_it(undisturbed) -> None:
     run, _ = undisturbed
     original, first, second = policies(run)
