@@ -54,6 +54,12 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
         _check_self_play(config)
     elif config.labeling is not None and config.labeling.is_implicit:
         _check_implicit(config.online)
+    if config.online.lookahead and config.sampling.engines.sleep:
+        raise ConfigError(
+            "online.lookahead is 1, and sampling.engines.sleep is true",
+            "the next round samples while this one trains: its engines are awake",
+            "take one of them out",
+        )
     if config.training is not None:
         _check_reference(config.online, config.training.objective)
     limits = config.online.stopping.model_dump(exclude={"max_displacement_nats"}, exclude_none=True)
@@ -112,7 +118,8 @@ def _check_room(config: Config, findings: Findings) -> None:
             text,
             f"this machine has {there}: a stage would wait for ever",
             "lower sampling.engines.cpus (Ray's CPUs are only counted: 0.1 takes no thread away) "
-            "or training.cpus_per_worker; on too few GPUs set online.keep_engines=false",
+            "or training.cpus_per_worker; on too few GPUs set sampling.engines.sleep, or "
+            "online.keep_engines=false",
         )
 
 

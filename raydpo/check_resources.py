@@ -15,13 +15,15 @@ from raydpo.check_models import parameter_count
 from raydpo.config import Config, TrainerConfig, TrainingConfig
 from raydpo.errors import ConfigError, RaydpoError
 from raydpo.models import model_config_values
-from raydpo.plan import stage_needs
+from raydpo.plan import ENGINES, stage_needs
 
 #: Bytes of a parameter in training: float32 weight, gradient, and AdamW's two moments.
 _BYTES_PER_PARAMETER: Final = 16
 #: Bytes of a parameter under an adapter, or of a reference beside the policy: the weight alone.
 _BYTES_PER_FROZEN_PARAMETER: Final = 4
 _GIB: Final = 1 << 30
+#: Shares of a GPU are fractions.
+_ROUNDING: Final = 1e-9
 
 
 def is_remote(config: Config) -> bool:
@@ -43,6 +45,7 @@ def gpu_count() -> int:
 
 def check_resources(config: Config, findings: Findings) -> None:
     """Hold what each stage asks for against this machine, and say how much memory training takes."""
+    findings.attempt(_check_shares, config)
     if is_remote(config):
         findings.facts.append("resources: those of the cluster, which is not looked at")
     else:
@@ -92,6 +95,28 @@ def live_reference_bytes(config: Config, section: TrainerConfig) -> int:
     if not isinstance(section, TrainingConfig) or not section.objective.uses_live_reference:
         return 0
     return _BYTES_PER_FROZEN_PARAMETER * parameter_count(config.reference.model or config.model)
+
+
+def _check_shares(config: Config) -> None:
+    """Shares of GPUs that could never be had together, whatever the cluster."""
+    engines = config.sampling.engines
+    left = 1 - engines.gpu_share if engines.sleep else 1.0
+    for needs in stage_needs(config):
+        if needs.stage == ENGINES or needs.device == "cpu":
+            continue
+        if needs.gpus > left + _ROUNDING:
+            raise ConfigError(
+                f"a worker of {needs.stage} holds {needs.gpus:g} of a GPU",
+                f"engines that sleep (sampling.engines.sleep) leave {left:g} of each (1 - gpu_share)",
+                f"set its gpus_per_worker to {left:g} or less",
+            )
+        trains = needs.stage in ("training", "sft")
+        if trains and needs.workers > 1 and 2 * needs.gpus <= left + _ROUNDING:
+            raise ConfigError(
+                f"{needs.workers} workers of {needs.stage} hold {needs.gpus:g} of a GPU each",
+                f"two of them would find room in {left:g} of one, and NCCL takes a GPU for each",
+                f"set {needs.stage}.gpus_per_worker above {left / 2:g}",
+            )
 
 
 def _check_stage(name: str, device: str, needs: tuple[float, float], has: tuple[int, int]) -> None:

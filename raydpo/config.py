@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from raydpo.config_base import (
     Fraction,
+    GpuShare,
     Model,
     ModelConfig,
     NonNegativeFloat,
@@ -141,6 +142,10 @@ class EnginesConfig(Section):
     """vLLM's dtype; `auto` takes `model.precision`."""
     max_sequence_tokens: PositiveInt | None = None
     """vLLM's max_model_len; without it the longest prompt plus the longest completion."""
+    gpu_share: GpuShare = 1.0
+    """Share of each of its GPUs that an engine holds in Ray; what is left others may hold."""
+    sleep: bool = False
+    """Engines sleep while no stage samples (vLLM's sleep mode): their weights wait in CPU memory, and other stages have the GPUs' memory."""
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """vLLM's gpu_memory_utilization."""
     cpu_kv_cache_gib: PositiveInt = 1
@@ -153,6 +158,18 @@ class EnginesConfig(Section):
     """Largest rank of a LoRA adapter that an engine takes; 0 takes none."""
     probe_tolerance: PositiveFloat | None = None
     """Largest difference, in nats, of a token's log-prob between an engine and the trainer's forward pass; without it 1e-3 in float32 and 0.25 in half precision."""
+
+    @model_validator(mode="after")
+    def _ray_can_count_them(self) -> EnginesConfig:
+        if self.tensor_parallel > 1 and self.gpu_share < 1:
+            raise ValueError("Ray gives several GPUs whole: `gpu_share` is 1 with tensor_parallel")
+        if self.sleep and not 0.5 < self.gpu_share < 1:
+            raise ValueError(
+                "engines that sleep hold more than half of a GPU, so that no two meet on one, and "
+                "leave room for the others: set `gpu_share` to 0.6 and the stages' `gpus_per_worker` "
+                "to 0.4"
+            )
+        return self
 
 
 class SamplingConfig(Section):
@@ -199,6 +216,8 @@ class RewardConfig(Section):
     """Completions in one forward pass."""
     workers: PositiveInt = 1
     """Ray Data actors that score."""
+    gpus_per_worker: GpuShare = 1.0
+    """Share of a GPU that an actor holds in Ray, where a classifier runs on CUDA."""
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
@@ -270,6 +289,8 @@ class ReferenceConfig(Section):
     """Ray Data actors that score."""
     cpus_per_worker: PositiveFloat = 1.0
     """Ray CPUs that an actor holds."""
+    gpus_per_worker: GpuShare = 1.0
+    """Share of a GPU that an actor holds in Ray, on CUDA."""
     max_tokens_per_batch: PositiveInt = 4096
     """Tokens of one forward pass, prompts counted once where shared, else padding too."""
     verify_groups: NonNegativeInt = 8

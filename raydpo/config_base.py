@@ -14,6 +14,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+#: Of a GPU.
+GpuShare = Annotated[float, Field(gt=0, le=1)]
 
 
 def _not_almost_greedy(value: float) -> float:

@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from raydpo.config_base import (
     Fraction,
+    GpuShare,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -66,6 +67,8 @@ class TrainerConfig(Section):
     """`auto`: CUDA with NCCL where the Ray cluster has GPUs, else CPU with gloo."""
     cpus_per_worker: PositiveFloat = 1.0
     """Ray CPUs that a worker holds."""
+    gpus_per_worker: GpuShare = 1.0
+    """Share of a GPU that a worker holds in Ray, on CUDA; NCCL wants a GPU for each."""
     max_tokens_per_micro_batch: PositiveInt = 4096
     """Tokens of one forward and backward pass, prompts counted once where shared, else padding too; bounds memory, changes no result."""
     epochs: PositiveInt = 1

@@ -16,10 +16,11 @@ from raydpo.progress import logger
 
 #: CPUs of a Ray Data worker that no setting speaks of.
 _DATA_WORKER_CPUS: Final = 1.0
-_ENGINES: Final = "sampling.engines"
+#: The section that says what engines hold.
+ENGINES: Final = "sampling.engines"
 #: Beside the engines, the stages that may work at the same time.
 _STREAMING: Final = ("labeling.reward", "reference")
-#: Shares of CPUs are sums of fractions.
+#: Shares of CPUs and GPUs are sums of fractions.
 _ROUNDING: Final = 1e-9
 
 
@@ -33,7 +34,7 @@ class Resources:
     def hold(self, *others: Resources) -> bool:
         """Whether the others fit in together."""
         cpus, gpus = sum(o.cpus for o in others), sum(o.gpus for o in others)
-        return cpus <= self.cpus + _ROUNDING and gpus <= self.gpus
+        return cpus <= self.cpus + _ROUNDING and gpus <= self.gpus + _ROUNDING
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
@@ -55,7 +56,7 @@ class StageNeeds:
     device: str
     workers: int
     cpus: float
-    gpus: int
+    gpus: float
 
     def total(self, cuda: bool) -> Resources:
         """Of all workers; `cuda`: whether `auto` means CUDA."""
@@ -66,9 +67,8 @@ class StageNeeds:
 def engine_needs(config: Config) -> StageNeeds:
     """What the engines hold."""
     engines = config.sampling.engines
-    return StageNeeds(
-        _ENGINES, engines.device, engines.count, engines.cpus, engines.tensor_parallel
-    )
+    gpus = engines.tensor_parallel * engines.gpu_share
+    return StageNeeds(ENGINES, engines.device, engines.count, engines.cpus, gpus)
 
 
 def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
@@ -84,12 +84,14 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
     if config.training is not None:
         reference = config.reference
         cpus = reference.cpus_per_worker
-        stages.append(StageNeeds("reference", "auto", reference.workers, cpus, 1))
+        gpus = reference.gpus_per_worker
+        stages.append(StageNeeds("reference", "auto", reference.workers, cpus, gpus))
     for name, section in (("training", config.training), ("sft", config.sft)):
         if section is not None:
             workers = section.most_workers if most else section.fewest_workers
             cpus = section.cpus_per_worker
-            stages.append(StageNeeds(name, section.device, workers, cpus, 1))
+            gpus = section.gpus_per_worker
+            stages.append(StageNeeds(name, section.device, workers, cpus, gpus))
     if config.evaluation is not None:
         stages.append(_scorer_needs("evaluation.judge", config.evaluation.judge))
     return stages
@@ -98,7 +100,8 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
 def _scorer_needs(section: str, rewards: tuple[RewardConfig, ...]) -> StageNeeds:
     workers = max(reward.workers for reward in rewards)
     device = "auto" if any(reward.classifier for reward in rewards) else "cpu"
-    return StageNeeds(section, device, workers, _DATA_WORKER_CPUS, 1)
+    gpus = max(reward.gpus_per_worker for reward in rewards)
+    return StageNeeds(section, device, workers, _DATA_WORKER_CPUS, gpus)
 
 
 def largest_beside(
@@ -151,18 +154,19 @@ def announce(config: Config, cluster: Resources) -> None:
 def stages_can_stream(config: Config, cluster: Resources) -> bool:
     """Whether sampling, labelling and the reference find their places at the same time.
 
-    Workers on GPUs keep theirs throughout; those on CPUs only may take turns.
+    Workers on GPUs keep theirs throughout; those on CPUs only may take turns. Engines that are
+    to sleep on GPUs while others work cannot stream into them.
     """
-    if not engines_can_stay(config, cluster):
-        return False
     cuda = cluster.gpus > 0
+    if not engines_can_stay(config, cluster) or (cuda and config.sampling.engines.sleep):
+        return False
     waiting = {"training"} if workers_can_wait(config, cluster) else set[str]()
     keeping: list[Resources] = []
     taking_turns: list[float] = [_DATA_WORKER_CPUS]
     for needs in stage_needs(config, most=True):
         total = needs.total(cuda)
         if (
-            needs.stage == _ENGINES
+            needs.stage == ENGINES
             or needs.stage in waiting
             or (needs.stage in _STREAMING and total.gpus)
         ):
@@ -174,9 +178,9 @@ def stages_can_stream(config: Config, cluster: Resources) -> bool:
 
 def engines_can_stay(config: Config, cluster: Resources) -> bool:
     """Whether every other stage finds its place while the engines hold theirs."""
-    return cluster.hold(*largest_beside(config, cluster.gpus > 0, _ENGINES, most=True))
+    return cluster.hold(*largest_beside(config, cluster.gpus > 0, ENGINES, most=True))
 
 
 def workers_can_wait(config: Config, cluster: Resources) -> bool:
     """Whether every other stage finds its place while engines and train workers hold theirs."""
-    return cluster.hold(*largest_beside(config, cluster.gpus > 0, _ENGINES, "training", most=True))
+    return cluster.hold(*largest_beside(config, cluster.gpus > 0, ENGINES, "training", most=True))

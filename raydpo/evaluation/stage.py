@@ -121,7 +121,7 @@ def _judge_inputs(judges: tuple[RewardConfig, ...]) -> dict[str, str]:
 
 def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, ModelConfig]) -> Json:
     """What the numbers and the page depend on; how many workers do the work is no part of it."""
-    placement = {"batch_size", "workers"}
+    placement = {"batch_size", "workers", "gpus_per_worker"}
     return {
         "judges": [judge.model_dump(mode="json", exclude=placement) for judge in evaluation.judge],
         "evaluation": evaluation.model_dump(mode="json", exclude={"prompts", "judge"}),

@@ -87,7 +87,8 @@ def scoring_work(
         for target in targets
     ]
     cuda = any(reward.classifier for reward in rewards) and uses_cuda("auto")
-    workers = Workers(max(reward.workers for reward in rewards), gpus=1.0 if cuda else 0.0)
+    gpus = max(reward.gpus_per_worker for reward in rewards) if cuda else 0.0
+    workers = Workers(max(reward.workers for reward in rewards), gpus=gpus)
     make = functools.partial(_make_transform, rewards, tuple(sys.path))
     identity = {**_scorer_inputs(rewards), "rewards": [r.model_dump(mode="json") for r in rewards]}
     job = PartJob(make, workers, fingerprint(identity))

@@ -118,7 +118,7 @@ def scoring_workers(settings: ReferenceConfig) -> Workers:
     return Workers(
         count=settings.workers,
         cpus=settings.cpus_per_worker,
-        gpus=1.0 if cuda else 0.0,
+        gpus=settings.gpus_per_worker if cuda else 0.0,
         environment=worker_environment(cuda, settings.cpus_per_worker),
     )
 

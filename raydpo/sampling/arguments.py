@@ -127,6 +127,7 @@ def engine_arguments(
         arguments |= {"tensor_parallel_size": engines.tensor_parallel, **ranks}
     if cuda:
         arguments["gpu_memory_utilization"] = engines.gpu_memory_fraction
+        arguments["enable_sleep_mode"] = engines.sleep
         return arguments
     # On CPU a prompt with a seed cannot be prefilled in chunks (torch's CPU generator has no
     # offset), and reusing the keys of a shared prefix would make a completion depend on

@@ -22,6 +22,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -80,9 +81,12 @@ class Answers:
 
 @dataclass
 class _Job:
-    """A request on its way through the stepping thread; without parameters, only its weights."""
+    """A request on its way through the stepping thread.
 
-    weights: Weights
+    Without parameters it only brings the weights; without weights it puts the engine to sleep.
+    """
+
+    weights: Weights | None
     prompt_ids: list[int]
     parameters: SamplingParams | None
     answer: Future[RequestOutput | Refusal | float]
@@ -123,6 +127,17 @@ class Engine:
         [job] = self._work(weights, [[]], [None])
         return cast(float, job.answer.result())
 
+    def sleep(self) -> float:
+        """Sleep until the next call; the seconds that it took.
+
+        On CUDA weights go to CPU memory and the cache of keys and values is given up (vLLM's
+        level 1); on CPU vLLM only pauses.
+        """
+        started = time.perf_counter()
+        [job] = self._work(None, [[]], [None])
+        job.answer.result()
+        return time.perf_counter() - started
+
     def generate(
         self, requests: list[Request], sampling: SamplingConfig, weights: Weights
     ) -> Answers:
@@ -157,7 +172,7 @@ class Engine:
 
     def _work(
         self,
-        weights: Weights,
+        weights: Weights | None,
         prompts: list[list[int]],
         parameters: list[SamplingParams] | list[None],
     ) -> list[_Job]:
@@ -194,7 +209,8 @@ class Engine:
     def _admit(self, engine: LLMEngine, held: HeldWeights) -> None:
         """Start what has arrived; with nothing to step, wait for an arrival."""
         while (job := self._next(block=not engine.has_unfinished_requests())) is not None:
-            if job.weights.fingerprint != held.fingerprint and engine.has_unfinished_requests():
+            wanted = job.weights.fingerprint if job.weights else None
+            if wanted != held.fingerprint and engine.has_unfinished_requests():
                 self._held_back = job  # what was begun with other weights ends with them
                 return
             self._start(engine, held, job)
@@ -209,6 +225,12 @@ class Engine:
             return None
 
     def _start(self, engine: LLMEngine, held: HeldWeights, job: _Job) -> None:
+        if job.weights is None:
+            engine.sleep(level=1)
+            job.answer.set_result(0.0)
+            return
+        if engine.is_sleeping():
+            engine.wake_up()
         try:
             seconds = held.bring(job.weights)
         except RaydpoError as error:

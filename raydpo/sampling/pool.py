@@ -112,6 +112,16 @@ class EnginePool:
         except RayActorError as error:
             raise _died(self.settings, error) from error
 
+    def rest(self) -> None:
+        """Let every engine sleep until its next call, where `sampling.engines.sleep` says so."""
+        if not self.settings.sleep:
+            return
+        started = time.monotonic()
+        living = cast("list[int]", ray.get(self.desk.living.remote()))
+        for number, call in [(n, self.engines[n].sleep.remote()) for n in living]:
+            self._unless_dead(number, call)
+        logger.info("[engines] asleep after %.2f s", time.monotonic() - started)
+
     def count(self, completions: int, tokens: int) -> None:
         """Add to what the pool has made, without waiting."""
         self.desk.add.remote(completions, tokens)
@@ -125,6 +135,7 @@ class EnginePool:
         return cast(float, ray.get(self.desk.idle_seconds.remote()))
 
     def _unless_dead(self, number: int, call: Any) -> float:
+        """The seconds that a call took in an engine; 0 where it is dead, and others live."""
         try:
             return cast(float, _result(call))
         except RayActorError as error:
@@ -224,7 +235,7 @@ def engine_pool(
     count = min(engines.count, at_most or engines.count)
     cuda = uses_cuda(engines.device)
     arguments = engine_arguments(model, sampling, max_prompt_tokens, cuda)
-    gpus = engines.tensor_parallel if cuda else 0
+    gpus = engines.tensor_parallel * engines.gpu_share if cuda else 0
     actor: Any = ray.remote(engine_class).options(
         num_cpus=engines.cpus,
         num_gpus=gpus,
@@ -233,7 +244,7 @@ def engine_pool(
         max_task_retries=-1,  # as often as the engine is started again
         runtime_env={"env_vars": engine_environment(sampling, cuda)},
     )
-    holding = f"{count} engine(s) of {engines.cpus:g} CPUs and {gpus} GPUs each"
+    holding = f"{count} engine(s) of {engines.cpus:g} CPUs and {gpus:g} GPUs each"
     logger.info("[%s] starting %s", what, holding)
     started = time.monotonic()
     free = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}

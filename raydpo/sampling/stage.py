@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,7 +85,7 @@ def sampling_work(
     task = _Task(sampling, weights_of(model), seed, round_index, longest)
 
     def open_job(missing: int) -> AbstractContextManager[PartJob]:
-        engines = nullcontext(_fitting(pool(), task)) if pool else _pool_for(missing)
+        engines = _shared(pool(), task) if pool else _pool_for(missing)
         return _job(engines, task, missing, what)
 
     def _pool_for(parts: int) -> AbstractContextManager[EnginePool]:
@@ -97,6 +97,13 @@ def sampling_work(
 
 #: `sampling_work`, done: the candidates.
 sample_candidates = to_table(sampling_work)
+
+
+@contextmanager
+def _shared(pool: EnginePool, task: _Task) -> Generator[EnginePool]:
+    """A pool that other stages use too, while this one does."""
+    yield _fitting(pool, task)
+    pool.rest()
 
 
 def _fitting(pool: EnginePool, task: _Task) -> EnginePool:

@@ -37,6 +37,7 @@ _NOT_CONTENT: Final = {
     "compile",
     "device",
     "cpus_per_worker",
+    "gpus_per_worker",
     "max_tokens_per_micro_batch",
     "activation_checkpointing",
     "checkpoint_every_steps",

@@ -128,9 +128,12 @@ def _checkpoint_config(settings: TrainerConfig) -> CheckpointConfig:
 
 
 def _scaling(settings: TrainerConfig, cuda: bool) -> ScalingConfig:
+    resources = {"CPU": settings.cpus_per_worker}
+    if cuda:
+        resources["GPU"] = settings.gpus_per_worker
     return ScalingConfig(
         num_workers=settings.num_workers,
         elastic_resize_monitor_interval_s=settings.resize_every_seconds,
         use_gpu=cuda,
-        resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if cuda else {})},
+        resources_per_worker=resources,
     )

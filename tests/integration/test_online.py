@@ -115,7 +115,9 @@ def test_every_pushed_policy_is_held_against_the_trainers_forward_pass(undisturb
             for completion, logps in zip(row["completions"], row["token_logps"], strict=True):
                 ids = torch.tensor([row["prompt_ids"] + completion])
                 with torch.no_grad():
-                    all_logps = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+                    all_logps = (
+                        model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+                    )
                 found = all_logps[len(row["prompt_ids"]) - 1 :, 0].tolist()
                 assert logps == pytest.approx(found, abs=1e-4)
         assert f"probe of weights {policy['policy_weights'][:12]}" in output
@@ -180,6 +182,26 @@ def test_a_finished_run_has_nothing_to_do_and_starts_no_engine(
     assert "engines were started 0 time(s)" in printed.out
     assert "starting" not in printed.err
     assert {p: p.read_bytes() for p in run.rglob("*.json")} == kept
+
+
+def test_engines_that_sleep_between_their_stages_change_no_table(
+    undisturbed, work, ray_cluster, capsys
+) -> None:
+    settings = [
+        "name=slept",
+        "stream_stages=false",
+        "sampling.engines.sleep=true",
+        "sampling.engines.gpu_share=0.6",
+        "training.gpus_per_worker=0.4",
+        "reference.gpus_per_worker=0.4",
+    ]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    assert main(["online", str(work / "job.yaml"), *sets]) == 0
+    assert capsys.readouterr().err.count("[engines] asleep after") == 5  # 2 rounds, 3 policies
+    assert policies(work / "slept")[1:] == [
+        {**policy, "policy": policy["policy"].replace("/run/", "/slept/")}
+        for policy in policies(undisturbed[0])[1:]
+    ]
 
 
 @pytest.mark.timeout(1200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ def killable_engine(orders: Path) -> type[Engine]:
         def __init__(self, model: ModelConfig, arguments: dict[str, Any]) -> None:
             # As on CUDA: what a prompt's blocks keep must not outlive the weights.
             super().__init__(model, {**arguments, "enable_prefix_caching": True})
+
+        def _start(self, engine: Any, held: Any, job: Any) -> None:
+            super()._start(engine, held, job)
+            (orders / "asleep").write_text(str(engine.is_sleeping()))
 
         def _deliver(self, output: Any) -> None:
             import os
@@ -189,6 +194,25 @@ def test_pushed_weights_forget_what_was_cached_and_outlive_the_engine(
         assert given.policy == weights.fingerprint
         assert order is None or not order.exists()
     assert process_id(pool) != before
+
+
+def test_an_engine_that_sleeps_wakes_with_its_next_call_and_answers_as_before(
+    undisturbed: Table,
+    prompts: Table,
+    tiny_model: Path,
+    pool: EnginePool,
+    orders: Path,
+    tmp_path: Path,
+) -> None:
+    engines = pool.settings.model_copy(update={"sleep": True, "gpu_share": 0.6})
+    sleeping = replace(pool, settings=engines)
+    assert (orders / "asleep").read_text() == "False"
+    for name in ("first", "second"):
+        table = sample(tmp_path / name, prompts, tiny_model, sleeping)
+        assert table.fingerprint == undisturbed.fingerprint
+        assert (orders / "asleep").read_text() == "True"
+    pool.push(weights_of(ModelConfig(path=str(tiny_model))), "test")
+    assert (orders / "asleep").read_text() == "False"
 
 
 def test_a_model_that_vllm_cannot_load_is_an_error_that_says_so(

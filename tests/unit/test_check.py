@@ -168,6 +168,10 @@ def test_wrong_columns(sampling_job: Job, prompts_file: str) -> None:
     assert "has the columns prompt" in str(_only_problem(config))
 
 
+SLEEPING = {"max_completion_tokens": 32, "engines": {"sleep": True, "gpu_share": 0.6}}
+TWO_HALVES = {"num_workers": 2, "gpus_per_worker": 0.5, "trackers": []}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -186,6 +190,8 @@ def test_wrong_columns(sampling_job: Job, prompts_file: str) -> None:
             {"sampling": {"max_completion_tokens": 32, "engines": {"count": 4096}}},
             "sampling.engines asks for 4096 CPUs",
         ),
+        ({"sampling": SLEEPING, "training": {}}, "a worker of reference holds 1 of a GPU"),
+        ({"training": TWO_HALVES}, "NCCL takes a GPU for each"),
         ({"labeling": {"reward": {"function": "nothing.here:f"}}}, "no module 'nothing'"),
         ({"labeling": {"reward": {"function": "json:nothing"}}}, "has no 'nothing'"),
         ({"labeling": {"reward": {"classifier": "./missing"}}}, "no such folder"),

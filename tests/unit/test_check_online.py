@@ -96,6 +96,13 @@ def test_engines_that_stay_alive_leave_room_for_the_train_workers(monkeypatch) -
     assert problems(job(training=full, ray_address="ray://elsewhere:1")) == []
 
 
+def test_engines_that_sleep_cannot_sample_ahead() -> None:
+    sampling = {"engines": {"cpus": 0.1, "sleep": True, "gpu_share": 0.6}}
+    check_sections_of_rounds(job(sampling=sampling))
+    with pytest.raises(ConfigError, match="its engines are awake"):
+        check_sections_of_rounds(job(sampling=sampling, online={"lookahead": 1}))
+
+
 def test_an_average_is_of_whole_models(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     base, adapter = tmp_path / "base", tmp_path / "adapter"

@@ -66,6 +66,25 @@ def test_stages_on_gpus_stream_where_each_has_gpus_of_its_own() -> None:
     assert stages_can_stream(job, Resources(16, 4))
 
 
+def test_engines_that_sleep_share_a_gpu_with_every_stage_and_stream_into_none() -> None:
+    values = config(device="cuda", sleep=True, gpu_share=0.6).model_dump(exclude_none=True)
+    values["labeling"] = {"reward": {"classifier": "judge", "label": 0, "gpus_per_worker": 0.4}}
+    values["reference"]["gpus_per_worker"] = 0.4
+    values["training"] |= {"num_workers": 1, "gpus_per_worker": 0.4}
+    job = Config.model_validate(values)
+    assert {needs.stage: needs.total(True).gpus for needs in stage_needs(job)} == {
+        "sampling.engines": 0.6,
+        "labeling.reward": 0.4,
+        "reference": 0.4,
+        "training": 0.4,
+    }
+    assert engines_can_stay(job, Resources(16, 1))
+    assert not workers_can_wait(job, Resources(16, 1))
+    assert not stages_can_stream(job, Resources(16, 8))
+    values["training"]["gpus_per_worker"] = 0.5
+    assert not engines_can_stay(Config.model_validate(values), Resources(16, 1))
+
+
 def test_the_judge_of_the_evaluation_needs_room_too() -> None:
     judged = config(0.5, 0.5).model_dump(exclude_none=True)
     judged["evaluation"] = {"prompts": "p.jsonl", "judge": {"function": "a:b", "workers": 2}}

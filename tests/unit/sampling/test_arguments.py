@@ -69,6 +69,27 @@ def test_cuda_engines_get_their_gpus_and_memory(tmp_path: Path) -> None:
     assert "enable_chunked_prefill" not in arguments
 
 
+def test_engines_sleep_where_there_is_memory_to_give_up(tmp_path: Path) -> None:
+    """VLLM refuses the setting on CPU, where sleeping only pauses."""
+    model, config = model_folder(tmp_path), sampling(sleep=True, gpu_share=0.6)
+    assert engine_arguments(model, config, 10, cuda=True)["enable_sleep_mode"] is True
+    assert "enable_sleep_mode" not in engine_arguments(model, config, 10, cuda=False)
+    assert engine_arguments(model, sampling(), 10, cuda=True)["enable_sleep_mode"] is False
+
+
+@pytest.mark.parametrize(
+    ("engines", "message"),
+    [
+        ({"sleep": True}, "leave room for the others"),
+        ({"sleep": True, "gpu_share": 0.5}, "no two meet on one"),
+        ({"tensor_parallel": 2, "gpu_share": 0.6}, "several GPUs whole"),
+    ],
+)
+def test_shares_that_ray_cannot_place_are_refused(engines: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EnginesConfig(**engines)
+
+
 def test_cpu_engines_run_eagerly_and_prefill_whole_prompts(tmp_path: Path) -> None:
     arguments = engine_arguments(model_folder(tmp_path), sampling(), 10, cuda=False)
     assert arguments["enforce_eager"] is True
