@@ -10,7 +10,7 @@ import os
 
 from raydpo.check import Findings
 from raydpo.check_resources import gpu_count, is_remote
-from raydpo.config import Config, ModelConfig, OnlineConfig
+from raydpo.config import Config, EnginesConfig, ModelConfig, OnlineConfig
 from raydpo.config_objectives import Objective
 from raydpo.errors import ConfigError
 from raydpo.models import adapter_base
@@ -60,6 +60,8 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
             "the next round samples while this one trains: its engines are awake",
             "take one of them out",
         )
+    if config.sampling.engines.weight_transfer == "broadcast":
+        _check_broadcast(config.online, config.sampling.engines)
     if config.training is not None:
         _check_reference(config.online, config.training.objective)
     limits = config.online.stopping.model_dump(exclude={"max_displacement_nats"}, exclude_none=True)
@@ -96,6 +98,20 @@ def _check_self_play(config: Config) -> None:
                 "prompts and chosen completions are those of the `sft` section's data",
                 f"take `{name}` out, or set online.pairs to 'labels'",
             )
+
+
+def _check_broadcast(online: OnlineConfig, engines: EnginesConfig) -> None:
+    busy = {
+        "sampling.engines.sleep is true": engines.sleep,
+        "online.lookahead is 1": online.lookahead == 1,
+        "online.keep_engines is false": not online.keep_engines,
+    }
+    for what in (name for name, holds in busy.items() if holds):
+        raise ConfigError(
+            f"sampling.engines.weight_transfer is 'broadcast', and {what}",
+            "the train worker sends to engines that are there, awake, and have nothing else to do",
+            "take one of them out",
+        )
 
 
 def _check_implicit(online: OnlineConfig) -> None:

@@ -156,6 +156,8 @@ class EnginesConfig(Section):
     """How often a dead engine is started again; one that dies more often leaves its work to the others."""
     max_lora_rank: Literal[0, 1, 8, 16, 32, 64, 128, 256, 320, 512] = 0
     """Largest rank of a LoRA adapter that an engine takes; 0 takes none."""
+    weight_transfer: Literal["files", "broadcast"] = "files"
+    """How a trained policy gets into the engines of online rounds: each reads its files, or the train worker sends it over NCCL (gloo on CPU)."""
     probe_tolerance: PositiveFloat | None = None
     """Largest difference, in nats, of a token's log-prob between an engine and the trainer's forward pass; without it 1e-3 in float32 and 0.25 in half precision."""
 

@@ -42,6 +42,7 @@ from raydpo.prompts.stream import round_prompts
 from raydpo.reference.average import averaged_reference
 from raydpo.round import Round, longest_prompt
 from raydpo.run import round_folder, run_folder
+from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.sampling.probe import probe_engines, probes_of
 from raydpo.sampling.weights import weights_of
@@ -293,6 +294,8 @@ class _Rounds:
         """Train; the steps and the start-up around them are told apart."""
         if not self.online.keep_engines:
             self.engines.close()
+        if self.config.sampling.engines.weight_transfer == "broadcast" and self.engines.running:
+            stages = replace(stages, publish=Broadcast(self.engines.pool()))
         with ledger.of("training start-up"):
             trained = stages.train(groups, reference)
         steps = sum(row["step_seconds"] for row in read_metrics(stages.folder.child("policy")))

@@ -32,6 +32,7 @@ from raydpo.split import is_heldout
 from raydpo.storage import Folder
 from raydpo.stream import Chain
 from raydpo.training.metrics_log import read_metrics
+from raydpo.training.ray_worker import Publish
 from raydpo.training.stage import train_policy
 from raydpo.training.workers import EarlyWorkers
 
@@ -46,6 +47,7 @@ class Round:
         index: the round's number, from 0.
         pool: gives engines that outlive the round; without it sampling starts its own.
         workers: train workers that wait for the round's data; without them training starts its own.
+        publish: takes the trained policy before its stage ends.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Round:
     index: int
     pool: Callable[[], EnginePool] | None = None
     workers: EarlyWorkers | None = None
+    publish: Publish | None = None
 
     def existing_preferences(self) -> Table:
         """Preference data that the configuration names."""
@@ -227,6 +230,7 @@ class Round:
             reference=reference,
             what=self._what("train"),
             workers=self.workers,
+            publish=self.publish,
         )
 
     def evaluate(

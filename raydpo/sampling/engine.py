@@ -23,6 +23,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -31,6 +32,7 @@ from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.errors import EngineError, RaydpoError
 from raydpo.models import adapter_base
 from raydpo.sampling.arguments import load_engine, sampling_parameters, scoring_parameters
+from raydpo.sampling.transfer import Delivery
 from raydpo.sampling.weights import HeldWeights, Weights, weights_of
 
 if TYPE_CHECKING:
@@ -81,16 +83,21 @@ class Answers:
 
 @dataclass
 class _Job:
-    """A request on its way through the stepping thread.
+    """A request on its way through the stepping thread; without parameters, only its weights."""
 
-    Without parameters it only brings the weights; without weights it puts the engine to sleep.
-    """
-
-    weights: Weights | None
+    weights: Weights
     prompt_ids: list[int]
     parameters: SamplingParams | None
     answer: Future[RequestOutput | Refusal | float]
     policy: str = ""
+
+
+@dataclass
+class _Chore:
+    """What the stepping thread does while no request is under way."""
+
+    do: Callable[[LLMEngine, HeldWeights], float]
+    done: Future[float]
 
 
 class Engine:
@@ -100,8 +107,8 @@ class Engine:
         self._model = adapter_base(model) or model
         self._arguments = arguments
         self._policy: Future[str] = Future()
-        self._arrivals: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._held_back: _Job | None = None
+        self._arrivals: queue.SimpleQueue[_Job | _Chore] = queue.SimpleQueue()
+        self._held_back: _Job | _Chore | None = None
         self._jobs: dict[str, _Job] = {}
         self._numbers = itertools.count()
         threading.Thread(target=self._run, name="raydpo-engine", daemon=True).start()
@@ -133,10 +140,15 @@ class Engine:
         On CUDA weights go to CPU memory and the cache of keys and values is given up (vLLM's
         level 1); on CPU vLLM only pauses.
         """
-        started = time.perf_counter()
-        [job] = self._work(None, [[]], [None])
-        job.answer.result()
-        return time.perf_counter() - started
+        return self._when_idle(_fall_asleep)
+
+    def receive(self, delivery: Delivery) -> float:
+        """Take weights that another process sends; the seconds that it took.
+
+        Raises:
+            ModelError: they are of another model, or do not come.
+        """
+        return self._when_idle(lambda _, held: held.receive(delivery))
 
     def generate(
         self, requests: list[Request], sampling: SamplingConfig, weights: Weights
@@ -172,7 +184,7 @@ class Engine:
 
     def _work(
         self,
-        weights: Weights | None,
+        weights: Weights,
         prompts: list[list[int]],
         parameters: list[SamplingParams] | list[None],
     ) -> list[_Job]:
@@ -185,6 +197,12 @@ class Engine:
         for job in jobs:
             self._arrivals.put(job)
         return jobs
+
+    def _when_idle(self, do: Callable[[LLMEngine, HeldWeights], float]) -> float:
+        self.ready()
+        chore = _Chore(do, Future())
+        self._arrivals.put(chore)
+        return chore.done.result()
 
     def _run(self) -> None:
         try:
@@ -209,13 +227,13 @@ class Engine:
     def _admit(self, engine: LLMEngine, held: HeldWeights) -> None:
         """Start what has arrived; with nothing to step, wait for an arrival."""
         while (job := self._next(block=not engine.has_unfinished_requests())) is not None:
-            wanted = job.weights.fingerprint if job.weights else None
+            wanted = job.weights.fingerprint if isinstance(job, _Job) else None
             if wanted != held.fingerprint and engine.has_unfinished_requests():
                 self._held_back = job  # what was begun with other weights ends with them
                 return
             self._start(engine, held, job)
 
-    def _next(self, block: bool) -> _Job | None:
+    def _next(self, block: bool) -> _Job | _Chore | None:
         if self._held_back is not None:
             job, self._held_back = self._held_back, None
             return job
@@ -224,13 +242,12 @@ class Engine:
         except queue.Empty:
             return None
 
-    def _start(self, engine: LLMEngine, held: HeldWeights, job: _Job) -> None:
-        if job.weights is None:
-            engine.sleep(level=1)
-            job.answer.set_result(0.0)
-            return
+    def _start(self, engine: LLMEngine, held: HeldWeights, job: _Job | _Chore) -> None:
         if engine.is_sleeping():
             engine.wake_up()
+        if isinstance(job, _Chore):
+            _do(job, engine, held)
+            return
         try:
             seconds = held.bring(job.weights)
         except RaydpoError as error:
@@ -256,6 +273,19 @@ class Engine:
     def _deliver(self, output: RequestOutput) -> None:
         if output.finished:
             self._jobs.pop(output.request_id).answer.set_result(output)
+
+
+def _do(chore: _Chore, engine: LLMEngine, held: HeldWeights) -> None:
+    try:
+        chore.done.set_result(chore.do(engine, held))
+    except RaydpoError as error:
+        chore.done.set_exception(error)
+
+
+def _fall_asleep(engine: LLMEngine, _: HeldWeights) -> float:
+    started = time.perf_counter()
+    engine.sleep(level=1)
+    return time.perf_counter() - started
 
 
 def _completions(answer: Any, sampling: SamplingConfig) -> list[Completion] | Refusal:

@@ -88,10 +88,12 @@ class EnginePool:
             ModelError, EngineError: an engine cannot hold these weights.
         """
         started = time.monotonic()
-        living = cast("list[int]", ray.get(self.desk.living.remote()))
-        calls = [(number, self.engines[number].hold.remote(weights)) for number in living]
+        calls = [(n, self.engines[n].hold.remote(weights)) for n in self._living()]
         loading = [self._unless_dead(number, call) for number, call in calls]
         seconds = time.monotonic() - started
+        report = cast("str | None", ray.get(self.desk.reported.remote(weights.fingerprint)))
+        if report is not None:
+            logger.info("[%s] weights %s: %s", what, weights.fingerprint[:12], report)
         if any(loading):
             text = "[%s] weights %s pushed into the engines in %.3f s, of which loading %.3f s"
             logger.info(text, what, weights.fingerprint[:12], seconds, max(loading))
@@ -105,8 +107,7 @@ class EnginePool:
         Raises:
             ModelError, EngineError: an engine cannot hold these weights, or take a sequence.
         """
-        living = cast("list[int]", ray.get(self.desk.living.remote()))
-        calls = [self.engines[number].score.remote(sequences, weights) for number in living]
+        calls = [self.engines[number].score.remote(sequences, weights) for number in self._living()]
         try:
             return [_result(call) for call in calls]
         except RayActorError as error:
@@ -117,10 +118,17 @@ class EnginePool:
         if not self.settings.sleep:
             return
         started = time.monotonic()
-        living = cast("list[int]", ray.get(self.desk.living.remote()))
-        for number, call in [(n, self.engines[n].sleep.remote()) for n in living]:
+        for number, call in [(n, self.engines[n].sleep.remote()) for n in self._living()]:
             self._unless_dead(number, call)
         logger.info("[engines] asleep after %.2f s", time.monotonic() - started)
+
+    def living(self) -> list[Any]:
+        """Handles of the engines that did not die too often."""
+        return [self.engines[number] for number in self._living()]
+
+    def report(self, fingerprint: str, text: str) -> None:
+        """Leave word of weights that did not come by `push`; it says so."""
+        ray.get(self.desk.report.remote(fingerprint, text))
 
     def count(self, completions: int, tokens: int) -> None:
         """Add to what the pool has made, without waiting."""
@@ -133,6 +141,9 @@ class EnginePool:
     def idle_seconds(self) -> float:
         """Time since the pool last made something."""
         return cast(float, ray.get(self.desk.idle_seconds.remote()))
+
+    def _living(self) -> list[int]:
+        return cast("list[int]", ray.get(self.desk.living.remote()))
 
     def _unless_dead(self, number: int, call: Any) -> float:
         """The seconds that a call took in an engine; 0 where it is dead, and others live."""
@@ -322,6 +333,7 @@ class _Desk:
         self._turns = 0
         self._completions = 0
         self._tokens = 0
+        self._reports: dict[str, str] = {}
         self._last_work = time.monotonic()
 
     def turn(self) -> int | None:
@@ -332,6 +344,12 @@ class _Desk:
 
     def living(self) -> list[int]:
         return self._living
+
+    def report(self, fingerprint: str, text: str) -> None:
+        self._reports[fingerprint] = text
+
+    def reported(self, fingerprint: str) -> str | None:
+        return self._reports.pop(fingerprint, None)
 
     def bury(self, number: int) -> None:
         if number in self._living:

@@ -1,7 +1,7 @@
 """What runs inside vLLM's workers: new weights into a live engine.
 
-What comes in: a model folder that vLLM's process sees. What goes out: the same engine,
-with that folder's weights in the tensors that it has. vLLM mixes `ReloadingWorker` into
+What comes in: a model folder that vLLM's process sees, or tensors that another process
+sends. What goes out: the same engine, with these weights in the tensors that it has. vLLM mixes `ReloadingWorker` into
 its worker class, in each of an engine's processes; the name is in `arguments.py`.
 """
 
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from raydpo.sampling.transfer import Meeting, TensorSpec, arriving
+
 
 class ReloadingWorker:
     """Extension of vLLM's worker."""
 
-    # Both are the worker's own; vLLM refuses an extension that defines them again.
+    # All are the worker's own; vLLM refuses an extension that defines them again.
     model_runner: Any
     reload_weights: Any
+    rank: int
+    device: Any
 
     def reload_from(self, folder: str) -> None:
         """Load the weights of a folder in place.
@@ -24,9 +28,18 @@ class ReloadingWorker:
         right. But an output layer that shares its weights with the input embedding stands in
         no file, so vLLM leaves it alone, and on CPU it keeps a packed copy of the old ones.
         """
+        self.reload_weights(weights_path=folder)
+        self._pack_output_layer()
+
+    def receive(self, meeting: Meeting, tensors: tuple[TensorSpec, ...]) -> None:
+        """The same, with weights that another process sends."""
+        coming = arriving(meeting, self.rank, tensors, self.device)
+        self.reload_weights(weights_iterator=coming)
+        self._pack_output_layer()
+
+    def _pack_output_layer(self) -> None:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-        self.reload_weights(weights_path=folder)
         for module in self.model_runner.get_model().modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)  # packs it again on CPU

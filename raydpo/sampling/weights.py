@@ -3,7 +3,8 @@
 What comes in: a model folder, or the folder of a LoRA adapter. What goes out: an engine
 that holds exactly these weights, or an error and an engine that loads anew at the next
 call. The files are hashed by the engine that loads them: what an engine says that it
-holds is what it read, not what it was told.
+holds is what it read. Only where a train worker sends them is it what the engine was told,
+and the probe after every push says whether it is true.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from raydpo.sampling.arguments import engine_dtype
 if TYPE_CHECKING:
     from vllm import LLMEngine
     from vllm.lora.request import LoRARequest
+
+    from raydpo.sampling.transfer import Delivery
 
 #: Keys of a model's config.json that change nothing about what its weights compute.
 _DOES_NOT_MATTER: Final = {
@@ -96,14 +99,37 @@ class HeldWeights:
         base = adapter_base(wanted.model)
         self._bring_model(base or wanted.model)
         self._swap_adapter(wanted if base else None)
+        self._forget_the_cache()
+        self.fingerprint = found
+        return time.perf_counter() - started
+
+    def receive(self, delivery: Delivery) -> float:
+        """Take weights that the process sends that made them; returns the seconds it took.
+
+        Raises:
+            ModelError: they are of another model, or do not come.
+        """
+        started = time.perf_counter()
+        missing = self._missing({spec.name for spec in delivery.tensors}, self._architecture)
+        if missing:
+            raise _another_model("the weights that are sent", sorted(missing)[:4])
+        self.fingerprint = self._base = None
+        self._swap_adapter(None)
+        arguments = (delivery.meeting, delivery.tensors)
+        _in_vllm(
+            "the weights that are sent", self._engine.collective_rpc, "receive", args=arguments
+        )
+        self._forget_the_cache()
+        self.fingerprint = self._base = delivery.fingerprint
+        return time.perf_counter() - started
+
+    def _forget_the_cache(self) -> None:
         if not self._engine.reset_prefix_cache():
             raise EngineError(
                 "vLLM kept keys and values of the weights before",
                 "its prefix cache is empty after new weights",
                 "end the engine: run the same command again",
             )
-        self.fingerprint = found
-        return time.perf_counter() - started
 
     def _bring_model(self, model: ModelConfig) -> None:
         """A whole model's weights, in place."""
@@ -112,9 +138,8 @@ class HeldWeights:
             return
         self._refuse_another_architecture(model)
         self._base = None
-        _in_vllm(
-            model, self._engine.collective_rpc, "reload_from", args=(str(local_folder(model)),)
-        )
+        folder = str(local_folder(model))
+        _in_vllm(model.path, self._engine.collective_rpc, "reload_from", args=(folder,))
         self._base = found
 
     def _swap_adapter(self, adapter: Weights | None) -> None:
@@ -135,7 +160,7 @@ class HeldWeights:
         self._adapters += 1
         folder = str(local_folder(adapter.model))
         request = LoRARequest(adapter.fingerprint, self._adapters, folder)
-        _in_vllm(adapter.model, self._engine.add_lora, request)
+        _in_vllm(adapter.model.path, self._engine.add_lora, request)
         self.lora = request
 
     def _refuse_another_architecture(self, model: ModelConfig) -> None:
@@ -143,16 +168,24 @@ class HeldWeights:
         values = architecture(model)
         keys = self._architecture.keys() | values.keys()
         differing = {k for k in keys if self._architecture.get(k) != values.get(k)}
-        missing = self._tensors - _tensor_names(model)
-        if values.get("tie_word_embeddings"):
-            missing.discard("lm_head.weight")  # some files repeat the embedding under this name
+        missing = self._missing(_tensor_names(model), values)
         if differing or missing:
             names = sorted(differing) or sorted(missing)[:4]
-            raise ModelError(
-                f"the weights in {model.path} are of another model: {', '.join(names)}",
-                "a live engine takes weights of the architecture that it was started with",
-                "push a model trained from the same base, or start engines of its own for it",
-            )
+            raise _another_model(f"the weights in {model.path}", names)
+
+    def _missing(self, names: set[str], architecture: dict[str, Any]) -> set[str]:
+        missing = self._tensors - names
+        if architecture.get("tie_word_embeddings"):
+            missing.discard("lm_head.weight")  # some files repeat the embedding under this name
+        return missing
+
+
+def _another_model(what: str, names: list[str]) -> ModelError:
+    return ModelError(
+        f"{what} are of another model: {', '.join(names)}",
+        "a live engine takes weights of the architecture that it was started with",
+        "push a model trained from the same base, or start engines of its own for it",
+    )
 
 
 def _tensor_names(model: ModelConfig) -> set[str]:
@@ -173,7 +206,7 @@ def _tensor_names(model: ModelConfig) -> set[str]:
     return names
 
 
-def _in_vllm(model: ModelConfig, call: Any, *arguments: Any, **named: Any) -> None:
+def _in_vllm(model: str, call: Any, *arguments: Any, **named: Any) -> None:
     """Call vLLM; what it raises becomes an error that names the model."""
     try:
         call(*arguments, **named)
@@ -181,7 +214,7 @@ def _in_vllm(model: ModelConfig, call: Any, *arguments: Any, **named: Any) -> No
         raise
     except Exception as error:
         raise ModelError(
-            f"{model.path}: vLLM cannot load it into a live engine: {error}",
+            f"{model}: vLLM cannot load it into a live engine: {error}",
             "its tensors have the shapes of the model that the engine was started with",
             "look at the engine's log above (VLLM_LOGGING_LEVEL=INFO says more)",
         ) from error

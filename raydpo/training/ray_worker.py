@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,9 @@ from raydpo.training.sharing import token_module
 #: and the workers end, instead of being started again by Ray Train.
 ERROR_FILE: Final = "error.json"
 
+#: What is done with a model's folder and this worker's device; it raises nothing.
+Publish = Callable[[Path, torch.device], None]
+
 #: Folders inside the stage's folder.
 CHECKPOINTS: Final = "checkpoints"
 MODEL: Final = "model"
@@ -89,6 +93,8 @@ class TrainJob:
         starts_at_reference: whether policy and reference have the same weights, so that
             step 0 must show logratios of 0.
         what: stage and round, for the log.
+        publish: called by rank 0 with the exported model's folder on its own disk, while that
+            is uploaded.
     """
 
     model: ModelConfig
@@ -101,6 +107,7 @@ class TrainJob:
     heldout_fraction: float
     starts_at_reference: bool
     what: str
+    publish: Publish | None = None
 
     @property
     def trains_reward_model(self) -> bool:
@@ -206,7 +213,7 @@ def _train_and_export(
     )
     parameters = full_parameters(wrapped)
     if log is not None:
-        _export(job, parameters, probed)
+        _export(job, parameters, probed, world.device)
         log.close()
 
 
@@ -327,7 +334,10 @@ def _failure_hook(job: TrainJob, world: World) -> Callable[[Failure], None]:
 
 
 def _export(
-    job: TrainJob, parameters: dict[str, torch.Tensor], probed: list[dict[str, Any]] | None
+    job: TrainJob,
+    parameters: dict[str, torch.Tensor],
+    probed: list[dict[str, Any]] | None,
+    device: torch.device,
 ) -> None:
     """Write the final model as a Hugging Face folder, in the run's precision."""
     with tempfile.TemporaryDirectory() as folder:
@@ -338,7 +348,10 @@ def _export(
         load_tokenizer(job.model).save_pretrained(Path(folder, MODEL))
         if probed is not None:
             Path(folder, MODEL, PROBE_FILE).write_text(json.dumps(probed), encoding="utf-8")
-        job.folder.upload(Path(folder))
+        with ThreadPoolExecutor(1) as beside:
+            if job.publish is not None:
+                beside.submit(job.publish, Path(folder, MODEL), device)
+            job.folder.upload(Path(folder))
 
 
 def _final_model(

@@ -23,7 +23,7 @@ from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
-from raydpo.training.ray_worker import ERROR_FILE, MODEL, TrainJob
+from raydpo.training.ray_worker import ERROR_FILE, MODEL, Publish, TrainJob
 from raydpo.training.workers import EarlyWorkers, count, fit
 
 #: Settings that change how the work is done, not what comes out (but for rounding).
@@ -78,6 +78,7 @@ def train_policy(
     reference: Table | None,
     what: str,
     workers: EarlyWorkers | None = None,
+    publish: Publish | None = None,
 ) -> ModelConfig:
     """Train the policy on preference groups; returns where it is.
 
@@ -88,6 +89,7 @@ def train_policy(
         reference: their log-probs; None only where the objective needs none.
         what: the stage and round, for the log.
         workers: those of `early_workers`; without them workers start when there is something to do.
+        publish: takes the trained model from the worker that exports it, before the stage ends.
 
     Raises:
         NumericsError: step 0 shows logratios, or a loss is not finite.
@@ -113,6 +115,7 @@ def train_policy(
         heldout_fraction=heldout,
         starts_at_reference=starts_at_reference,
         what=what,
+        publish=publish,
     )
     return _run(job, inputs, workers)
 

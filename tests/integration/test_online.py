@@ -189,6 +189,7 @@ def test_engines_that_sleep_between_their_stages_change_no_table(
 ) -> None:
     settings = [
         "name=slept",
+        "online.rounds=1",
         "stream_stages=false",
         "sampling.engines.sleep=true",
         "sampling.engines.gpu_share=0.6",
@@ -197,11 +198,23 @@ def test_engines_that_sleep_between_their_stages_change_no_table(
     ]
     sets = [part for setting in settings for part in ("--set", setting)]
     assert main(["online", str(work / "job.yaml"), *sets]) == 0
-    assert capsys.readouterr().err.count("[engines] asleep after") == 5  # 2 rounds, 3 policies
-    assert policies(work / "slept")[1:] == [
-        {**policy, "policy": policy["policy"].replace("/run/", "/slept/")}
-        for policy in policies(undisturbed[0])[1:]
-    ]
+    assert capsys.readouterr().err.count("[engines] asleep after") == 3  # 1 round, 2 policies
+    awake, slept = (policies(run)[1] for run in (undisturbed[0], work / "slept"))
+    assert slept == {**awake, "policy": awake["policy"].replace("/run/", "/slept/")}
+
+
+def test_policies_that_the_train_worker_sends_change_no_table(
+    undisturbed, work, ray_cluster, capsys
+) -> None:
+    settings = ["name=sent", "online.rounds=1", "sampling.engines.weight_transfer=broadcast"]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    assert main(["online", str(work / "job.yaml"), *sets]) == 0
+    printed = capsys.readouterr().err
+    read, sent = (policies(run)[1] for run in (undisturbed[0], work / "sent"))
+    name = sent["policy_weights"][:12]
+    assert f"weights {name}: sent by the train worker in" in printed
+    assert f"weights {name} pushed" not in printed  # no engine read the files
+    assert sent == {**read, "policy": read["policy"].replace("/run/", "/sent/")}
 
 
 @pytest.mark.timeout(1200)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from raydpo.errors import ConfigError, EngineError, ModelError, QuarantineBudget
 from raydpo.models import load_causal_lm, load_tokenizer, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.run import read_quarantine
+from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Completion, Request
 from raydpo.sampling.pool import EnginePool, Engines, engine_pool
 from raydpo.sampling.probe import Probe, probe_engines
@@ -281,6 +284,33 @@ def test_pushed_weights_answer_as_transformers_does(policy: Policy, tmp_path: Pa
     assert [greedy_tokens(other, prompt, 24) for prompt in prompts] != expected
 
 
+def test_sent_weights_answer_as_transformers_does_and_no_engine_reads_a_file(
+    policy: Policy,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    monkeypatch.setattr(logging.getLogger("raydpo"), "propagate", True)
+
+    prompts = policy.prompts[:4]
+    folder = with_noise(policy.model, tmp_path / "m")
+    sent = policy.model.model_copy(update={"path": str(folder)})
+    weights, expected = weights_of(sent), [greedy_tokens(sent, prompt, 24) for prompt in prompts]
+    Broadcast(policy.pool)(folder, torch.device("cpu"))
+    shutil.rmtree(folder)
+    with caplog.at_level(logging.INFO, "raydpo"):
+        policy.pool.push(weights, "test")
+    assert f"weights {weights.fingerprint[:12]}: sent by the train worker in" in caplog.text
+    greedy = PLAIN.model_copy(update={"temperature": 0.0})
+    requests = [Request(str(i), ids, 0) for i, ids in enumerate(prompts)]
+    for number in range(len(policy.pool.engines)):
+        _, given = policy.pool.generate(number, requests, greedy, weights)
+        assert [answer[0].token_ids for answer in given.answers] == expected  # type: ignore[index]
+    assert complete(policy, temperature=0.0) != given.answers
+
+
 def test_a_probe_sees_weights_that_are_not_the_trainers(policy: Policy, tmp_path: Path) -> None:
     held, prompts = weights_of(policy.model), policy.prompts[:3]
     longest = [5] * (MAX_PROMPT_TOKENS + PLAIN.max_completion_tokens - len(prompts[0]))
@@ -314,10 +344,15 @@ def test_a_call_brings_its_engine_to_its_weights_while_others_work(
 def test_weights_that_an_engine_cannot_hold_are_refused_and_it_lives_on(
     policy: Policy, tmp_path: Path
 ) -> None:
+    import torch
+
     deeper = make_tiny_model(tmp_path / "deeper", 0, tie_word_embeddings=False, num_hidden_layers=3)
     with pytest.raises(ModelError, match="another model: num_hidden_layers"):
         policy.pool.push(weights_of(ModelConfig(path=str(deeper))), "test")
     missing = with_noise(policy.model, tmp_path / "missing", without="model.norm.weight")
+    with pytest.raises(ModelError, match=r"another model: model\.norm\.weight"):
+        policy.pool.push(weights_of(ModelConfig(path=str(missing))), "test")
+    Broadcast(policy.pool)(missing, torch.device("cpu"))
     with pytest.raises(ModelError, match=r"another model: model\.norm\.weight"):
         policy.pool.push(weights_of(ModelConfig(path=str(missing))), "test")
     changed = Weights(policy.model, "0" * 64)

@@ -14,6 +14,7 @@ from sampling_tables import greedy_tokens, make_prompts, rows_of, with_noise
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import EngineError, ModelError
 from raydpo.parts import Table
+from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Engine, Request
 from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.stage import PARTS_IN_FLIGHT, sample_candidates
@@ -36,6 +37,15 @@ def killable_engine(orders: Path) -> type[Engine]:
         def __init__(self, model: ModelConfig, arguments: dict[str, Any]) -> None:
             # As on CUDA: what a prompt's blocks keep must not outlive the weights.
             super().__init__(model, {**arguments, "enable_prefix_caching": True})
+
+        def receive(self, delivery: Any) -> float:
+            import os
+            import signal
+
+            if (orders / "die when weights come").exists():
+                (orders / "die when weights come").unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().receive(delivery)
 
         def _start(self, engine: Any, held: Any, job: Any) -> None:
             super()._start(engine, held, job)
@@ -123,10 +133,14 @@ def undisturbed(
     return sample(tmp_path_factory.mktemp("undisturbed"), prompts, tiny_model, pool)
 
 
-def process_id(pool: EnginePool, engine: int = 0) -> int:
+def ray_get(call: Any) -> Any:
     import ray
 
-    return ray.get(pool.engines[engine].process_id.remote())
+    return ray.get(call)
+
+
+def process_id(pool: EnginePool, engine: int = 0) -> int:
+    return ray_get(pool.engines[engine].process_id.remote())
 
 
 def test_a_killed_engine_changes_no_token(
@@ -194,6 +208,25 @@ def test_pushed_weights_forget_what_was_cached_and_outlive_the_engine(
         assert given.policy == weights.fingerprint
         assert order is None or not order.exists()
     assert process_id(pool) != before
+
+
+def test_an_engine_that_dies_while_weights_are_sent_reads_the_files(
+    tiny_model: Path, pool: EnginePool, orders: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    folder = with_noise(ModelConfig(path=str(tiny_model)), tmp_path / "sent")
+    model, before = ModelConfig(path=str(folder)), process_id(pool)
+    order = orders / "die when weights come"
+    order.touch()
+    Broadcast(pool)(folder, torch.device("cpu"))
+    assert not order.exists()
+    assert process_id(pool) != before
+    weights = weights_of(model)
+    assert "not sent" in ray_get(pool.desk.reported.remote(weights.fingerprint))
+    greedy = settings(2).model_copy(update={"temperature": 0.0, "candidates": 1})
+    _, given = pool.generate(0, [Request("0", [1, 5, 9, 11], 0)], greedy, weights)
+    assert given.answers[0][0].token_ids == greedy_tokens(model, [1, 5, 9, 11], 16)  # type: ignore[index]
 
 
 def test_an_engine_that_sleeps_wakes_with_its_next_call_and_answers_as_before(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from sampling_tables import greedy_tokens, with_noise
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Completion, Request
 from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.probe import Probe, probe_engines
@@ -87,6 +89,20 @@ def test_every_rank_takes_pushed_weights_and_greedy_tokens_are_those_of_transfor
         seen.append([completion.token_ids for completion in complete(split.pool, model)])
         assert seen[-1] == [greedy_tokens(model, ids, 16) for ids in PROMPTS]
     assert seen[0] == seen[2] != seen[1]
+
+
+def test_every_rank_takes_weights_that_are_sent(split: SplitEngine, tmp_path: Path) -> None:
+    import torch
+
+    folder = with_noise(split.model, tmp_path / "sent")
+    sent = split.model.model_copy(update={"path": str(folder)})
+    expected = [greedy_tokens(sent, ids, 16) for ids in PROMPTS]
+    weights = weights_of(sent)
+    Broadcast(split.pool)(folder, torch.device("cpu"))
+    shutil.rmtree(folder)  # nobody reads it
+    requests = [Request(str(number), ids, 0) for number, ids in enumerate(PROMPTS)]
+    _, given = split.pool.generate(0, requests, GREEDY, weights)
+    assert [answer[0].token_ids for answer in given.answers] == expected  # type: ignore[index]
 
 
 def test_its_log_probs_pass_the_probe(split: SplitEngine) -> None:

@@ -103,6 +103,21 @@ def test_engines_that_sleep_cannot_sample_ahead() -> None:
         check_sections_of_rounds(job(sampling=sampling, online={"lookahead": 1}))
 
 
+@pytest.mark.parametrize(
+    ("engines", "online"),
+    [
+        ({"sleep": True, "gpu_share": 0.6}, {}),
+        ({}, {"lookahead": 1}),
+        ({}, {"keep_engines": False}),
+    ],
+)
+def test_policies_are_sent_to_engines_that_wait_for_them(engines, online) -> None:
+    sampling = {"engines": {"cpus": 0.1, "weight_transfer": "broadcast", **engines}}
+    check_sections_of_rounds(job(sampling={"engines": {"weight_transfer": "broadcast"}}))
+    with pytest.raises(ConfigError, match="'broadcast', and"):
+        check_sections_of_rounds(job(sampling=sampling, online=online))
+
+
 def test_an_average_is_of_whole_models(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     base, adapter = tmp_path / "base", tmp_path / "adapter"

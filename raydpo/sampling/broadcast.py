@@ -1,0 +1,72 @@
+"""A trained policy, sent from the train worker into all engines at once.
+
+What comes in: a model's folder on the worker's own disk. What goes out: engines that hold
+it and know its fingerprint. Its files are written all the same, for a run that goes on:
+engines that got nothing, or got it too late, read those.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.util
+
+from raydpo.config import ModelConfig
+from raydpo.models import weights_fingerprint
+from raydpo.parts import own_errors
+from raydpo.sampling.pool import EnginePool
+from raydpo.sampling.transfer import TIMEOUT, Delivery, Meeting, listening, send, specs_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Sends models into the engines of a pool; picklable, called where the model was made."""
+
+    pool: EnginePool
+
+    def __call__(self, folder: Path, device: torch.device) -> None:
+        """Send the model in a folder; what goes wrong leaves the engines to read its files.
+
+        Args:
+            folder: with safetensors, on this machine.
+            device: of this process.
+        """
+        fingerprint = weights_fingerprint(ModelConfig(path=str(folder)))
+        started = time.monotonic()
+        try:
+            self._send(folder, fingerprint, device)
+        except Exception as error:  # noqa: BLE001 - gloo, NCCL and Ray raise what they like
+            self.pool.report(fingerprint, f"not sent, engines read the files: {error}")
+        else:
+            seconds = time.monotonic() - started
+            self.pool.report(fingerprint, f"sent by the train worker in {seconds:.3f} s")
+
+    def _send(self, folder: Path, fingerprint: str, device: torch.device) -> None:
+        engines, ranks = self.pool.living(), self.pool.settings.tensor_parallel
+        size = 1 + ranks * len(engines)
+        host: str = ray.util.get_node_ip_address()
+        with listening(host) as listener:
+            port: int = listener.getsockname()[1]
+            meeting = Meeting(host, port, size, 0, device.type == "cuda")
+            delivery = Delivery(fingerprint, specs_of(folder), meeting)
+            calls: list[Any] = []
+            for place, engine in enumerate(engines):
+                own = replace(meeting, first_rank=1 + ranks * place)
+                # An engine that dies is not asked again: nobody would be there to send.
+                receive = engine.receive.options(max_task_retries=0)
+                calls.append(receive.remote(replace(delivery, meeting=own)))
+
+            def check() -> None:
+                ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+                ray.get(ended)
+
+            with own_errors():
+                send(folder, meeting, listener, check, device)
+                ray.get(calls, timeout=TIMEOUT.total_seconds())
