@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
+import torch
 from sampling_peers import BareLLM, MemoryWatch, NoOpEngine, Transformers
 
 from raydpo.cluster import start, uses_cuda
@@ -41,6 +42,7 @@ from raydpo.parts import Table
 from raydpo.progress import logger, start_logging
 from raydpo.run import PartResult, Stage, commit, open_stage, write_part
 from raydpo.sampling.arguments import engine_arguments, engine_environment
+from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Request
 from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.seeds import prompt_seed
@@ -235,19 +237,33 @@ def _rates(runs: _Runs) -> dict[str, Any]:
 
 
 def _push(work: Work, pool: EnginePool) -> dict[str, Any]:
-    """Seconds of a weight push: a copy of the model with one number changed, and back."""
+    """Seconds of a weight push: a copy of the model with one number changed, and back.
+
+    By files, and, in turn with it, sent by this process as a train worker would.
+    """
     other = work.folder / "other-weights"
     shutil.copytree(local_folder(work.model), other)
     for path in other.glob("*.safetensors"):
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(bytes(content))
-    models = [ModelConfig(path=str(other)), work.model] * 5
-    versions = [weights_of(model) for model in models]
-    seconds = [pool.push(version, "bench") for version in versions]
+    versions = [weights_of(model) for model in (ModelConfig(path=str(other)), work.model)]
+    seconds: list[float] = []
+    sent: list[float] = []
+    for turn in range(10):
+        seconds.append(pool.push(versions[turn % 2], "bench"))
+        started = time.monotonic()
+        if not Broadcast(pool)(local_folder(versions[(turn + 1) % 2].model), torch.device("cpu")):
+            raise SystemExit("the engines did not take what was sent")
+        sent.append(time.monotonic() - started)
+        pool.push(versions[turn % 2], "bench")
     return {
         "push_seconds": round(statistics.median(seconds), 4),
         "push_seconds_longest": round(max(seconds), 4),
+        "broadcast_seconds": round(statistics.median(sent), 4),
+        "files_vs_broadcast": round(
+            statistics.median(f / s for f, s in zip(seconds, sent, strict=True)), 3
+        ),
     }
 
 
@@ -323,7 +339,8 @@ def _table(found: dict[str, Any]) -> str:
         ("pipeline / bare (target 0.95)", text("stage_vs_bare")),
         ("pipeline / transformers", text("stage_vs_transformers")),
         ("start of an engine", f"{text('startup_seconds')} s"),
-        ("weight push, median of 10", f"{text('push_seconds')} s"),
+        ("weight push by files, median of 10", f"{text('push_seconds')} s"),
+        ("the same, sent over gloo", f"{text('broadcast_seconds')} s"),
         ("a round's sampling beside its tokens", f"{text('between_rounds_seconds')} s"),
         (
             f"stand-in, {text('flat_prompts')} prompts",

@@ -139,6 +139,13 @@ def announce(config: Config, cluster: Resources) -> None:
             logger.info("%s", text)
         else:
             logger.warning("%s: more than the cluster has (%s), until it grows", text, cluster)
+    if config.online is not None and config.online.keep_engines:
+        kept, asked = largest_beside(config, cuda, ENGINES)
+        if not cluster.hold(kept, asked):
+            text = "[plan] engines live through all rounds and keep %s, another stage asks for %s: "
+            logger.warning(
+                text + "more than the cluster has (%s), until it grows", kept, asked, cluster
+            )
     if config.training is not None:
         early = "with the round, and wait for its data"
         late = "when their data are there: the other stages need what they hold"

@@ -9,11 +9,21 @@ the chain, and the tables are the same.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydpo.parts import PartJob, PartStage, PartWork, Table, map_parts, numbered_parts, own_errors
+from raydpo.parts import (
+    PartJob,
+    PartStage,
+    PartWork,
+    Table,
+    check_quarantine_budget,
+    map_parts,
+    numbered_parts,
+    own_errors,
+)
 from raydpo.progress import Progress
 from raydpo.run import Stage, finished_parts, open_stage, part_record, read_manifest, read_part
 from raydpo.tables import Row
@@ -53,6 +63,27 @@ def _stream(part_stage: PartStage) -> Stream:
         "fingerprint": "",  # a stage in the making is bound to its input's parts (`Stage.parts_of`)
     }
     return Stream(stage.folder, manifest, stage)
+
+
+@dataclass
+class _Budget:
+    """What the first stage of a chain may refuse: once it is spent, the others need not go on."""
+
+    stage: Stage
+    rows: int
+    max_quarantined_fraction: float
+    refused: dict[int, int] = field(default_factory=dict[int, int])
+
+    def add(self, parts: Iterable[int]) -> None:
+        """Count parts that are written.
+
+        Raises:
+            QuarantineBudgetError: too many rows were refused, whatever is still to come.
+        """
+        for index in parts:
+            self.refused[index] = part_record(self.stage, index)["counts"]["quarantined"]
+        counts = {"input": self.rows, "quarantined": sum(self.refused.values())}
+        check_quarantine_budget(self.stage, counts, self.max_quarantined_fraction)
 
 
 @dataclass
@@ -103,10 +134,17 @@ class Chain:
                 if left:
                     job = opened.enter_context(work.open_job(len(left)))
                     links.append((work.stages[0], job, parts))
-            self._flow(links, sorted(set[int]().union(*missing)))
+            budget = _Budget(
+                stages[0].stage, stages[0].rows, self._works[0].max_quarantined_fraction
+            )
+            budget.add(done[0])
+            self._flow(links, sorted(set[int]().union(*missing)), budget)
 
     def _flow(
-        self, links: list[tuple[PartStage, PartJob, frozenset[int]]], parts: list[int]
+        self,
+        links: list[tuple[PartStage, PartJob, frozenset[int]]],
+        parts: list[int],
+        budget: _Budget,
     ) -> None:
         """Ray Data hands each part number from stage to stage, and none of them waits."""
         dataset = numbered_parts([(0, index) for index in parts])
@@ -115,5 +153,6 @@ class Chain:
         total = links[0][0].parts
         progress = Progress(self.what, "parts", total, done=total - len(parts))
         with own_errors():
-            for _ in dataset.iter_rows():
+            for row in dataset.iter_rows():
                 progress.add(1)
+                budget.add([int(row["part"])])

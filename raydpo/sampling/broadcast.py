@@ -31,8 +31,10 @@ class Broadcast:
 
     pool: EnginePool
 
-    def __call__(self, folder: Path, device: torch.device) -> None:
+    def __call__(self, folder: Path, device: torch.device) -> bool:
         """Send the model in a folder; what goes wrong leaves the engines to read its files.
+
+        Returns whether all of them took it.
 
         Args:
             folder: with safetensors, on this machine.
@@ -44,9 +46,10 @@ class Broadcast:
             self._send(folder, fingerprint, device)
         except Exception as error:  # noqa: BLE001 - gloo, NCCL and Ray raise what they like
             self.pool.report(fingerprint, f"not sent, engines read the files: {error}")
-        else:
-            seconds = time.monotonic() - started
-            self.pool.report(fingerprint, f"sent by the train worker in {seconds:.3f} s")
+            return False
+        seconds = time.monotonic() - started
+        self.pool.report(fingerprint, f"sent by the train worker in {seconds:.3f} s")
+        return True
 
     def _send(self, folder: Path, fingerprint: str, device: torch.device) -> None:
         engines, ranks = self.pool.living(), self.pool.settings.tensor_parallel

@@ -32,6 +32,13 @@ _CALLS_AT_ONCE: Final = 16
 #: How long an autoscaling cluster may take to find room for the engines.
 _PLACE_TIMEOUT_SECONDS: Final = 900.0
 _SAY_EVERY_SECONDS: Final = 30.0
+#: An engine whose call takes longer than the first is asked whether it is there, and has the second to say so.
+ASK_AFTER_SECONDS: Final = 30.0
+ANSWER_WITHIN_SECONDS: Final = 60.0
+
+
+class _Silent(Exception):
+    """An engine does not answer: its process hangs, or waits for a place on another node."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,8 @@ class EnginePool:
         while True:
             call = self.engines[number].generate.remote(requests, sampling, weights)
             try:
-                return number, _result(call)
-            except RayActorError as error:
+                return number, self._result(number, call)
+            except _GONE as error:
                 self._bury(number, error)
                 number = self._turn(error)
 
@@ -107,10 +114,10 @@ class EnginePool:
         Raises:
             ModelError, EngineError: an engine cannot hold these weights, or take a sequence.
         """
-        calls = [self.engines[number].score.remote(sequences, weights) for number in self._living()]
+        calls = [(n, self.engines[n].score.remote(sequences, weights)) for n in self._living()]
         try:
-            return [_result(call) for call in calls]
-        except RayActorError as error:
+            return [self._result(number, call) for number, call in calls]
+        except _GONE as error:
             raise _died(self.settings, error) from error
 
     def rest(self) -> None:
@@ -142,23 +149,40 @@ class EnginePool:
         """Time since the pool last made something."""
         return cast(float, ray.get(self.desk.idle_seconds.remote()))
 
+    def _result(self, number: int, call: Any) -> Any:
+        """The result of an engine's call that is under way.
+
+        Raises:
+            RayActorError: the engine died more often than it may.
+            _Silent: it does not answer, and others do.
+            RaydpoError: raised in an engine, it arrives here as it was raised.
+        """
+        while not _answered([call], ASK_AFTER_SECONDS):
+            asked = self.engines[number].process_id.remote()
+            if _answered([call, asked], ANSWER_WITHIN_SECONDS):
+                continue
+            if len(self._living()) > 1:
+                raise _Silent(f"it has not answered for {ANSWER_WITHIN_SECONDS:g} s")
+            logger.warning("engine %d, the last one, does not answer: no place for it?", number)
+        return _result(call)
+
     def _living(self) -> list[int]:
         return cast("list[int]", ray.get(self.desk.living.remote()))
 
     def _unless_dead(self, number: int, call: Any) -> float:
         """The seconds that a call took in an engine; 0 where it is dead, and others live."""
         try:
-            return cast(float, _result(call))
-        except RayActorError as error:
+            return cast(float, self._result(number, call))
+        except _GONE as error:
             self._bury(number, error)
             self._turn(error)
             return 0.0
 
-    def _bury(self, number: int, error: RayActorError) -> None:
-        logger.warning("engine %d died too often, and others do its work: %s", number, error)
+    def _bury(self, number: int, error: Exception) -> None:
+        logger.warning("engine %d is gone, and others do its work: %s", number, error)
         ray.get(self.desk.bury.remote(number))
 
-    def _turn(self, error: RayActorError | None) -> int:
+    def _turn(self, error: Exception | None) -> int:
         number = cast("int | None", ray.get(self.desk.turn.remote()))
         if number is None:
             raise _died(self.settings, error) from error
@@ -269,6 +293,15 @@ def engine_pool(
     finally:
         for handle in (*handles, desk):
             cast(Any, ray).kill(handle)
+
+
+#: What says that an engine's work is for others to do.
+_GONE: Final = (RayActorError, _Silent)
+
+
+def _answered(calls: list[Any], seconds: float) -> bool:
+    """Whether one of the calls has a result, or has it in time."""
+    return bool(cast(Any, ray).wait(calls, num_returns=1, timeout=seconds, fetch_local=False)[0])
 
 
 def _result(call: Any) -> Any:

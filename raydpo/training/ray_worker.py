@@ -68,7 +68,7 @@ from raydpo.training.sharing import token_module
 ERROR_FILE: Final = "error.json"
 
 #: What is done with a model's folder and this worker's device; it raises nothing.
-Publish = Callable[[Path, torch.device], None]
+Publish = Callable[[Path, torch.device], object]
 
 #: Folders inside the stage's folder.
 CHECKPOINTS: Final = "checkpoints"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sampling_tables import make_prompts, rows_of
 
-from raydpo.errors import DataError
+from raydpo.errors import DataError, QuarantineBudgetError
 from raydpo.parts import (
     PartJob,
     PartStage,
@@ -70,6 +70,24 @@ def logged(path: Path, transform: Transform) -> Transform:
         return transform(rows)
 
     return write
+
+
+def test_a_chain_ends_once_its_first_stage_has_refused_too_much(
+    ray_cluster: None, prompts: Table, tmp_path: Path
+) -> None:
+    """The last part waits for a file that never comes: it need not."""
+
+    def refuses(rows: list[Row]) -> PartResult:
+        if rows[0]["prompt_id"] != "1":
+            return waits_for(tmp_path / "never", PARTS - 1)(rows)
+        refused = {"stage": "refusing", "id": "1", "reason": "why not", "row": "{}"}
+        return PartResult([], [refused])
+
+    started = time.monotonic()
+    with pytest.raises(QuarantineBudgetError, match="refused 1 of 4 rows"):
+        in_a_chain(tmp_path, prompts, ("refusing", refuses), ("late", marked("!")))
+    assert time.monotonic() - started < 50
+    assert not (tmp_path / "refusing/manifest.json").exists()
 
 
 def waits_for(path: Path, number: int) -> Transform:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from raydpo.errors import ConfigError, EngineError, ModelError, QuarantineBudget
 from raydpo.models import load_causal_lm, load_tokenizer, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.run import read_quarantine
+from raydpo.sampling import pool as pool_module
 from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Completion, Request
 from raydpo.sampling.pool import EnginePool, Engines, engine_pool
@@ -338,6 +341,28 @@ def test_a_call_brings_its_engine_to_its_weights_while_others_work(
     assert [given.policy for given in answers] == [weights_fingerprint(m) for m in models]
     assert len({repr(given.answers) for given in answers}) == 2
     assert answers[0] == answers[2] == answers[4] != answers[1] == answers[3] == answers[5]
+
+
+@ONE_MODEL
+def test_the_work_of_an_engine_that_does_not_answer_goes_elsewhere(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is stopped stands for one that hangs, or whose node is lost."""
+    import ray
+
+    monkeypatch.setattr(pool_module, "ASK_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(pool_module, "ANSWER_WITHIN_SECONDS", 2.0)
+    desk: Any = ray.remote(pool_module._Desk).options(num_cpus=0).remote(2)
+    pool = replace(policy.pool, desk=desk)
+    requests, weights = [Request("0", policy.prompts[0], 7)], weights_of(policy.model)
+    expected = pool.generate(1, requests, PLAIN, weights)
+    process = ray.get(pool.engines[0].process_id.remote())
+    os.kill(process, signal.SIGSTOP)
+    try:
+        assert pool.generate(0, requests, PLAIN, weights) == expected
+        assert ray.get(desk.living.remote()) == [1]
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 @ONE_MODEL

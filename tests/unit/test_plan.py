@@ -110,3 +110,16 @@ def test_a_stage_larger_than_the_cluster_is_said_before_it_waits(
         announce(config(), Resources(1, 0))
     lines = {record.levelname: record.getMessage() for record in caplog.records}
     assert "training: 2 worker(s) hold 2 CPUs and 0 GPUs: more than" in lines["WARNING"]
+
+
+def test_rounds_whose_engines_leave_no_room_are_said_before_they_wait(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("raydpo"), "propagate", True)
+    rounds = Config.model_validate({**config().model_dump(exclude_none=True), "online": {}})
+    with caplog.at_level(logging.WARNING, "raydpo"):
+        announce(rounds, Resources(3, 0))
+        assert not caplog.records
+        announce(rounds, Resources(2, 0))
+    assert "engines live through all rounds and keep 1 CPUs and 0 GPUs" in caplog.text
+    assert "asks for 2 CPUs and 0 GPUs: more than the cluster has" in caplog.text
