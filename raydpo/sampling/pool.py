@@ -161,7 +161,7 @@ class EnginePool:
             asked = self.engines[number].process_id.remote()
             if _answered([call, asked], ANSWER_WITHIN_SECONDS):
                 continue
-            if len(self._living()) > 1:
+            if set(self._living()) - {number}:
                 raise _Silent(f"it has not answered for {ANSWER_WITHIN_SECONDS:g} s")
             logger.warning("engine %d, the last one, does not answer: no place for it?", number)
         return _result(call)

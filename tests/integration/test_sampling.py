@@ -359,7 +359,8 @@ def test_the_work_of_an_engine_that_does_not_answer_goes_elsewhere(
     process = ray.get(pool.engines[0].process_id.remote())
     os.kill(process, signal.SIGSTOP)
     try:
-        assert pool.generate(0, requests, PLAIN, weights) == expected
+        for _ in range(2):  # others find it buried, and do not wait for it either
+            assert pool.generate(0, requests, PLAIN, weights) == expected
         assert ray.get(desk.living.remote()) == [1]
     finally:
         os.kill(process, signal.SIGCONT)
