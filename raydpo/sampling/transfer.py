@@ -107,11 +107,12 @@ def arriving(
     """
     import torch
 
+    place = device if meeting.cuda else torch.device("cpu")  # gloo brings it into CPU memory
     store = _store(meeting, None)
     store.add(_JOINED, 1)
     with _group(meeting, meeting.first_rank + rank, store, device) as group:
         for spec in tensors:
-            tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
+            tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=place)
             _from_sender(group, tensor)
             yield spec.name, tensor
 
