@@ -10,7 +10,7 @@ import os
 
 from raydpo.check import Findings
 from raydpo.check_resources import gpu_count, is_remote
-from raydpo.config import Config, EnginesConfig, ModelConfig, OnlineConfig
+from raydpo.config import Config, EnginesConfig, ModelConfig, OnlineConfig, TrainingConfig
 from raydpo.config_objectives import Objective
 from raydpo.errors import ConfigError
 from raydpo.models import adapter_base
@@ -61,7 +61,7 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
             "take one of them out",
         )
     if config.sampling.engines.weight_transfer == "broadcast":
-        _check_broadcast(config.online, config.sampling.engines)
+        _check_broadcast(config.online, config.sampling.engines, config.training)
     if config.training is not None:
         _check_reference(config.online, config.training.objective)
     limits = config.online.stopping.model_dump(exclude={"max_displacement_nats"}, exclude_none=True)
@@ -100,7 +100,9 @@ def _check_self_play(config: Config) -> None:
             )
 
 
-def _check_broadcast(online: OnlineConfig, engines: EnginesConfig) -> None:
+def _check_broadcast(
+    online: OnlineConfig, engines: EnginesConfig, training: TrainingConfig | None
+) -> None:
     busy = {
         "sampling.engines.sleep is true": engines.sleep,
         "online.lookahead is 1": online.lookahead == 1,
@@ -111,6 +113,12 @@ def _check_broadcast(online: OnlineConfig, engines: EnginesConfig) -> None:
             f"sampling.engines.weight_transfer is 'broadcast', and {what}",
             "the train worker sends to engines that are there, awake, and have nothing else to do",
             "take one of them out",
+        )
+    if training is not None and training.device != engines.device:
+        raise ConfigError(
+            f"sampling.engines.device is {engines.device!r}, and training.device {training.device!r}",
+            "weights are broadcast between CPUs (gloo) or between GPUs (NCCL)",
+            "set both alike, or take sampling.engines.weight_transfer 'files'",
         )
 
 

@@ -118,6 +118,12 @@ def test_policies_are_sent_to_engines_that_wait_for_them(engines, online) -> Non
         check_sections_of_rounds(job(sampling=sampling, online=online))
 
 
+def test_policies_are_sent_between_devices_of_one_kind() -> None:
+    sampling = {"engines": {"cpus": 0.1, "weight_transfer": "broadcast", "device": "cpu"}}
+    with pytest.raises(ConfigError, match=r"'cpu', and training\.device 'auto'"):
+        check_sections_of_rounds(job(sampling=sampling))
+
+
 def test_an_average_is_of_whole_models(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     base, adapter = tmp_path / "base", tmp_path / "adapter"
