@@ -77,9 +77,11 @@ def test_a_chain_ends_once_its_first_stage_has_refused_too_much(
 ) -> None:
     """The last part waits for a file that never comes: it need not."""
 
+    wait = waits_for(tmp_path / "never", PARTS - 1)
+
     def refuses(rows: list[Row]) -> PartResult:
         if rows[0]["prompt_id"] != "1":
-            return waits_for(tmp_path / "never", PARTS - 1)(rows)
+            return wait(rows)
         refused = {"stage": "refusing", "id": "1", "reason": "why not", "row": "{}"}
         return PartResult([], [refused])
 

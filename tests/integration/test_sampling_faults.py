@@ -98,8 +98,8 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(ray_cluster: None, tiny_model: Path, orders: Path) -> Iterator[EnginePool]:
-    """One engine that may be started again."""
-    with pool_of(tiny_model, orders, max_restarts=2) as engines:
+    """One engine that may be started again, as often as these tests kill it."""
+    with pool_of(tiny_model, orders, max_restarts=3) as engines:
         yield engines
 
 
