@@ -15,15 +15,13 @@ from raydpo.check_models import parameter_count
 from raydpo.config import Config, TrainerConfig, TrainingConfig
 from raydpo.errors import ConfigError, RaydpoError
 from raydpo.models import model_config_values
-from raydpo.plan import ENGINES, stage_needs
+from raydpo.plan import ENGINES, Resources, stage_needs
 
 #: Bytes of a parameter in training: float32 weight, gradient, and AdamW's two moments.
 _BYTES_PER_PARAMETER: Final = 16
 #: Bytes of a parameter under an adapter, or of a reference beside the policy: the weight alone.
 _BYTES_PER_FROZEN_PARAMETER: Final = 4
 _GIB: Final = 1 << 30
-#: Shares of a GPU are fractions.
-_ROUNDING: Final = 1e-9
 
 
 def is_remote(config: Config) -> bool:
@@ -104,14 +102,15 @@ def _check_shares(config: Config) -> None:
     for needs in stage_needs(config):
         if needs.stage == ENGINES or needs.device == "cpu":
             continue
-        if needs.gpus > left + _ROUNDING:
+        room, share = Resources(0, left), Resources(0, needs.gpus)
+        if not room.hold(share):
             raise ConfigError(
                 f"a worker of {needs.stage} holds {needs.gpus:g} of a GPU",
                 f"engines that sleep (sampling.engines.sleep) leave {left:g} of each (1 - gpu_share)",
                 f"set its gpus_per_worker to {left:g} or less",
             )
         trains = needs.stage in ("training", "sft")
-        if trains and needs.workers > 1 and 2 * needs.gpus <= left + _ROUNDING:
+        if trains and needs.workers > 1 and room.hold(share, share):
             raise ConfigError(
                 f"{needs.workers} workers of {needs.stage} hold {needs.gpus:g} of a GPU each",
                 f"two of them would find room in {left:g} of one, and NCCL takes a GPU for each",

@@ -69,9 +69,7 @@ def _stream(part_stage: PartStage) -> Stream:
 class _Budget:
     """What the first stage of a chain may refuse: once it is spent, the others need not go on."""
 
-    stage: Stage
-    rows: int
-    max_quarantined_fraction: float
+    work: PartWork
     refused: dict[int, int] = field(default_factory=dict[int, int])
 
     def add(self, parts: Iterable[int]) -> None:
@@ -80,10 +78,12 @@ class _Budget:
         Raises:
             QuarantineBudgetError: too many rows were refused, whatever is still to come.
         """
+        [part_stage] = self.work.stages
+        stage = part_stage.stage
         for index in parts:
-            self.refused[index] = part_record(self.stage, index)["counts"]["quarantined"]
-        counts = {"input": self.rows, "quarantined": sum(self.refused.values())}
-        check_quarantine_budget(self.stage, counts, self.max_quarantined_fraction)
+            self.refused[index] = part_record(stage, index)["counts"]["quarantined"]
+        counts = {"input": part_stage.rows, "quarantined": sum(self.refused.values())}
+        check_quarantine_budget(stage, counts, self.work.max_quarantined_fraction)
 
 
 @dataclass
@@ -128,16 +128,14 @@ class Chain:
         ]
         if sum(bool(parts) for parts in missing) < 2:
             return  # nothing could be done at the same time
+        budget = _Budget(self._works[0])
+        budget.add(done[0])
         with ExitStack() as opened:
             links: list[tuple[PartStage, PartJob, frozenset[int]]] = []
             for work, left, parts in zip(self._works, missing, done, strict=True):
                 if left:
                     job = opened.enter_context(work.open_job(len(left)))
                     links.append((work.stages[0], job, parts))
-            budget = _Budget(
-                stages[0].stage, stages[0].rows, self._works[0].max_quarantined_fraction
-            )
-            budget.add(done[0])
             self._flow(links, sorted(set[int]().union(*missing)), budget)
 
     def _flow(

@@ -36,10 +36,9 @@ from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder, fingerprint
 from raydpo.tables import Row
-from raydpo.training.batch import build_micro_batch, split_by_sequence
 from raydpo.training.composition import padded_micro_batches, shared_micro_batches
 from raydpo.training.groups import Group
-from raydpo.training.logps import token_logps
+from raydpo.training.logps import completion_logps
 from raydpo.training.sharing import token_module
 
 STAGE_NAME: Final = "reference"
@@ -199,10 +198,7 @@ class Scorer:
 
     @torch.no_grad()
     def _score(self, groups: list[Group]) -> list[list[list[float]]]:
-        batch = build_micro_batch(groups, self.module.shared).to(self.device)
-        values = token_logps(self.module, batch).cpu()
-        sequences = iter(split_by_sequence(values.tolist(), batch))
-        return [[next(sequences) for _ in group.completions] for group in groups]
+        return completion_logps(self.module, groups, self.module.shared, self.device)
 
 
 def _group(row: Row) -> Group:

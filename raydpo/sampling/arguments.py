@@ -123,8 +123,8 @@ def engine_arguments(
     if engines.max_lora_rank:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": engines.max_lora_rank}
     if engines.tensor_parallel > 1:
-        ranks = {"distributed_executor_backend": "mp"}
-        arguments |= {"tensor_parallel_size": engines.tensor_parallel, **ranks}
+        arguments["tensor_parallel_size"] = engines.tensor_parallel
+        arguments["distributed_executor_backend"] = "mp"
     if cuda:
         arguments["gpu_memory_utilization"] = engines.gpu_memory_fraction
         arguments["enable_sleep_mode"] = engines.sleep

@@ -52,7 +52,8 @@ class Broadcast:
         return True
 
     def _send(self, folder: Path, fingerprint: str, device: torch.device) -> None:
-        engines, ranks = self.pool.living(), self.pool.settings.tensor_parallel
+        engines = self.pool.living().values()
+        ranks = self.pool.settings.tensor_parallel
         size = 1 + ranks * len(engines)
         host: str = ray.util.get_node_ip_address()
         with listening(host) as listener:

@@ -22,7 +22,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -96,8 +95,8 @@ class _Job:
 class _Chore:
     """What the stepping thread does while no request is under way."""
 
-    do: Callable[[LLMEngine, HeldWeights], float]
-    done: Future[float]
+    do: Callable[[LLMEngine, HeldWeights], None]
+    done: Future[None]
 
 
 class Engine:
@@ -134,21 +133,21 @@ class Engine:
         [job] = self._work(weights, [[]], [None])
         return cast(float, job.answer.result())
 
-    def sleep(self) -> float:
-        """Sleep until the next call; the seconds that it took.
+    def sleep(self) -> None:
+        """Sleep until the next call.
 
         On CUDA weights go to CPU memory and the cache of keys and values is given up (vLLM's
         level 1); on CPU vLLM only pauses.
         """
-        return self._when_idle(_fall_asleep)
+        self._when_idle(lambda engine, _: engine.sleep(level=1))
 
-    def receive(self, delivery: Delivery) -> float:
-        """Take weights that another process sends; the seconds that it took.
+    def receive(self, delivery: Delivery) -> None:
+        """Take weights that another process sends.
 
         Raises:
             ModelError: they are of another model, or do not come.
         """
-        return self._when_idle(lambda _, held: held.receive(delivery))
+        self._when_idle(lambda _, held: held.receive(delivery))
 
     def generate(
         self, requests: list[Request], sampling: SamplingConfig, weights: Weights
@@ -198,11 +197,11 @@ class Engine:
             self._arrivals.put(job)
         return jobs
 
-    def _when_idle(self, do: Callable[[LLMEngine, HeldWeights], float]) -> float:
+    def _when_idle(self, do: Callable[[LLMEngine, HeldWeights], None]) -> None:
         self.ready()
         chore = _Chore(do, Future())
         self._arrivals.put(chore)
-        return chore.done.result()
+        chore.done.result()
 
     def _run(self) -> None:
         try:
@@ -280,12 +279,6 @@ def _do(chore: _Chore, engine: LLMEngine, held: HeldWeights) -> None:
         chore.done.set_result(chore.do(engine, held))
     except RaydpoError as error:
         chore.done.set_exception(error)
-
-
-def _fall_asleep(engine: LLMEngine, _: HeldWeights) -> float:
-    started = time.perf_counter()
-    engine.sleep(level=1)
-    return time.perf_counter() - started
 
 
 def _completions(answer: Any, sampling: SamplingConfig) -> list[Completion] | Refusal:

@@ -41,6 +41,10 @@ class _Silent(Exception):
     """An engine does not answer: its process hangs, or waits for a place on another node."""
 
 
+#: What says that an engine's work is for others to do.
+_GONE: Final = (RayActorError, _Silent)
+
+
 @dataclass(frozen=True)
 class EnginePool:
     """Handles of the engines, and of the desk that deals them out and counts their work.
@@ -95,7 +99,7 @@ class EnginePool:
             ModelError, EngineError: an engine cannot hold these weights.
         """
         started = time.monotonic()
-        calls = [(n, self.engines[n].hold.remote(weights)) for n in self._living()]
+        calls = [(n, engine.hold.remote(weights)) for n, engine in self.living().items()]
         loading = [self._unless_dead(number, call) for number, call in calls]
         seconds = time.monotonic() - started
         report = cast("str | None", ray.get(self.desk.reported.remote(weights.fingerprint)))
@@ -114,7 +118,8 @@ class EnginePool:
         Raises:
             ModelError, EngineError: an engine cannot hold these weights, or take a sequence.
         """
-        calls = [(n, self.engines[n].score.remote(sequences, weights)) for n in self._living()]
+        living = self.living().items()
+        calls = [(n, engine.score.remote(sequences, weights)) for n, engine in living]
         try:
             return [self._result(number, call) for number, call in calls]
         except _GONE as error:
@@ -125,13 +130,13 @@ class EnginePool:
         if not self.settings.sleep:
             return
         started = time.monotonic()
-        for number, call in [(n, self.engines[n].sleep.remote()) for n in self._living()]:
+        for number, call in [(n, engine.sleep.remote()) for n, engine in self.living().items()]:
             self._unless_dead(number, call)
         logger.info("[engines] asleep after %.2f s", time.monotonic() - started)
 
-    def living(self) -> list[Any]:
-        """Handles of the engines that did not die too often."""
-        return [self.engines[number] for number in self._living()]
+    def living(self) -> dict[int, Any]:
+        """Handles of the engines whose work was not left to others, by number."""
+        return {number: self.engines[number] for number in ray.get(self.desk.living.remote())}
 
     def report(self, fingerprint: str, text: str) -> None:
         """Leave word of weights that did not come by `push`; it says so."""
@@ -161,13 +166,10 @@ class EnginePool:
             asked = self.engines[number].process_id.remote()
             if _answered([call, asked], ANSWER_WITHIN_SECONDS):
                 continue
-            if set(self._living()) - {number}:
+            if self.living().keys() - {number}:
                 raise _Silent(f"it has not answered for {ANSWER_WITHIN_SECONDS:g} s")
             logger.warning("engine %d, the last one, does not answer: no place for it?", number)
         return _result(call)
-
-    def _living(self) -> list[int]:
-        return cast("list[int]", ray.get(self.desk.living.remote()))
 
     def _unless_dead(self, number: int, call: Any) -> float:
         """The seconds that a call took in an engine; 0 where it is dead, and others live."""
@@ -293,10 +295,6 @@ def engine_pool(
     finally:
         for handle in (*handles, desk):
             cast(Any, ray).kill(handle)
-
-
-#: What says that an engine's work is for others to do.
-_GONE: Final = (RayActorError, _Silent)
 
 
 def _answered(calls: list[Any], seconds: float) -> bool:

@@ -1,8 +1,9 @@
 """What runs inside vLLM's workers: new weights into a live engine.
 
 What comes in: a model folder that vLLM's process sees, or tensors that another process
-sends. What goes out: the same engine, with these weights in the tensors that it has. vLLM mixes `ReloadingWorker` into
-its worker class, in each of an engine's processes; the name is in `arguments.py`.
+sends. What goes out: the same engine, with these weights in the tensors that it has. vLLM
+mixes `ReloadingWorker` into its worker class, in each of an engine's processes; the name is
+in `arguments.py`.
 """
 
 from __future__ import annotations

@@ -103,13 +103,12 @@ class HeldWeights:
         self.fingerprint = found
         return time.perf_counter() - started
 
-    def receive(self, delivery: Delivery) -> float:
-        """Take weights that the process sends that made them; returns the seconds it took.
+    def receive(self, delivery: Delivery) -> None:
+        """Take weights that the process sends that made them.
 
         Raises:
             ModelError: they are of another model, or do not come.
         """
-        started = time.perf_counter()
         missing = self._missing({spec.name for spec in delivery.tensors}, self._architecture)
         if missing:
             raise _another_model("the weights that are sent", sorted(missing)[:4])
@@ -121,7 +120,6 @@ class HeldWeights:
         )
         self._forget_the_cache()
         self.fingerprint = self._base = delivery.fingerprint
-        return time.perf_counter() - started
 
     def _forget_the_cache(self) -> None:
         if not self._engine.reset_prefix_cache():

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from raydpo.errors import ModelError
 from raydpo.training.attention.backends import IMPLEMENTATIONS
 from raydpo.training.attention.interface import LAYOUT_ARGUMENT, set_attention
-from raydpo.training.batch import MicroBatch
+from raydpo.training.batch import MicroBatch, build_micro_batch, split_by_sequence
+from raydpo.training.groups import Group
 from raydpo.training.head import (
     HeadRequest,
     ReferenceHead,
@@ -32,6 +33,7 @@ __all__ = [
     "HeadRequest",
     "TokenLogps",
     "TokenOutputs",
+    "completion_logps",
     "token_logps",
     "token_outputs",
 ]
@@ -137,6 +139,15 @@ def token_outputs(module: nn.Module, batch: MicroBatch, request: HeadRequest) ->
 def token_logps(module: nn.Module, batch: MicroBatch) -> Tensor:
     """Log-probs of the completion tokens alone: [N] float32."""
     return token_outputs(module, batch, HeadRequest()).logps
+
+
+def completion_logps(
+    module: nn.Module, groups: list[Group], shared: bool, device: torch.device
+) -> list[list[list[float]]]:
+    """Log-probs of groups' completions by one forward pass: by group, completion and token."""
+    batch = build_micro_batch(groups, shared).to(device)
+    sequences = iter(split_by_sequence(token_logps(module, batch).tolist(), batch))
+    return [[next(sequences) for _ in group.completions] for group in groups]
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

@@ -12,10 +12,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from raydpo.training.batch import build_micro_batch, split_by_sequence
 from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset
-from raydpo.training.logps import token_logps
+from raydpo.training.logps import completion_logps
 from raydpo.training.sharding import World
 
 #: In the model's folder.
@@ -43,12 +42,9 @@ def probe_logps(
         Rows of `prompt_ids`, `completions` (token ids) and `token_logps` (nats, float32).
     """
     groups = [data[number] for number in plan.step_groups(plan.total_steps - 1)[:_GROUPS]]
-    batch = build_micro_batch(groups, shared).to(world.device)
     with torch.compiler.set_stance("force_eager"):  # one batch is not worth a compilation
-        logps = split_by_sequence(token_logps(module, batch).tolist(), batch)
-    rows: list[dict[str, Any]] = []
-    for group in groups:
-        own, logps = logps[: len(group.completions)], logps[len(group.completions) :]
-        ids = {"prompt_ids": group.prompt_ids, "completions": group.completions}
-        rows.append({**ids, "token_logps": own})
-    return rows
+        logps = completion_logps(module, groups, shared, world.device)
+    return [
+        {"prompt_ids": group.prompt_ids, "completions": group.completions, "token_logps": own}
+        for group, own in zip(groups, logps, strict=True)
+    ]

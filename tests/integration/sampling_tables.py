@@ -10,6 +10,7 @@ from raydpo.config import ModelConfig
 from raydpo.models import load_causal_lm, local_folder
 from raydpo.parts import Table
 from raydpo.run import PartResult, Stage, commit, open_stage, read_rows, write_part
+from raydpo.sampling.pool import EnginePool
 from raydpo.storage import fingerprint, folder_of
 from raydpo.tables import Row
 
@@ -47,6 +48,24 @@ def greedy_tokens(model: ModelConfig, prompt: list[int], tokens: int) -> list[in
         torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False, pad_token_id=0
     )
     return ids[0, len(prompt) :].tolist()
+
+
+def logps_of(model: ModelConfig, prompt: list[int], completion: list[int]) -> list[float]:
+    """What transformers says of a completion's tokens, on one unpadded sequence."""
+    import torch
+
+    ids = torch.tensor([prompt + completion])
+    with torch.inference_mode():
+        logits = load_causal_lm(model)(ids).logits.float()
+    logps = torch.log_softmax(logits[0, len(prompt) - 1 : -1], dim=-1)
+    return logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
+
+
+def process_id(pool: EnginePool, engine: int = 0) -> int:
+    """The process of an engine's actor."""
+    import ray
+
+    return ray.get(pool.engines[engine].process_id.remote())
 
 
 def with_noise(model: ModelConfig, folder: Path, without: str = "") -> Path:

@@ -70,6 +70,20 @@ def undisturbed(work: Path) -> tuple[Path, str]:
     return work / "run", done.stdout + done.stderr
 
 
+def overrides(settings: list[str]) -> list[str]:
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def logps_of(model: Any, row: dict[str, Any], completion: list[int]) -> list[float]:
+    """What a model of transformers says of a completion of the row's prompt."""
+    import torch
+
+    ids = torch.tensor([row["prompt_ids"] + completion])
+    with torch.no_grad():
+        logps = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+    return logps[len(row["prompt_ids"]) - 1 :, 0].tolist()
+
+
 def policies(run: Path) -> list[dict[str, Any]]:
     return json.loads((run / "online.json").read_text())["policies"]
 
@@ -89,22 +103,17 @@ def test_engines_start_once_and_each_round_samples_from_the_newest_policy(undist
 
 def test_the_engines_log_probs_are_the_trained_policys_own(undisturbed) -> None:
     """After a push: what the engine says of its samples, against transformers' forward pass."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     run, _ = undisturbed
     model = AutoModelForCausalLM.from_pretrained(run / "round-000/policy/model")
     for row in rows(run, "candidates", 1)[:6]:
-        ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
-        with torch.no_grad():
-            logps = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
-        found = logps[len(row["prompt_ids"]) - 1 :, 0].tolist()
+        found = logps_of(model, row, row["completion_ids"])
         assert row["sampler_token_logps"] == pytest.approx(found, abs=1e-3)
 
 
 def test_every_pushed_policy_is_held_against_the_trainers_forward_pass(undisturbed) -> None:
     """Its probe is what transformers says of the exported weights, and the engine agrees."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     run, output = undisturbed
@@ -113,12 +122,7 @@ def test_every_pushed_policy_is_held_against_the_trainers_forward_pass(undisturb
         model = AutoModelForCausalLM.from_pretrained(folder)
         for row in json.loads((folder / "probe.json").read_text()):
             for completion, logps in zip(row["completions"], row["token_logps"], strict=True):
-                ids = torch.tensor([row["prompt_ids"] + completion])
-                with torch.no_grad():
-                    all_logps = (
-                        model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
-                    )
-                found = all_logps[len(row["prompt_ids"]) - 1 :, 0].tolist()
+                found = logps_of(model, row, completion)
                 assert logps == pytest.approx(found, abs=1e-4)
         assert f"probe of weights {policy['policy_weights'][:12]}" in output
     seconds = json.loads((run / "round-001/round.json").read_text())["seconds"]
@@ -196,8 +200,7 @@ def test_engines_that_sleep_between_their_stages_change_no_table(
         "training.gpus_per_worker=0.4",
         "reference.gpus_per_worker=0.4",
     ]
-    sets = [part for setting in settings for part in ("--set", setting)]
-    assert main(["online", str(work / "job.yaml"), *sets]) == 0
+    assert main(["online", str(work / "job.yaml"), *overrides(settings)]) == 0
     assert capsys.readouterr().err.count("[engines] asleep after") == 3  # 1 round, 2 policies
     awake, slept = (policies(run)[1] for run in (undisturbed[0], work / "slept"))
     assert slept == {**awake, "policy": awake["policy"].replace("/run/", "/slept/")}
@@ -207,8 +210,7 @@ def test_policies_that_the_train_worker_sends_change_no_table(
     undisturbed, work, ray_cluster, capsys
 ) -> None:
     settings = ["name=sent", "online.rounds=1", "sampling.engines.weight_transfer=broadcast"]
-    sets = [part for setting in settings for part in ("--set", setting)]
-    assert main(["online", str(work / "job.yaml"), *sets]) == 0
+    assert main(["online", str(work / "job.yaml"), *overrides(settings)]) == 0
     printed = capsys.readouterr().err
     read, sent = (policies(run)[1] for run in (undisturbed[0], work / "sent"))
     name = sent["policy_weights"][:12]

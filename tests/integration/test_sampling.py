@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampling_tables import greedy_tokens, key_of, make_prompts, rows_of, with_noise
+from sampling_tables import (
+    greedy_tokens,
+    key_of,
+    logps_of,
+    make_prompts,
+    process_id,
+    rows_of,
+    with_noise,
+)
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import ConfigError, EngineError, ModelError, QuarantineBudgetError
-from raydpo.models import load_causal_lm, load_tokenizer, weights_fingerprint
+from raydpo.models import load_tokenizer, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.run import read_quarantine
 from raydpo.sampling import pool as pool_module
@@ -104,17 +112,6 @@ def complete(policy: Policy, **settings: Any) -> list[list[Completion]]:
     assert given.policy == weights_fingerprint(policy.model)
     assert all(isinstance(answer, list) for answer in given.answers)
     return given.answers  # type: ignore[return-value]
-
-
-def logps_of(model: ModelConfig, prompt: list[int], completion: list[int]) -> list[float]:
-    """What transformers says of a completion's tokens, on one unpadded sequence."""
-    import torch
-
-    ids = torch.tensor([prompt + completion])
-    with torch.inference_mode():
-        logits = load_causal_lm(model)(ids).logits.float()
-    logps = torch.log_softmax(logits[0, len(prompt) - 1 : -1], dim=-1)
-    return logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
 
 
 @ONE_MODEL
@@ -301,7 +298,7 @@ def test_sent_weights_answer_as_transformers_does_and_no_engine_reads_a_file(
     folder = with_noise(policy.model, tmp_path / "m")
     sent = policy.model.model_copy(update={"path": str(folder)})
     weights, expected = weights_of(sent), [greedy_tokens(sent, prompt, 24) for prompt in prompts]
-    Broadcast(policy.pool)(folder, torch.device("cpu"))
+    assert Broadcast(policy.pool)(folder, torch.device("cpu"))
     shutil.rmtree(folder)
     with caplog.at_level(logging.INFO, "raydpo"):
         policy.pool.push(weights, "test")
@@ -356,7 +353,7 @@ def test_the_work_of_an_engine_that_does_not_answer_goes_elsewhere(
     pool = replace(policy.pool, desk=desk)
     requests, weights = [Request("0", policy.prompts[0], 7)], weights_of(policy.model)
     expected = pool.generate(1, requests, PLAIN, weights)
-    process = ray.get(pool.engines[0].process_id.remote())
+    process = process_id(pool)
     os.kill(process, signal.SIGSTOP)
     try:
         for _ in range(2):  # others find it buried, and do not wait for it either
@@ -378,7 +375,7 @@ def test_weights_that_an_engine_cannot_hold_are_refused_and_it_lives_on(
     missing = with_noise(policy.model, tmp_path / "missing", without="model.norm.weight")
     with pytest.raises(ModelError, match=r"another model: model\.norm\.weight"):
         policy.pool.push(weights_of(ModelConfig(path=str(missing))), "test")
-    Broadcast(policy.pool)(missing, torch.device("cpu"))
+    assert not Broadcast(policy.pool)(missing, torch.device("cpu"))
     with pytest.raises(ModelError, match=r"another model: model\.norm\.weight"):
         policy.pool.push(weights_of(ModelConfig(path=str(missing))), "test")
     changed = Weights(policy.model, "0" * 64)

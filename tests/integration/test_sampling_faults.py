@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampling_tables import greedy_tokens, make_prompts, rows_of, with_noise
+from sampling_tables import greedy_tokens, make_prompts, process_id, rows_of, with_noise
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import EngineError, ModelError
@@ -38,14 +38,14 @@ def killable_engine(orders: Path) -> type[Engine]:
             # As on CUDA: what a prompt's blocks keep must not outlive the weights.
             super().__init__(model, {**arguments, "enable_prefix_caching": True})
 
-        def receive(self, delivery: Any) -> float:
+        def receive(self, delivery: Any) -> None:
             import os
             import signal
 
             if (orders / "die when weights come").exists():
                 (orders / "die when weights come").unlink()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().receive(delivery)
+            super().receive(delivery)
 
         def _start(self, engine: Any, held: Any, job: Any) -> None:
             super()._start(engine, held, job)
@@ -133,16 +133,6 @@ def undisturbed(
     return sample(tmp_path_factory.mktemp("undisturbed"), prompts, tiny_model, pool)
 
 
-def ray_get(call: Any) -> Any:
-    import ray
-
-    return ray.get(call)
-
-
-def process_id(pool: EnginePool, engine: int = 0) -> int:
-    return ray_get(pool.engines[engine].process_id.remote())
-
-
 def test_a_killed_engine_changes_no_token(
     undisturbed: Table,
     prompts: Table,
@@ -213,17 +203,18 @@ def test_pushed_weights_forget_what_was_cached_and_outlive_the_engine(
 def test_an_engine_that_dies_while_weights_are_sent_reads_the_files(
     tiny_model: Path, pool: EnginePool, orders: Path, tmp_path: Path
 ) -> None:
+    import ray
     import torch
 
     folder = with_noise(ModelConfig(path=str(tiny_model)), tmp_path / "sent")
     model, before = ModelConfig(path=str(folder)), process_id(pool)
     order = orders / "die when weights come"
     order.touch()
-    Broadcast(pool)(folder, torch.device("cpu"))
+    assert not Broadcast(pool)(folder, torch.device("cpu"))
     assert not order.exists()
     assert process_id(pool) != before
     weights = weights_of(model)
-    assert "not sent" in ray_get(pool.desk.reported.remote(weights.fingerprint))
+    assert "not sent" in ray.get(pool.desk.reported.remote(weights.fingerprint))
     greedy = settings(2).model_copy(update={"temperature": 0.0, "candidates": 1})
     _, given = pool.generate(0, [Request("0", [1, 5, 9, 11], 0)], greedy, weights)
     assert given.answers[0][0].token_ids == greedy_tokens(model, [1, 5, 9, 11], 16)  # type: ignore[index]

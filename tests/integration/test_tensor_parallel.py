@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sampling_tables import greedy_tokens, with_noise
+from sampling_tables import greedy_tokens, logps_of, process_id, with_noise
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Completion, Request
 from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.probe import Probe, probe_engines
-from raydpo.sampling.weights import weights_of
+from raydpo.sampling.weights import Weights, weights_of
 from tests.conftest import make_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -49,12 +49,6 @@ def split(
         yield SplitEngine(model, pool)
 
 
-def process_id(pool: EnginePool) -> int:
-    import ray
-
-    return ray.get(pool.engines[0].process_id.remote())
-
-
 def ranks(pool: EnginePool) -> list[int]:
     """Process ids of the ranks, the actor's children that vLLM names so."""
     tasks = Path(f"/proc/{process_id(pool)}/task")  # a thread of the actor started them
@@ -70,10 +64,10 @@ def title(process: int) -> str:
         return ""
 
 
-def complete(pool: EnginePool, model: ModelConfig) -> list[Completion]:
+def complete(pool: EnginePool, weights: Weights) -> list[Completion]:
     requests = [Request(str(number), ids, 0) for number, ids in enumerate(PROMPTS)]
-    _, given = pool.generate(0, requests, GREEDY, weights_of(model))
-    assert given.policy == weights_of(model).fingerprint
+    _, given = pool.generate(0, requests, GREEDY, weights)
+    assert given.policy == weights.fingerprint
     return [answer[0] for answer in given.answers]  # type: ignore[index]
 
 
@@ -85,8 +79,9 @@ def test_every_rank_takes_pushed_weights_and_greedy_tokens_are_those_of_transfor
     pushed = split.model.model_copy(update={"path": str(noisy)})
     seen: list[list[list[int]]] = []
     for model in (split.model, pushed, split.model):
-        split.pool.push(weights_of(model), "test")
-        seen.append([completion.token_ids for completion in complete(split.pool, model)])
+        weights = weights_of(model)
+        split.pool.push(weights, "test")
+        seen.append([completion.token_ids for completion in complete(split.pool, weights)])
         assert seen[-1] == [greedy_tokens(model, ids, 16) for ids in PROMPTS]
     assert seen[0] == seen[2] != seen[1]
 
@@ -98,24 +93,14 @@ def test_every_rank_takes_weights_that_are_sent(split: SplitEngine, tmp_path: Pa
     sent = split.model.model_copy(update={"path": str(folder)})
     expected = [greedy_tokens(sent, ids, 16) for ids in PROMPTS]
     weights = weights_of(sent)
-    Broadcast(split.pool)(folder, torch.device("cpu"))
+    assert Broadcast(split.pool)(folder, torch.device("cpu"))
     shutil.rmtree(folder)  # nobody reads it
-    requests = [Request(str(number), ids, 0) for number, ids in enumerate(PROMPTS)]
-    _, given = split.pool.generate(0, requests, GREEDY, weights)
-    assert [answer[0].token_ids for answer in given.answers] == expected  # type: ignore[index]
+    assert [completion.token_ids for completion in complete(split.pool, weights)] == expected
 
 
 def test_its_log_probs_pass_the_probe(split: SplitEngine) -> None:
-    import torch
-
-    from raydpo.models import load_causal_lm
-
     completion = [6, 7, 8, 9]
-    with torch.inference_mode():
-        logits = load_causal_lm(split.model)(torch.tensor([PROMPTS[0] + completion])).logits
-    logps = torch.log_softmax(logits[0, len(PROMPTS[0]) - 1 : -1].float(), dim=-1)
-    expected = logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
-    probes = [Probe(PROMPTS[0], completion, expected)]
+    probes = [Probe(PROMPTS[0], completion, logps_of(split.model, PROMPTS[0], completion))]
     assert probe_engines(split.pool, weights_of(split.model), probes, "test") < 1e-4
 
 
@@ -124,10 +109,11 @@ def test_its_log_probs_pass_the_probe(split: SplitEngine) -> None:
 def test_a_killed_process_ends_the_whole_engine_and_the_next_one_answers_alike(
     split: SplitEngine, victim: str
 ) -> None:
-    before = complete(split.pool, split.model)
+    weights = weights_of(split.model)
+    before = complete(split.pool, weights)
     actor, processes = process_id(split.pool), ranks(split.pool)
     os.kill(actor if victim == "actor" else processes[1], signal.SIGKILL)
-    assert complete(split.pool, split.model) == before
+    assert complete(split.pool, weights) == before
     assert process_id(split.pool) != actor
     deadline = time.monotonic() + 30
     while any(title(process) for process in processes):
