@@ -102,7 +102,9 @@ class MemoryWatch:
     def watch(self) -> dict[str, Any]:
         """Sample until `stop`: peaks, and medians of the second and the last quarter, in MiB."""
         values: dict[str, list[float]] = {"driver": [], "object_store": []}
-        while not self._end.wait(self._every_seconds):
+        ended = False
+        while not ended:
+            ended = self._end.wait(self._every_seconds)
             values["driver"].append(_resident_mib(self._process_id))
             values["object_store"].append(_object_store_mib())
         found: dict[str, Any] = {}

@@ -142,6 +142,10 @@ class EnginesConfig(Section):
     """vLLM's dtype; `auto` takes `model.precision`."""
     max_sequence_tokens: PositiveInt | None = None
     """vLLM's max_model_len; without it the longest prompt plus the longest completion."""
+    max_batch_sequences: PositiveInt | None = None
+    """vLLM's max_num_seqs; without it what vLLM's offline `LLM` takes on the machine (256 on CPU, 1,024 on an H100)."""
+    max_batch_tokens: PositiveInt | None = None
+    """vLLM's max_num_batched_tokens; without it what vLLM's offline `LLM` takes (4,096 on CPU, 16,384 on an H100)."""
     gpu_share: GpuShare = 1.0
     """Share of each of its GPUs that an engine holds in Ray; what is left others may hold."""
     sleep: bool = False

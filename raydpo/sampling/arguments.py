@@ -105,13 +105,15 @@ def engine_arguments(
     """Keyword arguments of vLLM's `EngineArgs`, the model's folder left out.
 
     Raises:
-        ConfigError: see `max_sequence_tokens`.
+        ConfigError: see `max_sequence_tokens`; on CPU, `max_batch_tokens` below it.
     """
     engines = sampling.engines
     eager = engines.enforce_eager
     arguments: dict[str, Any] = {
         "dtype": engine_dtype(model, sampling),
         "max_model_len": max_sequence_tokens(model, sampling, max_prompt_tokens),
+        "max_num_seqs": engines.max_batch_sequences,
+        "max_num_batched_tokens": engines.max_batch_tokens,
         "enforce_eager": not cuda if eager is None else eager,
         "trust_remote_code": False,
         "generation_config": "vllm",  # the model's own would change temperature or top_p in silence
@@ -129,10 +131,20 @@ def engine_arguments(
         arguments["gpu_memory_utilization"] = engines.gpu_memory_fraction
         arguments["enable_sleep_mode"] = engines.sleep
         return arguments
+    _check_whole_prompts(arguments["max_model_len"], engines.max_batch_tokens)
     # On CPU a prompt with a seed cannot be prefilled in chunks (torch's CPU generator has no
     # offset), and reusing the keys of a shared prefix would make a completion depend on
     # what the engine did before it.
     return {**arguments, "enable_chunked_prefill": False, "enable_prefix_caching": False}
+
+
+def _check_whole_prompts(longest: int, batch_tokens: int | None) -> None:
+    if batch_tokens is not None and batch_tokens < longest:
+        raise ConfigError(
+            f"sampling.engines.max_batch_tokens {batch_tokens}, sequences of up to {longest} tokens",
+            "on CPU a prompt is read in one step, so a step has room for the longest sequence",
+            f"raise it to {longest} or more, or leave it out",
+        )
 
 
 def engine_environment(sampling: SamplingConfig, cuda: bool) -> dict[str, str]:
@@ -170,9 +182,14 @@ def load_engine(model: ModelConfig, arguments: dict[str, Any]) -> LLMEngine:
     folder = local_folder(model)
     refuse_remote_code(folder)
     from vllm import EngineArgs, LLMEngine
+    from vllm.usage.usage_lib import UsageContext
 
     try:
-        return LLMEngine.from_engine_args(EngineArgs(model=str(folder), **arguments))
+        # Without a context vLLM takes batches of 128 sequences and 2,048 tokens, whatever the
+        # machine; for its offline `LLM`, what suits it (256 on CPU, 1,024 on an H100).
+        return LLMEngine.from_engine_args(
+            EngineArgs(model=str(folder), **arguments), usage_context=UsageContext.LLM_CLASS
+        )
     except Exception as error:
         raise ModelError(
             f"model {model.path!r}: vLLM cannot load it: {error}",

@@ -97,6 +97,23 @@ def test_cpu_engines_run_eagerly_and_prefill_whole_prompts(tmp_path: Path) -> No
     assert "tensor_parallel_size" not in arguments
 
 
+def test_batches_are_vllms_own_unless_given(tmp_path: Path) -> None:
+    model = model_folder(tmp_path)
+    for cuda in (True, False):
+        plain = engine_arguments(model, sampling(), 10, cuda)
+        assert (plain["max_num_seqs"], plain["max_num_batched_tokens"]) == (None, None)
+        config = sampling(max_batch_sequences=7, max_batch_tokens=30)
+        given = engine_arguments(model, config, 10, cuda)
+        assert (given["max_num_seqs"], given["max_num_batched_tokens"]) == (7, 30)
+
+
+def test_cpu_batches_without_room_for_a_sequence_are_refused(tmp_path: Path) -> None:
+    model, config = model_folder(tmp_path), sampling(max_batch_tokens=29)
+    with pytest.raises(ConfigError, match="max_batch_tokens 29, sequences of up to 30"):
+        engine_arguments(model, config, 10, cuda=False)
+    assert engine_arguments(model, config, 10, cuda=True)["max_num_batched_tokens"] == 29
+
+
 def test_ranks_of_a_split_cpu_engine_share_its_threads(tmp_path: Path) -> None:
     config = sampling(tensor_parallel=2, cpus=8)
     arguments = engine_arguments(model_folder(tmp_path), config, 10, cuda=False)
