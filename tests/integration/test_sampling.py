@@ -28,7 +28,6 @@ from raydpo.models import load_tokenizer, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.run import read_quarantine
 from raydpo.sampling import pool as pool_module
-from raydpo.sampling.arguments import engine_arguments, engine_environment
 from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Completion, Request
 from raydpo.sampling.pool import EnginePool, Engines, engine_pool
@@ -244,33 +243,6 @@ def test_prompts_that_the_engine_cannot_take_are_quarantined(
     assert '"prompt_id": "long"' in refused["long"]["row"]
     with pytest.raises(QuarantineBudgetError, match="2 of 4"):
         sample(policy, tmp_path / "d", prompts, max_quarantined_fraction=0.1)
-
-
-@ONE_MODEL
-def test_engines_batch_as_vllms_offline_interface_does(policy: Policy) -> None:
-    """VLLM's bare engine takes 128 sequences and 2,048 tokens, whatever the machine."""
-    import ray
-
-    model = policy.model
-    arguments = engine_arguments(model, PLAIN, MAX_PROMPT_TOKENS, cuda=False)
-
-    def limits() -> list[tuple[int, int]]:
-        from vllm import EngineArgs
-        from vllm.usage.usage_lib import UsageContext
-
-        from raydpo.sampling.arguments import load_engine
-
-        offline = EngineArgs(model=model.path, **arguments)
-        configs = [
-            load_engine(model, arguments).vllm_config.scheduler_config,
-            offline.create_engine_config(UsageContext.LLM_CLASS).scheduler_config,
-        ]
-        return [(config.max_num_seqs, config.max_num_batched_tokens) for config in configs]
-
-    environment = {"env_vars": engine_environment(PLAIN, cuda=False)}
-    task = ray.remote(limits).options(num_cpus=0, runtime_env=environment)
-    ours, offline = ray.get(task.remote())
-    assert ours == offline == (256, 4096)
 
 
 @ONE_MODEL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 
 import pytest
@@ -12,6 +13,7 @@ from evaluation_samples import make_config, make_metrics, make_samples
 from raydpo.config_file import config_to_yaml
 from raydpo.evaluation.publish import draw_figures
 from raydpo.evaluation.report import (
+    Figure,
     ReportInputs,
     SamplePair,
     choose_samples,
@@ -41,15 +43,22 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
+@cache
+def make_figures() -> list[Figure]:
+    """Drawn once: no test of the page looks into them."""
+    log = [{"step": s, "loss": 0.7, "rewards/margins": 0.1 * s} for s in range(5)]
+    reference, policy = make_samples(0.4, seed=0), make_samples(0.7, seed=1)
+    return draw_figures(make_config(), make_metrics(), reference, policy, log)
+
+
 def make_inputs(text: str = " fine") -> ReportInputs:
     config = make_config()
     metrics = make_metrics()
     reference, policy = make_samples(0.4, seed=0, text=text), make_samples(0.7, seed=1, text=text)
-    log = [{"step": s, "loss": 0.7, "rewards/margins": 0.1 * s} for s in range(5)]
     return ReportInputs(
         title=config.name,
         metrics=metrics,
-        figures=draw_figures(config, metrics, reference, policy, log),
+        figures=make_figures(),
         samples=choose_samples(reference, policy, 3),
         counts={
             "prompts": {"input": 9, "output": 8, "quarantined": 1},

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,36 @@ def test_batches_are_vllms_own_unless_given(tmp_path: Path) -> None:
         config = sampling(max_batch_sequences=7, max_batch_tokens=30)
         given = engine_arguments(model, config, 10, cuda)
         assert (given["max_num_seqs"], given["max_num_batched_tokens"]) == (7, 30)
+
+
+LIMITS = """
+import json, sys
+from vllm import EngineArgs
+from vllm.usage.usage_lib import UsageContext
+from raydpo.config import ModelConfig
+from raydpo.sampling.arguments import load_engine
+
+path, arguments = sys.argv[1], json.loads(sys.argv[2])
+ours = load_engine(ModelConfig(path=path), arguments).vllm_config
+offline = EngineArgs(model=path, **arguments).create_engine_config(UsageContext.LLM_CLASS)
+configs = [config.scheduler_config for config in (ours, offline)]
+print(json.dumps([[c.max_num_seqs, c.max_num_batched_tokens] for c in configs]))
+"""
+
+
+@pytest.mark.slow
+def test_engines_batch_as_vllms_offline_interface_does(tiny_model: Path) -> None:
+    """VLLM's bare engine takes 128 sequences and 2,048 tokens, whatever the machine."""
+    arguments = engine_arguments(ModelConfig(path=str(tiny_model)), sampling(), 10, cuda=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITS, str(tiny_model), json.dumps(arguments)],
+        env={**os.environ, **engine_environment(sampling(), cuda=False)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    ours, offline = json.loads(done.stdout.splitlines()[-1])
+    assert ours == offline == [256, 4096]
 
 
 def test_cpu_batches_without_room_for_a_sequence_are_refused(tmp_path: Path) -> None:
