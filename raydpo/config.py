@@ -166,7 +166,7 @@ class EnginesConfig(Section):
     """Largest difference, in nats, of a token's log-prob between an engine and the trainer's forward pass; without it 1e-3 in float32 and 0.25 in half precision."""
 
     @model_validator(mode="after")
-    def _ray_can_count_them(self) -> EnginesConfig:
+    def _settings_fit_together(self) -> EnginesConfig:
         if self.tensor_parallel > 1 and self.gpu_share < 1:
             raise ValueError("Ray gives several GPUs whole: `gpu_share` is 1 with tensor_parallel")
         if self.sleep and not 0.5 < self.gpu_share < 1:
@@ -175,6 +175,9 @@ class EnginesConfig(Section):
                 "leave room for the others: set `gpu_share` to 0.6 and the stages' `gpus_per_worker` "
                 "to 0.4"
             )
+        sequences, tokens = self.max_batch_sequences, self.max_batch_tokens
+        if sequences is not None and tokens is not None and tokens < sequences:
+            raise ValueError("a step has a token of each sequence: max_batch_tokens is too small")
         return self
 
 

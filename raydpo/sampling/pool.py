@@ -320,7 +320,7 @@ def _died(settings: EnginesConfig, error: BaseException | None) -> EngineError:
         "one engine of a pool lives at least",
         "the engine's own log says why: run with --verbose, or read it in Ray's log folder; "
         "often memory is short: lower sampling.engines.cpu_kv_cache_gib, "
-        "gpu_memory_fraction or max_sequence_tokens",
+        "gpu_memory_fraction, max_batch_sequences or max_sequence_tokens",
     )
 
 

@@ -86,9 +86,12 @@ def test_engines_sleep_where_there_is_memory_to_give_up(tmp_path: Path) -> None:
         ({"sleep": True}, "leave room for the others"),
         ({"sleep": True, "gpu_share": 0.5}, "no two meet on one"),
         ({"tensor_parallel": 2, "gpu_share": 0.6}, "several GPUs whole"),
+        ({"max_batch_sequences": 8, "max_batch_tokens": 7}, "a token of each sequence"),
     ],
 )
-def test_shares_that_ray_cannot_place_are_refused(engines: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_together_are_refused(
+    engines: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
         EnginesConfig(**engines)
 
