@@ -158,20 +158,20 @@ def _check_context(config: Config, what: str, tokens: int) -> None:
 
 def _check_sampling(config: Config, findings: Findings) -> None:
     """Lengths of sampling, and vLLM on CPU."""
-    from raydpo.sampling.arguments import max_sequence_tokens
+    from raydpo.check_resources import is_remote, uses_cuda_here
+    from raydpo.sampling.arguments import engine_arguments
 
+    model, sampling = config.model, config.sampling
+    remote = is_remote(config)
+    cuda = remote or uses_cuda_here(sampling.engines.device)  # a cluster is not looked at
     for section in (config.prompts, config.evaluation and config.evaluation.prompts):
         if section is not None:
-            findings.attempt(
-                max_sequence_tokens, config.model, config.sampling, section.max_prompt_tokens
-            )
+            findings.attempt(engine_arguments, model, sampling, section.max_prompt_tokens, cuda)
     findings.attempt(_check_min_tokens, config)
-    from raydpo.check_resources import is_remote, uses_cuda_here
-
-    if not is_remote(config):
+    if not remote:
         findings.attempt(_check_vllm_is_here)
-        if not uses_cuda_here(config.sampling.engines.device):
-            findings.attempt(_check_heads, config)
+    if not cuda:
+        findings.attempt(_check_heads, config)
 
 
 def _check_min_tokens(config: Config) -> None:

@@ -60,6 +60,16 @@ CASES = {
     "no pad token": (["model={models}/no_pad"], "has no padding token"),
     "no room": (["preferences.max_prompt_tokens=5000"], "max_position_embeddings 256"),
     "zero pairs": (["preferences.path={work}/equal.jsonl"], "4 rows were read, and none is left"),
+    "no room for a batch": (
+        [
+            "preferences=null",
+            "prompts={{path: {work}/pairs.jsonl, max_prompt_tokens: 64}}",
+            "sampling.max_completion_tokens=64",
+            "sampling.engines={{device: cpu, max_batch_tokens: 100}}",
+            "labeling.reward={{function: tests.integration.rewards:count_e}}",
+        ],
+        "max_batch_tokens 100, sequences of up to 128 tokens",
+    ),
     "template missing": (
         [
             "preferences=null",
