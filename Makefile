@@ -27,7 +27,7 @@ test: setup ## Run all tests, with real Ray, vLLM and train workers.
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup ## Run the tests that need no cluster, in under a minute.
-	@$(BIN)/python -m pytest tests/unit tests/conformance -m "not slow" -n auto --maxprocesses 4 $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" --ignore=tests/integration -n auto --maxprocesses 4 $(ARGS)
 
 lint: setup ## Check style, formatting and types.
 	@$(BIN)/ruff check .

@@ -73,8 +73,8 @@ class Work:
 
     def stage(
         self, name: str, prompts: Table, pool: EnginePool, **changes: Any
-    ) -> tuple[Table, float]:
-        """Run the sampling stage; its table, and the seconds it took."""
+    ) -> tuple[dict[str, int], float]:
+        """Run the sampling stage; its counts, and the seconds it took."""
         arguments: dict[str, Any] = {"model": self.model, "sampling": self.sampling, **changes}
         started = time.perf_counter()
         table = sample_candidates(
@@ -88,7 +88,7 @@ class Work:
             pool=lambda: pool,
             **arguments,
         )
-        return table, time.perf_counter() - started
+        return table.manifest["counts"], time.perf_counter() - started
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -209,27 +209,27 @@ def _interleaved(work: Work, prompts: Table, pool: EnginePool, bare: Any) -> _Ru
     pool.generate(0, requests[:64], work.sampling, weights)  # the first call warms up
     ray.get(bare.generate.remote(requests[:64], work.sampling))
     few = _prompts_table(work.folder / "warm-up-prompts", work.prompts[:64])
-    table, seconds = work.stage("warm-up", few, pool)  # workers start and import once a cluster
-    runs = _Runs(first=(table.manifest["counts"]["completion_tokens"], seconds))
+    counts, seconds = work.stage("warm-up", few, pool)  # workers start and import once a cluster
+    runs = _Runs(first=(counts["completion_tokens"], seconds))
 
-    def by_stage(repeat: int) -> None:
-        table, seconds = work.stage(f"candidates-{repeat}", prompts, pool)
-        runs.stage.append((table.manifest["counts"]["completion_tokens"], seconds))
+    def by_stage() -> None:
+        counts, seconds = work.stage(f"candidates-{len(runs.stage)}", prompts, pool)
+        runs.stage.append((counts["completion_tokens"], seconds))
 
-    def by_engine(repeat: int) -> None:
+    def by_engine() -> None:
         started = time.perf_counter()
         _, given = pool.generate(0, requests, work.sampling, weights)
         seconds = time.perf_counter() - started
         completions = [c for answer in given.answers if isinstance(answer, list) for c in answer]
         runs.engine.append((sum(len(c.token_ids) for c in completions), seconds))
 
-    def by_bare(repeat: int) -> None:
+    def by_bare() -> None:
         runs.bare.append(ray.get(bare.generate.remote(requests, work.sampling)))
 
     turns = [by_stage, by_engine, by_bare]
     for repeat in range(work.repeats):  # there and back, so that a drift of the machine cancels
         for turn in turns if repeat % 2 == 0 else reversed(turns):
-            turn(repeat)
+            turn()
     return runs
 
 
@@ -287,9 +287,9 @@ def _round_overhead(work: Work, pool: EnginePool, found: dict[str, Any]) -> dict
     prompts = _prompts_table(work.folder / "few", work.prompts[:32])
     spent: list[float] = []
     for repeat in range(3):
-        table, seconds = work.stage(f"few-{repeat}", prompts, pool)
-        tokens = table.manifest["counts"]["completion_tokens"]
-        spent.append(seconds - tokens / found["engine_tokens_per_second"])
+        counts, seconds = work.stage(f"few-{repeat}", prompts, pool)
+        made_in = counts["completion_tokens"] / found["engine_tokens_per_second"]
+        spent.append(seconds - made_in)
     return {"between_rounds_seconds": round(statistics.median(spent), 2)}
 
 
@@ -302,9 +302,9 @@ def _flat_memory(work: Work, count: int) -> dict[str, Any]:
         work.model, sampling, MAX_PROMPT_TOKENS, "flat", engine_class=NoOpEngine
     ) as pool:
         growth = watch.watch.remote()
-        table, seconds = work.stage("flat", prompts, pool, sampling=sampling)
+        counts, seconds = work.stage("flat", prompts, pool, sampling=sampling)
         ray.get(watch.stop.remote())
-    assert table.manifest["counts"]["output"] == count
+    assert counts["output"] == count
     values = {
         "prompts": count,
         "prompts_per_second": round(count / seconds),
