@@ -17,6 +17,9 @@ out. All of them pickle, so that they cross Ray's process borders unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class RaydpoError(Exception):
     """Base of all errors raised on purpose.
@@ -71,3 +74,35 @@ class ManifestError(RunError):
 
 class NumericsError(RaydpoError):
     """A loss, gradient or log-probability is not what it must be."""
+
+
+@contextmanager
+def own_errors() -> Generator[None]:
+    """Inside the block, a raydpo error that Ray wrapped is raised as it was in the worker.
+
+    Raises:
+        RaydpoError: raised in a worker, it arrives here as it was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        own = _own_error(error)
+        if own is None:
+            raise
+        raise own from error
+
+
+def _own_error(error: BaseException) -> RaydpoError | None:
+    """The raydpo error inside an exception that Ray wrapped, if there is one."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        if isinstance(current, RaydpoError):
+            return current
+        seen.add(id(current))
+        pending += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        pending += getattr(current, "worker_failures", {}).values()  # of Ray Train
+    return None

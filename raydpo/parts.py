@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 import ray.data
 
-from raydpo.errors import QuarantineBudgetError, RaydpoError
+from raydpo.errors import QuarantineBudgetError, RaydpoError, own_errors
 from raydpo.progress import Progress, logger
 from raydpo.run import (
     PartResult,
@@ -244,38 +244,6 @@ def describe_counts(manifest: dict[str, Any]) -> str:
     return ", ".join(f"{name} {count}" for name, count in manifest["counts"].items())
 
 
-@contextmanager
-def own_errors() -> Generator[None]:
-    """Inside the block, a raydpo error that Ray wrapped is raised as it was in the worker.
-
-    Raises:
-        RaydpoError: raised in a worker, it arrives here as it was raised.
-    """
-    try:
-        yield
-    except Exception as error:
-        own = _own_error(error)
-        if own is None:
-            raise
-        raise own from error
-
-
-def _own_error(error: BaseException) -> RaydpoError | None:
-    """The raydpo error inside an exception that Ray wrapped, if there is one."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop()
-        if current is None or id(current) in seen:
-            continue
-        if isinstance(current, RaydpoError):
-            return current
-        seen.add(id(current))
-        pending += [getattr(current, "cause", None), current.__cause__, current.__context__]
-        pending += getattr(current, "worker_failures", {}).values()  # of Ray Train
-    return None
-
-
 #: The transform that this process made last for a kind of stage, with its identity: one of each
 #: kind at a time, since models are large.
 _kept: dict[str, tuple[str, Transform]] = {}
@@ -341,9 +309,8 @@ def _map_missing(stages: list[PartStage], job: PartJob, missing: list[tuple[int,
     """Let the workers do the missing parts: pairs of a stage's number and a part's."""
     progress = [_progress(stage, number, missing) for number, stage in enumerate(stages)]
     dataset = map_parts(numbered_parts(missing), len(missing), stages, job)
-    with own_errors():
-        for row in dataset.iter_rows():
-            progress[int(row["stage"])].add(int(row["rows"]))
+    for made in made_parts(dataset):
+        progress[made.stage].add(made.rows)
 
 
 def numbered_parts(parts: list[tuple[int, int]]) -> ray.data.Dataset:
@@ -373,6 +340,31 @@ def map_parts(
         arguments = (stages, job.make_transform, done)
         worker = {"fn": _PartWorker, "fn_constructor_args": arguments}
     return parts.map_batches(**worker, compute=compute, batch_size=1, **job.workers.resources())
+
+
+@dataclass(frozen=True)
+class MadePart:
+    """A part that a worker has written: the number of its stage, its own, and rows it read."""
+
+    stage: int
+    part: int
+    rows: int
+
+
+def made_parts(dataset: ray.data.Dataset) -> Generator[MadePart]:
+    """The parts that workers write, each as soon as it is written.
+
+    Ray Data's own iterators over rows hold one block back until the next is there.
+
+    Raises:
+        RaydpoError: raised in a worker, it arrives here as it was raised.
+    """
+    with own_errors():
+        batch: Any
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            columns = (batch[name] for name in ("stage", "part", "rows"))
+            for numbers in zip(*columns, strict=True):
+                yield MadePart(*map(int, numbers))
 
 
 def _progress(stage: PartStage, number: int, missing: list[tuple[int, int]]) -> Progress:

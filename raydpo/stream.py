@@ -20,9 +20,9 @@ from raydpo.parts import (
     PartWork,
     Table,
     check_quarantine_budget,
+    made_parts,
     map_parts,
     numbered_parts,
-    own_errors,
 )
 from raydpo.progress import Progress
 from raydpo.run import Stage, finished_parts, open_stage, part_record, read_manifest, read_part
@@ -150,7 +150,6 @@ class Chain:
             dataset = map_parts(dataset, len(parts), [part_stage], job, done)
         total = links[0][0].parts
         progress = Progress(self.what, "parts", total, done=total - len(parts))
-        with own_errors():
-            for row in dataset.iter_rows():
-                progress.add(1)
-                budget.add([int(row["part"])])
+        for made in made_parts(dataset):
+            progress.add(1)
+            budget.add([made.part])

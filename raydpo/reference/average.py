@@ -18,14 +18,13 @@ from safetensors.torch import save_file
 
 from raydpo.config import ModelConfig
 from raydpo.environment import worker_environment
-from raydpo.errors import ModelError
+from raydpo.errors import ModelError, own_errors
 from raydpo.models import (
     local_folder,
     tokenizer_fingerprint,
     weights_fingerprint,
     with_absolute_path,
 )
-from raydpo.parts import own_errors
 from raydpo.progress import logger
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder

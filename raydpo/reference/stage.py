@@ -18,7 +18,7 @@ from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, ReferenceConfig
 from raydpo.config_base import ROUNDING_NATS
 from raydpo.environment import worker_environment
-from raydpo.errors import NumericsError
+from raydpo.errors import NumericsError, own_errors
 from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import (
     PartJob,
@@ -28,7 +28,6 @@ from raydpo.parts import (
     Target,
     Workers,
     kept_transform,
-    own_errors,
     part_work,
     run_work,
 )

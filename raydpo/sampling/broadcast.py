@@ -16,8 +16,8 @@ import ray
 import ray.util
 
 from raydpo.config import ModelConfig
+from raydpo.errors import own_errors
 from raydpo.models import weights_fingerprint
-from raydpo.parts import own_errors
 from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.transfer import TIMEOUT, Delivery, Meeting, listening, send, specs_of
 

@@ -20,8 +20,7 @@ from ray.exceptions import RayActorError
 
 from raydpo.cluster import uses_cuda
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
-from raydpo.errors import EngineError
-from raydpo.parts import own_errors
+from raydpo.errors import EngineError, own_errors
 from raydpo.progress import logger
 from raydpo.sampling.arguments import engine_arguments, engine_environment
 from raydpo.sampling.engine import Answers, Engine, Request

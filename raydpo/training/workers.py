@@ -20,8 +20,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, TrainerConfig
 from raydpo.environment import worker_environment
+from raydpo.errors import own_errors
 from raydpo.models import with_absolute_path
-from raydpo.parts import own_errors
 from raydpo.progress import logger
 from raydpo.storage import Folder, locate
 from raydpo.training.handover import AwaitedJob, GivenJob, Handover

@@ -75,13 +75,15 @@ def logged(path: Path, transform: Transform) -> Transform:
 def test_a_chain_ends_once_its_first_stage_has_refused_too_much(
     ray_cluster: None, prompts: Table, tmp_path: Path
 ) -> None:
-    """The last part waits for a file that never comes: it need not."""
+    """The part that refuses comes third; the fourth waits for a file that never comes."""
 
     wait = waits_for(tmp_path / "never", PARTS - 1)
+    others = waits_for(tmp_path / "late" / part_name(2), 1)
 
     def refuses(rows: list[Row]) -> PartResult:
         if rows[0]["prompt_id"] != "1":
             return wait(rows)
+        others(rows)
         refused = {"stage": "refusing", "id": "1", "reason": "why not", "row": "{}"}
         return PartResult([], [refused])
 
