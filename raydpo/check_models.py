@@ -57,7 +57,7 @@ def check_sections(config: Config, findings: Findings) -> None:
         longest = section.max_prompt_tokens + section.max_completion_tokens
         name = "preferences.max_prompt_tokens + max_completion_tokens"
         findings.attempt(_check_context, config, name, longest)
-    if config.prompts is not None or config.evaluation is not None:
+    if config.prompts is not None or config.evaluation is not None or _plays(config):
         _check_sampling(config, findings)
     if config.labeling is not None:
         findings.attempt(_check_candidates, config)
@@ -164,14 +164,22 @@ def _check_sampling(config: Config, findings: Findings) -> None:
     model, sampling = config.model, config.sampling
     remote = is_remote(config)
     cuda = remote or uses_cuda_here(sampling.engines.device)  # a cluster is not looked at
-    for section in (config.prompts, config.evaluation and config.evaluation.prompts):
-        if section is not None:
-            findings.attempt(engine_arguments, model, sampling, section.max_prompt_tokens, cuda)
+    sources = [config.prompts, config.evaluation and config.evaluation.prompts]
+    longest = {source.max_prompt_tokens for source in sources if source is not None}
+    if config.sft is not None and _plays(config):
+        longest.add(config.sft.max_sequence_tokens)
+    for tokens in sorted(longest):
+        findings.attempt(engine_arguments, model, sampling, tokens, cuda)
     findings.attempt(_check_min_tokens, config)
     if not remote:
         findings.attempt(_check_vllm_is_here)
     if not cuda:
         findings.attempt(_check_heads, config)
+
+
+def _plays(config: Config) -> bool:
+    """Whether prompts are those of the `sft` section's data."""
+    return config.online is not None and config.online.pairs == "self_play"
 
 
 def _check_min_tokens(config: Config) -> None:

@@ -13,6 +13,7 @@ from raydpo.check_resources import gpu_count, is_remote
 from raydpo.config import Config, EnginesConfig, ModelConfig, OnlineConfig, TrainingConfig
 from raydpo.config_objectives import Objective
 from raydpo.errors import ConfigError
+from raydpo.fit import check_config_fits
 from raydpo.models import adapter_base
 from raydpo.plan import Resources, largest_beside
 
@@ -64,6 +65,7 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
         _check_broadcast(config.online, config.sampling.engines, config.training)
     if config.training is not None:
         _check_reference(config.online, config.training.objective)
+    check_config_fits(config)
     limits = config.online.stopping.model_dump(exclude={"max_displacement_nats"}, exclude_none=True)
     if limits and config.evaluation is None:
         raise ConfigError(
@@ -85,6 +87,14 @@ def _check_reference(online: OnlineConfig, objective: Objective) -> None:
 
 def _check_self_play(config: Config) -> None:
     assert config.sft is not None
+    assert config.online is not None
+    if config.online.min_spread_quantile:
+        raise ConfigError(
+            f"online.min_spread_quantile {config.online.min_spread_quantile:g} with online.pairs "
+            "'self_play'",
+            "a curriculum by reward spread needs rewards, and self-play asks for none",
+            "leave online.min_spread_quantile out",
+        )
     if config.sft.loss_on == "all":
         raise ConfigError(
             "online.pairs is 'self_play', and sft.loss_on is 'all'",
@@ -123,11 +133,12 @@ def _check_broadcast(
 
 
 def _check_implicit(online: OnlineConfig) -> None:
-    if online.reference == "previous":
+    if online.reference != "original" and online.reference_update_alpha == 1:
         raise ConfigError(
-            "labeling.reward is `implicit`, and online.reference is 'previous'",
+            "labeling.reward is `implicit`, and online.reference is the policy before "
+            f"({online.reference!r}, with weight 1)",
             "policy and reference would be the same model, and every implicit reward 0",
-            "take online.reference 'original' or 'ema'",
+            "take online.reference 'original', or 'ema' with an online.ema_alpha below 1",
         )
 
 

@@ -20,8 +20,19 @@ class ReplayConfig(Section):
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a round's groups that come from earlier rounds; less where there are fewer."""
-    max_age_rounds: PositiveInt = 1
-    """The oldest groups that are replayed: 1 takes those of the round before only."""
+    max_age_rounds: PositiveInt | None = None
+    """The oldest groups that are replayed; without it 1, those of the round before only."""
+
+    @model_validator(mode="after")
+    def _an_age_has_a_share(self) -> ReplayConfig:
+        if self.max_age_rounds is not None and not self.share:
+            raise ValueError("nothing is replayed: set `share`, or leave `max_age_rounds` out")
+        return self
+
+    @property
+    def oldest_rounds(self) -> int:
+        """Age of the oldest groups that are replayed, in rounds."""
+        return self.max_age_rounds or 1
 
 
 class StoppingConfig(Section):
@@ -30,7 +41,7 @@ class StoppingConfig(Section):
     patience_rounds: PositiveInt | None = None
     """So many rounds in a row without a new best held-out reward; null never stops for it."""
     max_kl_nats: PositiveFloat | None = None
-    """KL(policy || original model), in nats per completion, above this."""
+    """KL(policy || `reference.model`, or the original model without one), in nats per completion, above this."""
     max_displacement_nats: PositiveFloat | None = None
     """`logps/chosen` falling by more than this between the first and the last tenth of a round's steps."""
     max_length_growth: Annotated[float, Field(gt=1)] | None = None
@@ -59,7 +70,7 @@ class OnlineConfig(Section):
     replay: ReplayConfig = ReplayConfig()
     """Preference groups of earlier rounds among those of a round."""
     keep_engines: bool = True
-    """Engines live through all rounds and are given new weights; false ends them before training, where both find no room."""
+    """Engines live through all rounds and are given new weights; false ends them after sampling, where the other stages find no room beside them."""
     lookahead: Literal[0, 1] = 0
     """1: the next round samples while this one trains, from the policy before it: one round stale, and recorded."""
     stopping: StoppingConfig = StoppingConfig()

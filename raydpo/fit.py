@@ -58,6 +58,8 @@ def check_config_fits(config: Config) -> None:
         _check(config.training, {"pairs", "rankings", "soft labels"}, "`labeling` by rewards")
     elif config.prompts is not None:
         _check(config.training, {"pairs", "soft labels"}, "people's votes")
+    elif config.online is not None and config.online.pairs == "self_play":
+        _check(config.training, {"pairs", "soft labels"}, "online.pairs 'self_play'")
 
 
 def _check_reward_model(config: Config, training: TrainingConfig) -> None:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.jinja")
 #: What transformers calls the head of a decoder that classifies sequences.
 _SCALAR_HEAD = "score.weight"
+#: Names of buffers that older checkpoints of any architecture hold (transformers 5 leaves them out).
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 _ADAPTER_FILE = "adapter_config.json"
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", _ADAPTER_FILE)
 
@@ -157,6 +160,43 @@ def meta_causal_lm(model: ModelConfig) -> PreTrainedModel:
     if (folder / "generation_config.json").is_file():
         empty.generation_config = GenerationConfig.from_pretrained(folder)
     return empty
+
+
+def inner_prefix(model: ModelConfig) -> str:
+    """What stands before the names of the tensors under a model's head, as in `transformer.`.
+
+    Some files of the hub leave it out; what transformers saves has it.
+    """
+    return f"{_causal_lm_class(model).base_model_prefix}."
+
+
+def missing_weights(model: ModelConfig, needed: set[str], found: set[str]) -> set[str]:
+    """Tensors of a model's files that other files of its architecture lack.
+
+    Not missing are names that differ by `inner_prefix`, and what older checkpoints hold and
+    transformers leaves out when it loads them: buffers, such as masks and rotary frequencies.
+
+    Args:
+        model: of the architecture.
+        needed: names in its files.
+        found: names in the others.
+    """
+    prefix = inner_prefix(model)
+    there = {name.removeprefix(prefix) for name in found}
+    missing = {name for name in needed if name.removeprefix(prefix) not in there}
+    if not missing:
+        return missing
+    own: Any = _causal_lm_class(model)._keys_to_ignore_on_load_unexpected or ()
+    ignored = re.compile("|".join((*own, *_OLD_BUFFERS)))
+    weights = {name.removeprefix(prefix) for name in meta_causal_lm(model).state_dict()}
+    return {n for n in missing if n.removeprefix(prefix) in weights or not ignored.search(n)}
+
+
+def _causal_lm_class(model: ModelConfig) -> Any:
+    from transformers import AutoConfig, PreTrainedModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CLASSES
+
+    return CLASSES.get(type(load_with(AutoConfig, model)), PreTrainedModel)  # pyright: ignore
 
 
 def meta_scalar_head(model: ModelConfig) -> PreTrainedModel:

@@ -18,6 +18,7 @@ from raydpo.cluster import cluster_size, connected
 from raydpo.config import Config, ModelConfig, OnlineConfig, PromptsConfig
 from raydpo.config_file import config_to_yaml
 from raydpo.evaluation.rounds import PolicyMeasures, measure_policy, reward_difference
+from raydpo.fit import check_counts_fit
 from raydpo.labeling.replay import mixes, training_groups
 from raydpo.lock import locked
 from raydpo.models import weights_fingerprint
@@ -29,6 +30,7 @@ from raydpo.online_record import (
     describe_record,
     describe_seconds,
     displacement,
+    refuse_spent_budget,
     stop_reason,
 )
 from raydpo.online_summary import publish
@@ -81,6 +83,7 @@ def run_online(config: Config) -> OnlineResult:
     The job has been checked (`check_online.py`): it has all sections that rounds need.
 
     Raises:
+        ConfigError: the model is further from the reference than the KL budget allows.
         RaydpoError: with the value, the rule and the way out.
     """
     assert config.online is not None
@@ -139,6 +142,7 @@ class _Rounds:
         prompts = self._prompts(state)
         state.workers = self._early_workers(0)
         state.records.append(self._original(state))
+        refuse_spent_budget(state.records[0], self.online.stopping)
         stopped = None
         for index in range(self.online.rounds):
             state.workers = state.workers or self._early_workers(index)
@@ -234,7 +238,14 @@ class _Rounds:
     def _sample(self, index: int, prompts: Table, state: _State, ledger: Ledger) -> Table:
         """Candidates of a round, from the newest policy or, with lookahead, the one before."""
         with ledger.of("sampling"):
-            return self._sampler(index, state, ledger).sample(self._chosen(index, prompts))
+            candidates = self._sampler(index, state, ledger).sample(self._chosen(index, prompts))
+            self._sampled()
+            return candidates
+
+    def _sampled(self) -> None:
+        """Engines that are not kept end where others need what they hold: after all sampling."""
+        if not self.online.keep_engines:
+            self.engines.close()
 
     def _sampler(self, index: int, state: _State, ledger: Ledger) -> Round:
         """The round as it samples."""
@@ -265,6 +276,7 @@ class _Rounds:
         with ledger.of(STREAMED):
             sampler, chosen = self._sampler(index, state, ledger), self._chosen(index, prompts)
             stages.work_ahead(chosen, sampler, to_reference=own)
+            self._sampled()
 
     def _label(self, stages: Round, candidates: Table, state: _State, ledger: Ledger) -> Table:
         with ledger.of("labelling"):
@@ -272,7 +284,7 @@ class _Rounds:
             own = stages.self_play(candidates, data) if data else stages.label(candidates)
             earlier = dict(state.preferences)
             state.preferences[stages.index] = own
-            return training_groups(
+            groups = training_groups(
                 folder=stages.folder.child("training-groups"),
                 own=own,
                 earlier=earlier,
@@ -281,6 +293,8 @@ class _Rounds:
                 round_index=stages.index,
                 what=f"round {stages.index}, label",
             )
+            check_counts_fit(self.config, groups.manifest["counts"])
+            return groups
 
     def _score(self, stages: Round, groups: Table, ledger: Ledger) -> Table | None:
         with ledger.of("scoring"):
@@ -292,14 +306,14 @@ class _Rounds:
         self, stages: Round, groups: Table, reference: Table | None, ledger: Ledger
     ) -> ModelConfig:
         """Train; the steps and the start-up around them are told apart."""
-        if not self.online.keep_engines:
-            self.engines.close()
         if self.config.sampling.engines.weight_transfer == "broadcast" and self.engines.running:
             stages = replace(stages, publish=Broadcast(self.engines.pool()))
+        folder = stages.folder.child("policy")
+        before = read_metrics(folder)  # steps of a run that was stopped took no time from this one
         with ledger.of("training start-up"):
             trained = stages.train(groups, reference)
-        steps = sum(row["step_seconds"] for row in read_metrics(stages.folder.child("policy")))
-        ledger.move(steps, "training start-up", "training")
+        steps = [row["step_seconds"] for row in read_metrics(folder) if row not in before]
+        ledger.move(sum(steps), "training start-up", "training")
         return trained
 
     def _evaluate(
@@ -316,6 +330,7 @@ class _Rounds:
                 policy=policy,
                 original=self._original_reference(),
                 pool=functools.partial(self._pool, policy, ledger),
+                sampled=self._sampled,
                 what=f"{len(state.measures)} round(s) done, evaluate",
             )
             before = state.measures[-1] if state.measures else None

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any, Final
 
 from raydpo.config import StoppingConfig
+from raydpo.errors import ConfigError
 
 Json = dict[str, Any]
 
@@ -96,12 +97,36 @@ def stop_reason(records: Sequence[RoundRecord], stopping: StoppingConfig) -> str
     return None
 
 
+def refuse_spent_budget(original: RoundRecord, stopping: StoppingConfig) -> None:
+    """Hold the model that the rounds start from against the KL budget.
+
+    Raises:
+        ConfigError: it is further from the model that KL is measured from than any policy may be.
+    """
+    limit = stopping.max_kl_nats
+    if limit is None or original.evaluation is None:
+        return
+    kl = original.mean("kl_nats_per_completion")
+    if kl > limit:
+        raise ConfigError(
+            f"`model` is {kl:.2f} nats per completion away from reference.model, and "
+            f"online.stopping.max_kl_nats is {limit:g}",
+            "KL is measured from reference.model; the rounds would end after the first",
+            "raise online.stopping.max_kl_nats by what the model starts with",
+        )
+
+
 def best_record(records: Sequence[RoundRecord], stopping: StoppingConfig) -> RoundRecord:
-    """The policy with the highest held-out reward within the KL budget; unmeasured, the newest."""
+    """The policy with the highest held-out reward within the KL budget; unmeasured, the newest.
+
+    Where none is within it, the one that is nearest to it.
+    """
     if records[-1].evaluation is None:
         return records[-1]
     limit = stopping.max_kl_nats
     allowed = [r for r in records if limit is None or r.mean("kl_nats_per_completion") <= limit]
+    if not allowed:
+        return min(records, key=lambda record: record.mean("kl_nats_per_completion"))
     return allowed[_highest(allowed)]
 
 

@@ -18,6 +18,8 @@ from raydpo.progress import logger
 _DATA_WORKER_CPUS: Final = 1.0
 #: The section that says what engines hold.
 ENGINES: Final = "sampling.engines"
+#: The section of a training that is a command of its own: rounds never do it.
+_SFT: Final = "sft"
 #: Beside the engines, the stages that may work at the same time.
 _STREAMING: Final = ("labeling.reward", "reference")
 #: Shares of CPUs and GPUs are sums of fractions.
@@ -86,7 +88,7 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
         cpus = reference.cpus_per_worker
         gpus = reference.gpus_per_worker
         stages.append(StageNeeds("reference", "auto", reference.workers, cpus, gpus))
-    for name, section in (("training", config.training), ("sft", config.sft)):
+    for name, section in (("training", config.training), (_SFT, config.sft)):
         if section is not None:
             workers = section.most_workers if most else section.fewest_workers
             cpus = section.cpus_per_worker
@@ -95,6 +97,10 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
     if config.evaluation is not None:
         stages.append(_scorer_needs("evaluation.judge", config.evaluation.judge))
     return stages
+
+
+def _of_rounds(stages: list[StageNeeds]) -> list[StageNeeds]:
+    return [needs for needs in stages if needs.stage != _SFT]
 
 
 def _scorer_needs(section: str, rewards: tuple[RewardConfig, ...]) -> StageNeeds:
@@ -118,7 +124,7 @@ def largest_beside(
     Returns:
         What those that stay hold together; the most CPUs, and the most GPUs, of the others.
     """
-    stages = stage_needs(config, most)
+    stages = _of_rounds(stage_needs(config, most))
     kept = [needs.total(cuda) for needs in stages if needs.stage in staying]
     others = [needs for needs in stages if needs.stage not in staying]
     others.append(StageNeeds("one Ray Data worker", "cpu", 1, _DATA_WORKER_CPUS, 0))
@@ -132,7 +138,7 @@ def largest_beside(
 def announce(config: Config, cluster: Resources) -> None:
     """Log what each stage will hold, and which of them ask for more than there is."""
     cuda = cluster.gpus > 0
-    for needs in stage_needs(config):
+    for needs in _of_rounds(stage_needs(config)):
         total = needs.total(cuda)
         text = f"[plan] {needs.stage}: {needs.workers} worker(s) hold {total}"
         if cluster.hold(total):
@@ -146,6 +152,12 @@ def announce(config: Config, cluster: Resources) -> None:
             logger.warning(
                 text + "more than the cluster has (%s), until it grows", kept, asked, cluster
             )
+    if config.online is not None and config.evaluation and config.evaluation.heldout_fraction:
+        logger.info(
+            "[plan] %.0f%% of each round's groups are left out of its training, and rounds measure "
+            "nothing on them (evaluation.heldout_fraction)",
+            100 * config.evaluation.heldout_fraction,
+        )
     if config.training is not None:
         early = "with the round, and wait for its data"
         late = "when their data are there: the other stages need what they hold"

@@ -49,6 +49,7 @@ def measure_policy(
     policy: ModelConfig,
     original: ModelConfig,
     pool: Callable[[], EnginePool],
+    sampled: Callable[[], None],
     what: str,
 ) -> PolicyMeasures:
     """Sample the policy on held-out prompts and measure what came out.
@@ -63,6 +64,7 @@ def measure_policy(
         policy: what is measured.
         original: the model that KL is measured from.
         pool: gives the engines that sample; asked only if samples are missing.
+        sampled: called when they have nothing more to do here.
         what: the stage and round, for the log.
 
     Raises:
@@ -71,6 +73,7 @@ def measure_policy(
     assert config.evaluation is not None
     limit = config.max_quarantined_fraction
     samples = sample_heldout(config, folder.child("samples"), prompts, policy, pool, what)
+    sampled()
     scores = score_candidates(
         folder=folder.child("scores"),
         candidates=samples,

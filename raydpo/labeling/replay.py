@@ -65,7 +65,7 @@ def training_groups(
             **{f"round {r}": table.fingerprint for r, table in pool.items()},
         },
         settings={
-            "replay": replay.model_dump(),
+            "replay": {"share": replay.share, "max_age_rounds": replay.oldest_rounds},
             "min_spread_quantile": quantile,
             "seed": seed,
             "round": round_index,
@@ -87,7 +87,7 @@ def mixes(earlier: Iterable[int], online: OnlineConfig, round_index: int) -> boo
 
 
 def _replayed_rounds(earlier: Iterable[int], online: OnlineConfig, round_index: int) -> set[int]:
-    oldest = round_index - online.replay.max_age_rounds
+    oldest = round_index - online.replay.oldest_rounds
     return {r for r in earlier if r >= oldest} if online.replay.share > 0 else set[int]()
 
 
@@ -132,7 +132,7 @@ def _draw(seed: int, round_index: int, source: int, group_id: str) -> bytes:
 
 
 def _parts(picks: list[Pick]) -> Iterator[PartResult]:
-    """A part for each part of the tables, in their order; without those that nothing is taken of."""
+    """A part for each part of the tables, in their order; empty where nothing is taken of it."""
     for pick in picks:
         for index in range(pick.table.manifest["parts"]):
             rows = pick.table.part(index)

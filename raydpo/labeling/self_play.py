@@ -71,7 +71,8 @@ def self_play_part(
         DataError: a prompt is not among the examples that are left.
     """
     rows: list[Row] = []
-    counts = {"input": len(candidates), "pairs": 0, "identical": 0, "groups_without_pairs": 0}
+    names = ("pairs", "soft_labels", "identical", "groups_without_pairs")
+    counts = {"input": len(candidates), **dict.fromkeys(names, 0)}
     for group in by_prompt(candidates):
         data = _with_id(group[0]["prompt_id"], examples)
         ids = data["token_ids"][data["prompt_tokens"] :]
@@ -79,6 +80,7 @@ def self_play_part(
         chosen = {**group[0], "candidate": _DATA, "completion": text, "completion_ids": ids}
         own = [row for row in group if row["completion_ids"] and row["completion_ids"] != ids]
         counts["pairs"] += len(own)
+        counts["soft_labels"] += len(own)  # that the data win is certain
         counts["identical"] += len(group) - len(own)
         counts["groups_without_pairs"] += not own
         if own:

@@ -20,6 +20,7 @@ from raydpo.config import ModelConfig
 from raydpo.environment import worker_environment
 from raydpo.errors import ModelError, own_errors
 from raydpo.models import (
+    inner_prefix,
     local_folder,
     tokenizer_fingerprint,
     weights_fingerprint,
@@ -86,18 +87,17 @@ def write_average(
             if file.is_file() and file.suffix != ".safetensors":
                 shutil.copy(file, partial)
         for file in sorted(source.glob("*.safetensors")):
-            save_file(
-                _averaged_file(file, other, alpha), Path(partial, file.name), {"format": "pt"}
-            )
+            averages = _averaged_file(file, other, alpha, inner_prefix(policy))
+            save_file(averages, Path(partial, file.name), {"format": "pt"})
         target.upload(Path(partial))
 
 
-def _averaged_file(file: Path, other: Path, alpha: float) -> dict[str, torch.Tensor]:
+def _averaged_file(file: Path, other: Path, alpha: float, prefix: str) -> dict[str, torch.Tensor]:
     """The averages of one file's tensors, in float32 arithmetic and the policy's dtype."""
     averages: dict[str, torch.Tensor] = {}
     with safe_open(file, "pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - it is no mapping
-            ours, theirs = tensors.get_tensor(name), _tensor(other, name)
+            ours, theirs = tensors.get_tensor(name), _tensor(other, name, prefix)
             if ours.shape != theirs.shape:
                 raise _different(name, str(other))
             mixed = torch.lerp(theirs.float(), ours.float(), alpha)
@@ -105,11 +105,12 @@ def _averaged_file(file: Path, other: Path, alpha: float) -> dict[str, torch.Ten
     return averages
 
 
-def _tensor(folder: Path, name: str) -> torch.Tensor:
+def _tensor(folder: Path, name: str, prefix: str) -> torch.Tensor:
+    names = {name, name.removeprefix(prefix), prefix + name}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            if name in tensors.keys():  # noqa: SIM118
-                return tensors.get_tensor(name)
+            for there in names.intersection(tensors.keys()):
+                return tensors.get_tensor(there)
     raise _different(name, str(folder))
 
 

@@ -32,7 +32,7 @@ from raydpo.parts import (
     run_work,
 )
 from raydpo.progress import logger
-from raydpo.run import PartResult, Stage
+from raydpo.run import PartResult, Stage, part_entry
 from raydpo.storage import Folder, fingerprint
 from raydpo.tables import Row
 from raydpo.training.composition import padded_micro_batches, shared_micro_batches
@@ -143,11 +143,12 @@ def verify_reference(
     Raises:
         NumericsError: it is above `reference.tolerance`.
     """
-    part = random.Random(seed).randrange(groups.manifest["parts"])  # noqa: S311
+    filled = [i for i in range(groups.manifest["parts"]) if part_entry(groups.manifest, i)["rows"]]
+    if not filled:
+        return 0.0
+    part = random.Random(seed).choice(filled)  # noqa: S311
     rows = groups.part(part)[: settings.verify_groups]
     stored = reference.part(part)[: settings.verify_groups]
-    if not rows:
-        return 0.0
     difference = _largest_difference(_score_remotely(model, settings, rows), stored)
     tolerance = settings.tolerance or ROUNDING_NATS[model.precision]
     if not difference <= tolerance:

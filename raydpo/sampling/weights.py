@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.errors import EngineError, ModelError, RaydpoError
-from raydpo.models import adapter_base, load_with, local_folder, weights_fingerprint
+from raydpo.models import (
+    adapter_base,
+    load_with,
+    local_folder,
+    missing_weights,
+    weights_fingerprint,
+)
 from raydpo.sampling.arguments import engine_dtype
 
 if TYPE_CHECKING:
@@ -70,6 +76,7 @@ class HeldWeights:
 
     def __init__(self, engine: LLMEngine, loaded: Weights) -> None:
         self._engine = engine
+        self._model = loaded.model
         self._architecture = architecture(loaded.model)
         self._tensors = _tensor_names(loaded.model)
         self._base: str | None = loaded.fingerprint
@@ -172,7 +179,7 @@ class HeldWeights:
             raise _another_model(f"the weights in {model.path}", names)
 
     def _missing(self, names: set[str], architecture: dict[str, Any]) -> set[str]:
-        missing = self._tensors - names
+        missing = missing_weights(self._model, self._tensors, names)
         if architecture.get("tie_word_embeddings"):
             missing.discard("lm_head.weight")  # some files repeat the embedding under this name
         return missing

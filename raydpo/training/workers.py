@@ -9,8 +9,8 @@ stages before training, they start with those and wait for their data.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import Future, wait
+from typing import Any, Final, cast
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -26,6 +26,9 @@ from raydpo.progress import logger
 from raydpo.storage import Folder, locate
 from raydpo.training.handover import AwaitedJob, GivenJob, Handover
 from raydpo.training.ray_worker import CHECKPOINTS, TrainJob, run_worker
+
+#: How long workers without a job may take to end.
+_END_WITHIN_SECONDS: Final = 30.0
 
 
 class EarlyWorkers:
@@ -48,11 +51,10 @@ class EarlyWorkers:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         actor: Any = ray.remote(Handover).options(num_cpus=0, scheduling_strategy=here)
         self._handover = actor.remote()
-        self._end: Future[None] = Future()
+        self._given = False
         awaited = AwaitedJob(with_absolute_path(model), self._handover)
         logger.info("[%s] starting %s workers, which wait for the data", what, count(settings))
-        arguments = (settings, folder, awaited)
-        threading.Thread(target=self._run, args=arguments, daemon=True).start()
+        self._end = _begin(settings, folder, awaited)
 
     def train(self, job: TrainJob) -> None:
         """Give them their job, and wait until it is done.
@@ -60,25 +62,23 @@ class EarlyWorkers:
         Raises:
             RaydpoError: raised in a worker, it arrives here as it was raised.
         """
+        self._given = True
         reference = ray.put(job)
-        ray.get(self._handover.give.remote([reference]))
-        self._end.result()
+        try:
+            ray.get(self._handover.give.remote([reference]))
+            self._end.result()
+        finally:
+            cast(Any, ray).kill(self._handover)
 
     def __enter__(self) -> EarlyWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Without a job they end, and nobody waits for that."""
-        if not self._end.done():
+        """Without a job they end: before Ray does, which a thread of this process still asks."""
+        if not self._given:
             self._handover.give.remote([])
-
-    def _run(self, settings: TrainerConfig, folder: Folder, awaited: AwaitedJob) -> None:
-        try:
-            _fit(settings, folder, awaited)
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
-            self._end.set_exception(error)
-        else:
-            self._end.set_result(None)
+            wait([self._end], timeout=_END_WITHIN_SECONDS)
+            cast(Any, ray).kill(self._handover)
 
 
 def fit(job: TrainJob) -> None:
@@ -87,13 +87,29 @@ def fit(job: TrainJob) -> None:
     Raises:
         RaydpoError: raised in a worker, it arrives here as it was raised.
     """
-    _fit(job.settings, job.folder, GivenJob(ray.put(job)))
+    _begin(job.settings, job.folder, GivenJob(ray.put(job))).result()
 
 
 def count(settings: TrainerConfig) -> str:
     """How many workers a training has, in words."""
     few, many = settings.fewest_workers, settings.most_workers
     return str(few) if few == many else f"{few} to {many}"
+
+
+def _begin(settings: TrainerConfig, folder: Folder, job: GivenJob | AwaitedJob) -> Future[None]:
+    """Fit in a thread: in the main one, Ray Train would take Ctrl-C from this process for good."""
+    end: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            _fit(settings, folder, job)
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
+            end.set_exception(error)
+        else:
+            end.set_result(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    return end
 
 
 def _fit(settings: TrainerConfig, folder: Folder, job: GivenJob | AwaitedJob) -> None:

@@ -126,7 +126,7 @@ def test_every_pushed_policy_is_held_against_the_trainers_forward_pass(undisturb
                 assert logps == pytest.approx(found, abs=1e-4)
         assert f"probe of weights {policy['policy_weights'][:12]}" in output
     seconds = json.loads((run / "round-001/round.json").read_text())["seconds"]
-    assert 0 < seconds["probe"] < 5
+    assert seconds["probe"] > 0
 
 
 def test_an_engine_that_disagrees_with_the_trainer_ends_the_run(
@@ -136,8 +136,10 @@ def test_an_engine_that_disagrees_with_the_trainer_ends_the_run(
     shutil.copytree(undisturbed[0], run, ignore=shutil.ignore_patterns("round-001", "online.*"))
     probe = run / "round-000/policy/model/probe.json"
     rows = json.loads(probe.read_text())
-    rows[0]["token_logps"][0][0] -= 0.01
-    probe.write_text(json.dumps(rows))
+    size = probe.stat().st_size  # the manifest knows it
+    rows[0]["token_logps"][0][0] = round(rows[0]["token_logps"][0][0] - 0.01, 9)
+    probe.write_text(json.dumps(rows).ljust(size))
+    assert probe.stat().st_size == size
     assert main(["online", str(work / "job.yaml"), "--set", "name=doubted"]) == 1
     assert "differs by 0.01 nats from the trainer's" in capsys.readouterr().err
     assert not (run / "round-001/candidates/manifest.json").exists()

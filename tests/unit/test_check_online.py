@@ -68,6 +68,25 @@ def test_self_play_takes_the_data_of_sft_and_nothing_else() -> None:
     full_text = {**sft, "loss_on": "all"}
     with pytest.raises(ConfigError, match="'all'"):
         check_sections_of_rounds(job(prompts=None, labeling=None, sft=full_text, online=online))
+    curriculum = {**online, "min_spread_quantile": 0.5}
+    with pytest.raises(ConfigError, match=r"min_spread_quantile 0\.5"):
+        check_sections_of_rounds(job(prompts=None, labeling=None, sft=sft, online=curriculum))
+
+
+@pytest.mark.parametrize("objective", ["kto", "plackett_luce"])
+def test_self_play_offers_pairs_and_nothing_else(objective: str) -> None:
+    changes = {"prompts": None, "labeling": None, "sft": {"data": "chat.jsonl"}}
+    online = {"pairs": "self_play"}
+    check_sections_of_rounds(job(**changes, online=online, training={"objective": "soft_label"}))
+    with pytest.raises(ConfigError, match=f"{objective!r} with online.pairs 'self_play'"):
+        check_sections_of_rounds(job(**changes, online=online, training={"objective": objective}))
+
+
+def test_rounds_need_no_room_for_the_training_of_sft(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    sft = {"data": "chat.jsonl", "num_workers": os.cpu_count() or 1}
+    plays = {"prompts": None, "labeling": None, "online": {"pairs": "self_play"}}
+    assert problems(job(sft=sft, **plays)) == []
 
 
 def test_an_objective_without_a_reference_has_none_that_could_move() -> None:
@@ -82,6 +101,9 @@ def test_an_implicit_reward_needs_a_reference_that_stays_behind() -> None:
     check_sections_of_rounds(job(labeling=labeling, online={"reference": "ema"}))
     with pytest.raises(ConfigError, match="every implicit reward 0"):
         check_sections_of_rounds(job(labeling=labeling, online={"reference": "previous"}))
+    online = {"reference": "ema", "ema_alpha": 1.0}
+    with pytest.raises(ConfigError, match="every implicit reward 0"):
+        check_sections_of_rounds(job(labeling=labeling, online=online))
 
 
 def test_engines_that_stay_alive_leave_room_for_the_train_workers(monkeypatch) -> None:
@@ -151,6 +173,7 @@ def test_an_average_is_of_whole_models(tmp_path: Path, monkeypatch) -> None:
         {"lookahead": 1, "keep_engines": False},
         {"lookahead": 2},
         {"replay": {"share": 1.0}},
+        {"replay": {"max_age_rounds": 2}},
         {"stopping": {"max_length_growth": 1.0}},
     ],
 )

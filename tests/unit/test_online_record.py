@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from raydpo.config import StoppingConfig
+from raydpo.errors import ConfigError
 from raydpo.online_record import (
     Ledger,
     RoundRecord,
@@ -16,6 +17,7 @@ from raydpo.online_record import (
     describe_seconds,
     displacement,
     overhead_share,
+    refuse_spent_budget,
     stop_reason,
 )
 
@@ -95,6 +97,19 @@ def test_the_best_policy_is_the_one_with_the_highest_reward_within_the_budget() 
     assert best_record(found, StoppingConfig(max_kl_nats=2.5)).rounds_done == 1
 
 
+def test_where_no_policy_is_within_the_budget_the_nearest_is_the_best() -> None:
+    found = records(0.5, 0.7, 0.9)[1:]
+    assert best_record(found, StoppingConfig(max_kl_nats=0.5)).rounds_done == 1
+
+
+def test_a_model_that_starts_outside_the_budget_is_refused() -> None:
+    [model] = records(0.5, kl_nats_per_completion=6.0)
+    refuse_spent_budget(model, StoppingConfig(max_kl_nats=7))
+    refuse_spent_budget(RoundRecord(0, "a", "a"), StoppingConfig())
+    with pytest.raises(ConfigError, match=r"6\.00 nats per completion away .*max_kl_nats is 5"):
+        refuse_spent_budget(model, StoppingConfig(max_kl_nats=5))
+
+
 def test_displacement_is_the_fall_of_chosen_log_probs_from_first_to_last_tenth() -> None:
     rows = [{"logps/chosen": -10.0 - step} for step in range(20)]
     assert displacement(rows) == pytest.approx(18.0)
@@ -113,7 +128,7 @@ def test_a_ledger_counts_every_second_once() -> None:
     ledger.move(0.01, "training start-up", "training")
     ledger.move(1e6, "sampling", "scoring")  # never more than there is
     seconds = ledger.close()
-    assert seconds["weight push"] == pytest.approx(0.03, abs=0.02)
+    assert seconds["weight push"] >= 0.03
     assert seconds["training"] == pytest.approx(0.01)
     assert seconds["sampling"] == 0
     assert sum(v for k, v in seconds.items() if k != "total") == pytest.approx(seconds["total"])

@@ -123,3 +123,14 @@ def test_rounds_whose_engines_leave_no_room_are_said_before_they_wait(
         announce(rounds, Resources(2, 0))
     assert "engines live through all rounds and keep 1 CPUs and 0 GPUs" in caplog.text
     assert "asks for 2 CPUs and 0 GPUs: more than the cluster has" in caplog.text
+
+
+def test_rounds_say_that_they_leave_groups_out(caplog) -> None:
+    values = config().model_dump(mode="json")
+    heldout = {"prompts": "h.jsonl", "judge": {"function": "a:b"}, "heldout_fraction": 0.2}
+    with caplog.at_level(logging.INFO, "raydpo"):
+        announce(Config.model_validate({**values, "online": {}}), Resources(9, 0))
+        assert "left out" not in caplog.text
+        both = {**values, "online": {}, "evaluation": heldout}
+        announce(Config.model_validate(both), Resources(9, 0))
+    assert "20% of each round's groups are left out" in caplog.text

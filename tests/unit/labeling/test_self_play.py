@@ -79,7 +79,7 @@ def test_the_datas_completion_is_chosen_over_each_of_the_policys(
     assert second["completions"] == [[30, 2], [31, 2]]
     assert first["rewards"] is None
     assert table.manifest["counts"]["identical"] == 1
-    assert table.manifest["counts"]["pairs"] == 3
+    assert table.manifest["counts"]["pairs"] == table.manifest["counts"]["soft_labels"] == 3
 
 
 def test_a_prompt_that_is_not_of_the_examples_is_an_error(tiny_model, make_candidate) -> None:

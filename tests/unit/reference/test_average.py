@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from raydpo.config import ModelConfig
 from raydpo.errors import ModelError
@@ -28,6 +30,22 @@ def test_every_parameter_is_the_weighted_average(tiny_model, other, tmp_path: Pa
     for name, value in found.items():
         torch.testing.assert_close(value, 0.25 * ours[name] + 0.75 * theirs[name])
     assert load_tokenizer(mixed).pad_token_id == load_tokenizer(policy).pad_token_id
+
+
+def test_a_reference_whose_file_leaves_the_inner_prefix_out_is_averaged(
+    tiny_model, other, tmp_path: Path
+) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(other, short)
+    tensors = load_file(short / "model.safetensors")
+    renamed = {name.removeprefix("model."): value for name, value in tensors.items()}
+    save_file(renamed, short / "model.safetensors", {"format": "pt"})
+    policy = ModelConfig(path=str(tiny_model))
+    for name, reference in (("mixed", other), ("same", short)):
+        target = folder_of(str(tmp_path / name))
+        write_average(target, policy, ModelConfig(path=str(reference)), 0.5)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("mixed", "same")]
+    assert files[0] == files[1]
 
 
 def test_another_architecture_is_refused(tiny_model, tmp_path: Path) -> None:
