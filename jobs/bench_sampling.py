@@ -146,7 +146,7 @@ def _work(options: argparse.Namespace, folder: Path) -> Work:
     sampling = SamplingConfig(
         candidates=options.candidates,
         max_completion_tokens=options.completion_tokens,
-        engines=EnginesConfig(cpus=1.0),
+        engines=EnginesConfig(cpus=1.0, gpu_memory_fraction=0.4),  # of two on one GPU, in turn
     )
     prompts = [ids[i % len(ids)] for i in range(options.prompts)]
     return Work(model, sampling, prompts, options.repeats, folder)
@@ -187,7 +187,8 @@ def _peer(work: Work, peer: type[Any], *arguments: Any) -> Any:
     """A peer in an actor with the engines' environment; it holds no CPU, as it works alone."""
     cuda = uses_cuda(work.sampling.engines.device)
     environment = {"env_vars": engine_environment(work.sampling, cuda)}
-    options = {"num_cpus": 0, "num_gpus": 1 if cuda else 0, "runtime_env": environment}
+    # Nor a GPU: raydpo lets Ray hide none from it, and it takes the first, beside the engine.
+    options: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "runtime_env": environment}
     handle = ray.remote(peer).options(**options).remote(*arguments)
     ray.get(handle.ready.remote())
     return handle

@@ -27,6 +27,7 @@ from raydpo.reference.sequences import score_sequences, summarize
 from raydpo.round import Round
 from raydpo.run import round_folder, run_folder
 from raydpo.sampling.pool import EnginePool, Engines
+from raydpo.sampling.weights import share_engines
 from raydpo.storage import Folder
 from raydpo.training.stage import early_workers, train_sft
 from raydpo.training.workers import EarlyWorkers
@@ -118,6 +119,11 @@ def _engines(config: Config) -> Generator[Callable[[], EnginePool] | None]:
     """
     if not engines_can_stay(config, cluster_size()):
         logger.info("[plan] engines end with each stage: the others need what they hold")
+        yield None
+        return
+    other = config.reference.model
+    if config.evaluation and other and not share_engines([config.model, other], config.sampling):
+        logger.info("[plan] engines end with each stage: the evaluation needs two kinds of them")
         yield None
         return
     sources = [config.prompts, config.evaluation and config.evaluation.prompts]

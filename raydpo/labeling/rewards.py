@@ -97,6 +97,8 @@ def judge_with_function(
     Raises:
         DataError: it raises for every completion, or its result is not a list of that length.
     """
+    if not completions:  # of a part whose prompts were all refused
+        return Judged([])
     try:
         values = _checked(function(prompts, completions), path, len(prompts))
     except DataError:

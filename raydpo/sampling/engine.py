@@ -188,7 +188,7 @@ class Engine:
         parameters: list[SamplingParams] | list[None],
     ) -> list[_Job]:
         """Hand jobs to the stepping thread, once the engine is there."""
-        self.ready()
+        self._wait_until_loaded()
         jobs = [
             _Job(weights, prompt, given, Future())
             for prompt, given in zip(prompts, parameters, strict=True)
@@ -198,10 +198,22 @@ class Engine:
         return jobs
 
     def _when_idle(self, do: Callable[[LLMEngine, HeldWeights], None]) -> None:
-        self.ready()
+        self._wait_until_loaded()
         chore = _Chore(do, Future())
         self._arrivals.put(chore)
         chore.done.result()
+
+    def _wait_until_loaded(self) -> None:
+        """Work comes after a first `ready`: an engine that cannot load now was started again.
+
+        What stands in its way may pass, memory that is still in use. So the process ends, and
+        Ray starts another as often as it may; then others do the work.
+        """
+        try:
+            self.ready()
+        except Exception:
+            logger.exception("the model was loaded before, and is not now; %d ends", os.getpid())
+            os._exit(1)
 
     def _run(self) -> None:
         try:
@@ -242,6 +254,8 @@ class Engine:
             return None
 
     def _start(self, engine: LLMEngine, held: HeldWeights, job: _Job | _Chore) -> None:
+        if held.broken:
+            raise RuntimeError("vLLM failed in the midst of loading weights")
         if engine.is_sleeping():
             engine.wake_up()
         if isinstance(job, _Chore):

@@ -23,6 +23,7 @@ from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import EngineError, own_errors
 from raydpo.progress import logger
 from raydpo.sampling.arguments import engine_arguments, engine_environment
+from raydpo.sampling.desk import Desk, telling
 from raydpo.sampling.engine import Answers, Engine, Request
 from raydpo.sampling.weights import Weights
 
@@ -99,7 +100,7 @@ class EnginePool:
         """
         started = time.monotonic()
         calls = [(n, engine.hold.remote(weights)) for n, engine in self.living().items()]
-        loading = [self._unless_dead(number, call) for number, call in calls]
+        loading = [self._unless_dead(number, call) or 0.0 for number, call in calls]
         seconds = time.monotonic() - started
         report = cast("str | None", ray.get(self.desk.reported.remote(weights.fingerprint)))
         if report is not None:
@@ -119,10 +120,8 @@ class EnginePool:
         """
         living = self.living().items()
         calls = [(n, engine.score.remote(sequences, weights)) for n, engine in living]
-        try:
-            return [self._result(number, call) for number, call in calls]
-        except _GONE as error:
-            raise _died(self.settings, error) from error
+        scored = [self._unless_dead(number, call) for number, call in calls]
+        return [logps for logps in scored if logps is not None]
 
     def rest(self) -> None:
         """Let every engine sleep until its next call, where `sampling.engines.sleep` says so."""
@@ -167,21 +166,25 @@ class EnginePool:
                 continue
             if self.living().keys() - {number}:
                 raise _Silent(f"it has not answered for {ANSWER_WITHIN_SECONDS:g} s")
-            logger.warning("engine %d, the last one, does not answer: no place for it?", number)
+            self._say(f"engine {number}, the last one, does not answer: no place for it?")
         return _result(call)
 
-    def _unless_dead(self, number: int, call: Any) -> float:
-        """The seconds that a call took in an engine; 0 where it is dead, and others live."""
+    def _unless_dead(self, number: int, call: Any) -> Any:
+        """The result of an engine's call; None where it is dead, and others live."""
         try:
-            return cast(float, self._result(number, call))
+            return self._result(number, call)
         except _GONE as error:
             self._bury(number, error)
             self._turn(error)
-            return 0.0
+            return None
 
     def _bury(self, number: int, error: Exception) -> None:
-        logger.warning("engine %d is gone, and others do its work: %s", number, error)
+        self._say(f"engine {number} is gone, and others do its work: {error}")
         ray.get(self.desk.bury.remote(number))
+
+    def _say(self, text: str) -> None:
+        """A warning for whoever reads the driver's log: it is mostly said in a worker."""
+        self.desk.note.remote(text)
 
     def _turn(self, error: Exception | None) -> int:
         number = cast("int | None", ray.get(self.desk.turn.remote()))
@@ -284,13 +287,14 @@ def engine_pool(
     logger.info("[%s] starting %s", what, holding)
     started = time.monotonic()
     free = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
-    desk: Any = ray.remote(_Desk).options(**free).remote(count)
+    desk: Any = ray.remote(Desk).options(**free).remote(count)
     handles: tuple[Any, ...] = tuple(actor.remote(model, arguments) for _ in range(count))
     try:
         _wait_for_places(handles, holding, what)
         _wait_until_loaded(handles, engines)
         logger.info("[%s] engines ready after %.1f s", what, time.monotonic() - started)
-        yield EnginePool(handles, desk, engines, arguments["dtype"], arguments["max_model_len"])
+        with telling(desk):
+            yield EnginePool(handles, desk, engines, arguments["dtype"], arguments["max_model_len"])
     finally:
         for handle in (*handles, desk):
             cast(Any, ray).kill(handle)
@@ -353,45 +357,3 @@ def _still_waiting(calls: list[Any]) -> list[Any]:
     return cast(Any, ray).wait(
         calls, num_returns=len(calls), timeout=_SAY_EVERY_SECONDS, fetch_local=False
     )[1]
-
-
-class _Desk:
-    """Actor: deals out the engines that live in turn, and counts what they made."""
-
-    def __init__(self, engines: int) -> None:
-        self._living = list(range(engines))
-        self._turns = 0
-        self._completions = 0
-        self._tokens = 0
-        self._reports: dict[str, str] = {}
-        self._last_work = time.monotonic()
-
-    def turn(self) -> int | None:
-        if not self._living:
-            return None
-        self._turns += 1
-        return self._living[(self._turns - 1) % len(self._living)]
-
-    def living(self) -> list[int]:
-        return self._living
-
-    def report(self, fingerprint: str, text: str) -> None:
-        self._reports[fingerprint] = text
-
-    def reported(self, fingerprint: str) -> str | None:
-        return self._reports.pop(fingerprint, None)
-
-    def bury(self, number: int) -> None:
-        if number in self._living:
-            self._living.remove(number)
-
-    def add(self, completions: int, tokens: int) -> None:
-        self._completions += completions
-        self._tokens += tokens
-        self._last_work = time.monotonic()
-
-    def idle_seconds(self) -> float:
-        return time.monotonic() - self._last_work
-
-    def made(self) -> tuple[int, int]:
-        return self._completions, self._tokens

@@ -46,6 +46,8 @@ def probe_engines(pool: EnginePool, weights: Weights, probes: Sequence[Probe], w
     Raises:
         EngineError: it is above `sampling.engines.probe_tolerance`.
     """
+    room = pool.max_sequence_tokens - 1  # an engine that is full gives its last token no log-prob
+    probes = [cut for probe in probes if (cut := _cut(probe, room)).completion_ids]
     sequences = [(probe.prompt_ids, probe.completion_ids) for probe in probes]
     expected = [probe.token_logps for probe in probes]
     differences = [largest_difference(found, expected) for found in pool.score(sequences, weights)]
@@ -58,14 +60,17 @@ def probe_engines(pool: EnginePool, weights: Weights, probes: Sequence[Probe], w
     return largest
 
 
-def largest_difference(found: list[list[float]], expected: list[list[float]]) -> float:
-    """Largest difference of two sets of log-probs; infinite where one of them is not finite.
+def _cut(probe: Probe, room: int) -> Probe:
+    """What of a probe fits into so many tokens."""
+    left = max(0, room - len(probe.prompt_ids))
+    return Probe(probe.prompt_ids, probe.completion_ids[:left], probe.token_logps[:left])
 
-    An engine that was full at a sequence's last token has one log-prob less: it is left out.
-    """
+
+def largest_difference(found: list[list[float]], expected: list[list[float]]) -> float:
+    """Largest difference of two sets of log-probs; infinite where one of them is not finite."""
     largest = 0.0
     for ours, theirs in zip(found, expected, strict=True):
-        for a, b in zip(ours, theirs[: max(len(ours), len(theirs) - 1)], strict=True):
+        for a, b in zip(ours, theirs, strict=True):
             difference = abs(a - b)
             largest = max(largest, difference if math.isfinite(difference) else math.inf)
     return largest

@@ -8,9 +8,10 @@ in `arguments.py`.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
-from raydpo.sampling.transfer import Meeting, TensorSpec, arriving
+from raydpo.sampling.transfer import Meeting, TensorSpec, arriving, joined
 
 
 class ReloadingWorker:
@@ -32,11 +33,22 @@ class ReloadingWorker:
         self.reload_weights(weights_path=folder)
         self._pack_output_layer()
 
-    def receive(self, meeting: Meeting, tensors: tuple[TensorSpec, ...]) -> None:
-        """The same, with weights that another process sends."""
-        coming = arriving(meeting, self.rank, tensors, self.device)
-        self.reload_weights(weights_iterator=coming)
+    def receive(self, meeting: Meeting, tensors: tuple[TensorSpec, ...]) -> str | None:
+        """The same, with weights that another process sends; says why it could not join it.
+
+        It joins before vLLM touches a tensor: until then nothing has happened to the engine.
+        """
+        import torch
+
+        with ExitStack() as stack:
+            try:
+                group = stack.enter_context(joined(meeting, self.rank, self.device))
+            except Exception as error:  # noqa: BLE001 - gloo and NCCL raise what they like
+                return f"rank {self.rank} could not join the sender: {error}"
+            place = self.device if meeting.cuda else torch.device("cpu")
+            self.reload_weights(weights_iterator=arriving(group, tensors, place))
         self._pack_output_layer()
+        return None
 
     def _pack_output_layer(self) -> None:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead

@@ -65,6 +65,11 @@ class Delivery:
     tensors: tuple[TensorSpec, ...]
     meeting: Meeting
 
+    @property
+    def arguments(self) -> tuple[Meeting, tuple[TensorSpec, ...]]:
+        """What each rank needs to know."""
+        return self.meeting, self.tensors
+
 
 def send(
     folder: Path,
@@ -94,27 +99,31 @@ def send(
             _from_sender(group, tensor)
 
 
+@contextlib.contextmanager
+def joined(meeting: Meeting, rank: int, device: torch.device) -> Generator[Any]:
+    """The group, as seen by one of an engine's ranks; it forms when all are there."""
+    store = _store(meeting, None)
+    store.add(_JOINED, 1)
+    with _group(meeting, meeting.first_rank + rank, store, device) as group:
+        yield group
+
+
 def arriving(
-    meeting: Meeting, rank: int, tensors: tuple[TensorSpec, ...], device: torch.device
+    group: Any, tensors: tuple[TensorSpec, ...], place: torch.device
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of a checkpoint with their names, as they come in.
 
     Args:
-        meeting: the group.
-        rank: of this process in its engine.
+        group: of sender and receivers.
         tensors: what comes, in order.
-        device: of this process.
+        place: where they are brought: on CUDA for NCCL, in CPU memory for gloo.
     """
     import torch
 
-    place = device if meeting.cuda else torch.device("cpu")  # gloo brings it into CPU memory
-    store = _store(meeting, None)
-    store.add(_JOINED, 1)
-    with _group(meeting, meeting.first_rank + rank, store, device) as group:
-        for spec in tensors:
-            tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=place)
-            _from_sender(group, tensor)
-            yield spec.name, tensor
+    for spec in tensors:
+        tensor = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=place)
+        _from_sender(group, tensor)
+        yield spec.name, tensor
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 What comes in: a model folder, or the folder of a LoRA adapter. What goes out: an engine
 that holds exactly these weights, or an error and an engine that loads anew at the next
-call. The files are hashed by the engine that loads them: what an engine says that it
+call; where vLLM failed in the midst of loading, one that is of no use any more. The files are hashed by the engine that loads them: what an engine says that it
 holds is what it read. Only where a train worker sends them is it what the engine was told,
 and the probe after every push says whether it is true.
 """
@@ -82,6 +82,8 @@ class HeldWeights:
         self._base: str | None = loaded.fingerprint
         self._adapters = 0
         self.fingerprint: str | None = loaded.fingerprint
+        #: vLLM failed in the midst of loading: its layers are half of these weights, half of those.
+        self.broken = False
         self.lora: LoRARequest | None = None
 
     def bring(self, wanted: Weights) -> float:
@@ -119,12 +121,18 @@ class HeldWeights:
         missing = self._missing({spec.name for spec in delivery.tensors}, self._architecture)
         if missing:
             raise _another_model("the weights that are sent", sorted(missing)[:4])
+        what, before = "the weights that are sent", (self.fingerprint, self._base)
         self.fingerprint = self._base = None
+        refusals = [r for r in self._in_workers(what, "receive", *delivery.arguments) if r]
+        if refusals:
+            self.fingerprint, self._base = before
+            raise ModelError(
+                f"{what} do not come: {refusals[0]}",
+                "the train worker and all engines reach each other over the network",
+                "the engines read the files; look at the network, or leave "
+                "sampling.engines.weight_transfer at 'files'",
+            )
         self._swap_adapter(None)
-        arguments = (delivery.meeting, delivery.tensors)
-        _in_vllm(
-            "the weights that are sent", self._engine.collective_rpc, "receive", args=arguments
-        )
         self._forget_the_cache()
         self.fingerprint = self._base = delivery.fingerprint
 
@@ -144,8 +152,23 @@ class HeldWeights:
         self._refuse_another_architecture(model)
         self._base = None
         folder = str(local_folder(model))
-        _in_vllm(model.path, self._engine.collective_rpc, "reload_from", args=(folder,))
+        self._in_workers(model.path, "reload_from", folder)
         self._base = found
+
+    def _in_workers(self, model: str, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of `ReloadingWorker` in every rank.
+
+        A rank that died is no matter of the weights: that error is vLLM's own, and ends the engine.
+        """
+        self.broken = True
+        try:
+            results = _in_vllm(model, self._engine.collective_rpc, method, args=arguments)
+        except ModelError as error:
+            if getattr(self._engine.model_executor, "is_failed", False):
+                raise RuntimeError("a rank of the engine is dead") from error
+            raise
+        self.broken = False
+        return results
 
     def _swap_adapter(self, adapter: Weights | None) -> None:
         """Take the adapter away that is there, and put the new one under a number of its own."""
@@ -211,10 +234,10 @@ def _tensor_names(model: ModelConfig) -> set[str]:
     return names
 
 
-def _in_vllm(model: str, call: Any, *arguments: Any, **named: Any) -> None:
+def _in_vllm(model: str, call: Any, *arguments: Any, **named: Any) -> Any:
     """Call vLLM; what it raises becomes an error that names the model."""
     try:
-        call(*arguments, **named)
+        return call(*arguments, **named)
     except RaydpoError:
         raise
     except Exception as error:

@@ -29,6 +29,7 @@ from raydpo.parts import Table
 from raydpo.run import read_quarantine
 from raydpo.sampling import pool as pool_module
 from raydpo.sampling.broadcast import Broadcast
+from raydpo.sampling.desk import Desk
 from raydpo.sampling.engine import Completion, Request
 from raydpo.sampling.pool import EnginePool, Engines, engine_pool
 from raydpo.sampling.probe import Probe, probe_engines
@@ -313,7 +314,7 @@ def test_sent_weights_answer_as_transformers_does_and_no_engine_reads_a_file(
 
 def test_a_probe_sees_weights_that_are_not_the_trainers(policy: Policy, tmp_path: Path) -> None:
     held, prompts = weights_of(policy.model), policy.prompts[:3]
-    longest = [5] * (MAX_PROMPT_TOKENS + PLAIN.max_completion_tokens - len(prompts[0]))
+    longest = [5] * (MAX_PROMPT_TOKENS + PLAIN.max_completion_tokens + 5)  # it is cut to fit
     texts = [(prompts[0], longest), (prompts[1], [6, 7, 8]), (prompts[2], [9])]
     probes = [Probe(p, c, logps_of(policy.model, p, c)) for p, c in texts]
     assert probe_engines(policy.pool, held, probes, "test") < 1e-4
@@ -347,15 +348,18 @@ def test_the_work_of_an_engine_that_does_not_answer_goes_elsewhere(
     """A process that is stopped stands for one that hangs, or whose node is lost."""
     import ray
 
-    monkeypatch.setattr(pool_module, "ASK_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr(pool_module, "ANSWER_WITHIN_SECONDS", 2.0)
-    desk: Any = ray.remote(pool_module._Desk).options(num_cpus=0).remote(2)
+    desk: Any = ray.remote(Desk).options(num_cpus=0).remote(2)
     pool = replace(policy.pool, desk=desk)
     requests, weights = [Request("0", policy.prompts[0], 7)], weights_of(policy.model)
     expected = pool.generate(1, requests, PLAIN, weights)
+    scored = pool.score([(policy.prompts[0], [6, 7])], weights)
     process = process_id(pool)
+    monkeypatch.setattr(pool_module, "ASK_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(pool_module, "ANSWER_WITHIN_SECONDS", 10.0)
     os.kill(process, signal.SIGSTOP)
     try:
+        assert pool.score([(policy.prompts[0], [6, 7])], weights) == scored[1:]
+        assert "engine 0 is gone" in str(ray.get(desk.notes.remote()))
         for _ in range(2):  # others find it buried, and do not wait for it either
             assert pool.generate(0, requests, PLAIN, weights) == expected
         assert ray.get(desk.living.remote()) == [1]

@@ -139,3 +139,11 @@ def test_a_function_that_always_raises_is_an_error():
 
     with pytest.raises(DataError, match="RuntimeError: no licence"):
         judge_with_function(broken, "x", PROMPTS, COMPLETIONS)
+
+
+def test_no_completions_ask_the_function_nothing() -> None:
+    """As of a part whose prompts were all refused by the sampler."""
+    assert (
+        judge_with_function(lambda prompts, texts: [max(map(len, texts))], "m:f", [], []).values
+        == []
+    )
