@@ -23,8 +23,14 @@ setup: ## Make .venv with the locked versions (done by the others, where needed)
 demo: setup ## Run the whole pipeline on the shipped models and show what it did.
 	@$(BIN)/python jobs/demo.py
 
+# Those that need no cluster first, side by side; the others have the machine for themselves.
 test: setup ## Run all tests, with real Ray, vLLM and train workers.
+ifeq ($(strip $(ARGS)),)
+	@$(MAKE) --no-print-directory test-fast
+	@$(BIN)/python -m pytest -m slow
+else
 	@$(BIN)/python -m pytest $(ARGS)
+endif
 
 test-fast: setup ## Run the tests that need no cluster, in under a minute.
 	@$(BIN)/python -m pytest -m "not slow" --ignore=tests/integration -n auto --maxprocesses 4 $(ARGS)

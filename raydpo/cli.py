@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raydpo import __version__
 from raydpo.errors import QuarantineBudgetError, RaydpoError
+from raydpo.imports import uncollected
 
 if TYPE_CHECKING:
     from raydpo.config import Config
@@ -111,7 +112,8 @@ def _run(options: argparse.Namespace) -> int:
     start_logging(options.verbose)
     if _refused(config):
         return 1
-    from raydpo.pipeline import run_round
+    with uncollected():
+        from raydpo.pipeline import run_round
 
     result = run_round(config, options.until)
     if result.metrics is not None:
@@ -136,7 +138,8 @@ def _online(options: argparse.Namespace) -> int:
     check_sections_of_rounds(config)
     if _refused(config):
         return 1
-    from raydpo.online import run_online
+    with uncollected():
+        from raydpo.online import run_online
     from raydpo.online_summary import online_table
 
     result = run_online(config)
@@ -156,7 +159,8 @@ def _sft(options: argparse.Namespace) -> int:
     start_logging(options.verbose)
     if _refused(config):
         return 1
-    from raydpo.pipeline import run_sft
+    with uncollected():
+        from raydpo.pipeline import run_sft
 
     print(f"model: {run_sft(config).path}")
     return 0
@@ -170,7 +174,8 @@ def _score(options: argparse.Namespace) -> int:
     start_logging(options.verbose)
     if _refused(config):
         return 1
-    from raydpo.pipeline import run_score
+    with uncollected():
+        from raydpo.pipeline import run_score
 
     summary, table = run_score(config)
     for name, value in summary.items():
@@ -184,9 +189,10 @@ def _refused(config: Config) -> bool:
 
     Only the first rows are read here; the stages count their refused rows exactly.
     """
-    from raydpo.check import run_check
+    with uncollected():
+        from raydpo.check import run_check
 
-    _, problems = run_check(config, _ROWS_LOOKED_AT)
+        _, problems = run_check(config, _ROWS_LOOKED_AT)
     problems = [p for p in problems if not isinstance(p, QuarantineBudgetError)]
     _print_problems(problems)
     return bool(problems)
@@ -198,11 +204,13 @@ def _print_problems(problems: Sequence[RaydpoError]) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from raydpo.check import run_check
     from raydpo.config_file import load_config
 
     config = load_config(options.config, options.overrides)
-    lines, problems = run_check(config, options.rows)
+    with uncollected():
+        from raydpo.check import run_check
+
+        lines, problems = run_check(config, options.rows)
     print("\n".join(lines))
     _print_problems(problems)
     return 1 if problems else 0

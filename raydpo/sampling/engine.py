@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.errors import EngineError, RaydpoError
+from raydpo.imports import uncollected
 from raydpo.models import adapter_base
 from raydpo.sampling.arguments import load_engine, sampling_parameters, scoring_parameters
 from raydpo.sampling.transfer import Delivery
@@ -218,8 +219,9 @@ class Engine:
     def _run(self) -> None:
         try:
             weights = weights_of(self._model)
-            engine = load_engine(self._model, self._arguments)
-            held = HeldWeights(engine, weights)
+            with uncollected():  # the import of vLLM is most of an engine's start
+                engine = load_engine(self._model, self._arguments)
+                held = HeldWeights(engine, weights)
         except BaseException as error:  # noqa: BLE001 - it is raised again in every caller
             self._policy.set_exception(error)
             return

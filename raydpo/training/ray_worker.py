@@ -28,6 +28,7 @@ from raydpo.config_base import ROUNDING_NATS
 from raydpo.config_objective_base import COLUMN_OF_UNIT, Unit
 from raydpo.config_objectives import single_objectives
 from raydpo.errors import DataError, NumericsError
+from raydpo.imports import uncollected
 from raydpo.models import (
     load_causal_lm,
     load_scalar_head,
@@ -121,7 +122,8 @@ def run_worker(arguments: dict[str, Any]) -> None:
     promised: GivenJob | AwaitedJob = arguments["job"]
     start_logging()
     if isinstance(promised, AwaitedJob):
-        meta_causal_lm(promised.model)  # imports meanwhile what the model needs
+        with uncollected():
+            meta_causal_lm(promised.model)  # imports meanwhile what the model needs
     job: TrainJob | None = promised.wait()
     if job is None:
         return

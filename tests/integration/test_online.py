@@ -221,9 +221,51 @@ def test_policies_that_the_train_worker_sends_change_no_table(
     assert sent == {**read, "policy": read["policy"].replace("/run/", "/sent/")}
 
 
+def test_engines_that_are_not_kept_may_hold_every_cpu_and_change_no_table(
+    undisturbed, work, ray_cluster, capsys
+) -> None:
+    """All other stages need a CPU: they would wait for ever beside such engines."""
+    import ray
+
+    settings = [
+        "name=ended",
+        "online.rounds=1",
+        "online.keep_engines=false",
+        f"sampling.engines.cpus={ray.cluster_resources()['CPU']}",
+        "evaluation=null",
+    ]
+    assert main(["online", str(work / "job.yaml"), *overrides(settings)]) == 0
+    assert "engines were started 1 time(s)" in capsys.readouterr().out
+    kept, ended = (policies(run)[1] for run in (undisturbed[0], work / "ended"))
+    assert ended["policy_weights"] == kept["policy_weights"]
+
+
+def test_self_play_that_stops_early_ends_well_while_train_workers_wait(
+    work, ray_cluster, capsys
+) -> None:
+    values = yaml.safe_load((work / "job.yaml").read_text())
+    examples = [{"prompt": f"the film {n} was", "completion": " very good"} for n in range(8)]
+    (work / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples))
+    values["sft"] = {"data": str(work / "examples.jsonl"), "max_sequence_tokens": 32}
+    stopping = {"max_kl_nats": 0.01}
+    online = {"pairs": "self_play", "reference": "previous", "stopping": stopping, "rounds": 3}
+    kept = {k: v for k, v in values.items() if k not in ("prompts", "labeling")}
+    (work / "spin.yaml").write_text(yaml.safe_dump({**kept, "name": "spin", "online": online}))
+    assert main(["online", str(work / "spin.yaml")]) == 0
+    printed = capsys.readouterr()
+    assert "ended early: KL budget" in printed.out
+    assert printed.err.count("starting 1 workers, which wait for the data") == 2
+    original, first = policies(work / "spin")
+    assert first["evaluation"]["kl_nats_per_completion"]["mean"] > 0.01
+    assert f"best policy: {original['policy']}" in printed.out
+    assert {" very good"} == {
+        row["completion_texts"][0] for row in rows(work / "spin", "preferences")
+    }
+
+
 @pytest.mark.timeout(1200)
 def test_engine_train_worker_and_driver_killed_in_round_1_end_as_if_undisturbed(
-    undisturbed, work
+    undisturbed, work, request
 ) -> None:
     run, killed = undisturbed[0], work / "killed"
     shutil.copytree(run, killed, ignore=shutil.ignore_patterns("round-001", "online.*"))
@@ -233,8 +275,8 @@ def test_engine_train_worker_and_driver_killed_in_round_1_end_as_if_undisturbed(
     assert "killed ray::Engine" in first.stderr
     assert "killed RayTrainWorker" in first.stderr
     assert not (killed / "round-001/policy/manifest.json").exists()
-    last = drive("never", killed, *command)
-    assert last.returncode == 0, last.stderr[-4000:]
+    request.getfixturevalue("ray_cluster")
+    assert main(list(command)) == 0
     for stage in TABLES:
         assert manifest(killed, stage, 1)["fingerprint"] == manifest(run, stage, 1)["fingerprint"]
     assert [p["evaluation"] for p in policies(killed)] == [p["evaluation"] for p in policies(run)]

@@ -355,7 +355,7 @@ def test_the_work_of_an_engine_that_does_not_answer_goes_elsewhere(
     scored = pool.score([(policy.prompts[0], [6, 7])], weights)
     process = process_id(pool)
     monkeypatch.setattr(pool_module, "ASK_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr(pool_module, "ANSWER_WITHIN_SECONDS", 10.0)
+    monkeypatch.setattr(pool_module, "ANSWER_WITHIN_SECONDS", 4.0)
     os.kill(process, signal.SIGSTOP)
     try:
         assert pool.score([(policy.prompts[0], [6, 7])], weights) == scored[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ STAGES = {"prompts", "sampling", "labeling", "reference", "training", "evaluatio
 
 #: A module imports from its own layer and from those before it.
 LAYERS = [
-    {"errors", "config_base", "environment", "tables"},
+    {"errors", "config_base", "environment", "imports", "tables"},
     {"config_objective_base", "config_reward_model"},
     {"config_objectives"},
     {"config_training", "config_online"},
@@ -277,3 +278,11 @@ def test_every_setting_is_read_somewhere() -> None:
         f"{s.__name__}.{name}" for s in sections for name in s.model_fields if name in read
     }
     assert unread == set()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests/integration").glob("test_*.py")), ids=lambda path: path.stem
+)
+def test_every_integration_test_is_slow(path: Path) -> None:
+    """`make test` runs the fast tests outside that folder, then the slow ones: no others are left."""
+    assert re.search(r"^pytestmark = \[?pytest\.mark\.slow", path.read_text(), re.MULTILINE)
