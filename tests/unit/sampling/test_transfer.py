@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from raydpo.sampling.transfer import Meeting, arriving, listening, send, specs_of
+from raydpo.sampling import transfer
+from raydpo.sampling.reload import ReloadingWorker
+from raydpo.sampling.transfer import (
+    Meeting,
+    TensorSpec,
+    arriving,
+    joined,
+    listening,
+    send,
+    specs_of,
+)
 
 CPU = torch.device("cpu")
 
@@ -23,6 +34,11 @@ def write_model(folder: Path) -> dict[str, torch.Tensor]:
     return first | second
 
 
+def receive(meeting: Meeting, rank: int, specs: tuple[TensorSpec, ...]) -> dict[str, torch.Tensor]:
+    with joined(meeting, rank, CPU) as group:
+        return dict(arriving(group, specs, CPU))
+
+
 def nothing() -> None:
     """All receivers are still on their way."""
 
@@ -33,10 +49,7 @@ def test_tensors_arrive_in_every_receiver_as_they_lie_in_the_files(tmp_path: Pat
     with listening("127.0.0.1") as listener, ThreadPoolExecutor(receivers) as ranks:
         port = listener.getsockname()[1]
         meeting = Meeting("127.0.0.1", port, 1 + receivers, 1, cuda=False)
-        received = [
-            ranks.submit(lambda rank: dict(arriving(meeting, rank, specs, CPU)), rank)
-            for rank in range(receivers)
-        ]
+        received = [ranks.submit(receive, meeting, rank, specs) for rank in range(receivers)]
         send(tmp_path, meeting, listener, nothing, CPU)
         for result in received:
             tensors = result.result()
@@ -54,3 +67,19 @@ def test_a_sender_does_not_wait_for_a_receiver_that_will_not_come(tmp_path: Path
         meeting = Meeting("127.0.0.1", listener.getsockname()[1], 2, 1, cuda=False)
         with pytest.raises(ValueError, match="the engine is dead"):
             send(tmp_path, meeting, listener, fail, CPU)
+
+
+def test_a_rank_that_cannot_join_says_so_before_vllm_touches_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Worker(ReloadingWorker):
+        rank, device = 0, CPU
+
+        def reload_weights(self, **arguments: object) -> None:
+            raise AssertionError("half of the weights are worse than none")
+
+    monkeypatch.setattr(transfer, "TIMEOUT", timedelta(seconds=1))
+    with listening("127.0.0.1") as listener:
+        port = listener.getsockname()[1]
+    closed = Meeting("127.0.0.1", port, 2, 1, cuda=False)
+    assert "rank 0 could not join the sender" in str(Worker().receive(closed, ()))
