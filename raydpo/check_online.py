@@ -13,7 +13,6 @@ from raydpo.check_resources import gpu_count, is_remote
 from raydpo.config import Config, EnginesConfig, ModelConfig, OnlineConfig, TrainingConfig
 from raydpo.config_objectives import Objective
 from raydpo.errors import ConfigError
-from raydpo.fit import check_config_fits
 from raydpo.models import adapter_base
 from raydpo.plan import Resources, largest_beside
 
@@ -65,7 +64,6 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
         _check_broadcast(config.online, config.sampling.engines, config.training)
     if config.training is not None:
         _check_reference(config.online, config.training.objective)
-    check_config_fits(config)
     limits = config.online.stopping.model_dump(exclude={"max_displacement_nats"}, exclude_none=True)
     if limits and config.evaluation is None:
         raise ConfigError(

@@ -181,6 +181,8 @@ def missing_weights(model: ModelConfig, needed: set[str], found: set[str]) -> se
         needed: names in its files.
         found: names in the others.
     """
+    if needed <= found:
+        return set()
     prefix = inner_prefix(model)
     there = {name.removeprefix(prefix) for name in found}
     missing = {name for name in needed if name.removeprefix(prefix) not in there}

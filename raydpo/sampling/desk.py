@@ -26,23 +26,23 @@ def telling(desk: Any) -> Generator[None]:
     ended = threading.Event()
 
     def tell() -> None:
-        for note in ray.get(desk.notes.remote()):
+        try:
+            notes = ray.get(desk.notes.remote(), timeout=_SECONDS_BETWEEN_LOOKS)
+        except RayError:
+            return  # the desk is gone or slow: whoever works with it says so
+        for note in notes:
             logger.warning("%s", note)
 
     def look() -> None:
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-            try:
-                tell()
-            except RayError:
-                return  # the cluster is gone: whoever works with it says so
+            tell()
 
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
+    threading.Thread(target=look, daemon=True).start()
     try:
         yield
-        tell()
-    finally:
+    finally:  # an engine's last words are worth most where the block failed
         ended.set()
+        tell()
 
 
 class Desk:

@@ -65,11 +65,6 @@ class Delivery:
     tensors: tuple[TensorSpec, ...]
     meeting: Meeting
 
-    @property
-    def arguments(self) -> tuple[Meeting, tuple[TensorSpec, ...]]:
-        """What each rank needs to know."""
-        return self.meeting, self.tensors
-
 
 def send(
     folder: Path,

@@ -2,9 +2,10 @@
 
 What comes in: a model folder, or the folder of a LoRA adapter. What goes out: an engine
 that holds exactly these weights, or an error and an engine that loads anew at the next
-call; where vLLM failed in the midst of loading, one that is of no use any more. The files are hashed by the engine that loads them: what an engine says that it
-holds is what it read. Only where a train worker sends them is it what the engine was told,
-and the probe after every push says whether it is true.
+call; where vLLM failed in the midst of loading, one that is of no use any more. The files
+are hashed by the engine that loads them: what an engine says that it holds is what it read.
+Only where a train worker sends them is it what the engine was told, and the probe after
+every push says whether it is true.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class HeldWeights:
             raise _another_model("the weights that are sent", sorted(missing)[:4])
         what, before = "the weights that are sent", (self.fingerprint, self._base)
         self.fingerprint = self._base = None
-        refusals = [r for r in self._in_workers(what, "receive", *delivery.arguments) if r]
+        answers = self._in_workers(what, "receive", delivery.meeting, delivery.tensors)
+        refusals = [answer for answer in answers if answer]
         if refusals:
             self.fingerprint, self._base = before
             raise ModelError(

@@ -176,7 +176,13 @@ def test_dead_engines_leave_their_work_to_the_others_and_the_stage_goes_on_later
     written = {f.name: f.stat().st_mtime_ns for f in folder.glob("part-*.parquet")}
     assert PARTS - 2 * PARTS_IN_FLIGHT <= len(written) < PARTS
 
+    completions_before, _ = pool.made()
     table = sample(folder, prompts, tiny_model, pool)
+    expected = (PARTS - len(written)) * ROWS_PER_PART * CANDIDATES
+    deadline = time.monotonic() + 30  # workers count without waiting
+    while pool.made()[0] - completions_before < expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert pool.made()[0] - completions_before == expected
     assert all((folder / name).stat().st_mtime_ns == time for name, time in written.items())
     assert table.fingerprint == undisturbed.fingerprint
 

@@ -16,6 +16,7 @@ from raydpo.cli import main
 from raydpo.config import Config, OnlineConfig
 from raydpo.config_file import config_from_values, config_to_yaml, load_config
 from raydpo.errors import ConfigError
+from raydpo.fit import check_config_fits
 
 REWARD = {"function": "tests.integration.rewards:count_e"}
 
@@ -77,9 +78,9 @@ def test_self_play_takes_the_data_of_sft_and_nothing_else() -> None:
 def test_self_play_offers_pairs_and_nothing_else(objective: str) -> None:
     changes = {"prompts": None, "labeling": None, "sft": {"data": "chat.jsonl"}}
     online = {"pairs": "self_play"}
-    check_sections_of_rounds(job(**changes, online=online, training={"objective": "soft_label"}))
+    check_config_fits(job(**changes, online=online, training={"objective": "soft_label"}))
     with pytest.raises(ConfigError, match=f"{objective!r} with online.pairs 'self_play'"):
-        check_sections_of_rounds(job(**changes, online=online, training={"objective": objective}))
+        check_config_fits(job(**changes, online=online, training={"objective": objective}))
 
 
 def test_rounds_need_no_room_for_the_training_of_sft(monkeypatch) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 
+from raydpo import online_record
 from raydpo.config import StoppingConfig
 from raydpo.errors import ConfigError
 from raydpo.online_record import (
@@ -117,18 +117,21 @@ def test_displacement_is_the_fall_of_chosen_log_probs_from_first_to_last_tenth()
     assert displacement(rows[:1]) == 0
 
 
-def test_a_ledger_counts_every_second_once() -> None:
-    ledger = Ledger()
+def test_a_ledger_counts_every_second_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(online_record, "monotonic", lambda: now[0])
+    ledger = Ledger(_started=now[0])
     with ledger.of("sampling"):
-        time.sleep(0.02)
+        now[0] += 0.02
         with ledger.of("weight push"):
-            time.sleep(0.03)
+            now[0] += 0.03
     with ledger.of("training start-up"):
-        time.sleep(0.03)
+        now[0] += 0.03
     ledger.move(0.01, "training start-up", "training")
     ledger.move(1e6, "sampling", "scoring")  # never more than there is
     seconds = ledger.close()
-    assert seconds["weight push"] >= 0.03
+    assert seconds["weight push"] == pytest.approx(0.03)
+    assert seconds["total"] == pytest.approx(0.08)
     assert seconds["training"] == pytest.approx(0.01)
     assert seconds["sampling"] == 0
     assert sum(v for k, v in seconds.items() if k != "total") == pytest.approx(seconds["total"])
