@@ -57,7 +57,7 @@ STAGE_IMPORTS_STAGE = {
     "reference": {"training"},
 }
 #: Lines that a file may have.
-MOST_LINES = 400
+MOST_LINES = 600
 #: Ray Train around the numeric core; everything else in training/ runs without Ray.
 RAY_IN_TRAINING = {
     "raydpo.training.stage",
@@ -220,7 +220,7 @@ def test_functions_are_short() -> None:
 
 
 def test_no_function_is_long() -> None:
-    assert [(name, lines) for name, lines in functions() if lines > 45] == []
+    assert [(name, lines) for name, lines in functions() if lines > 60] == []
 
 
 @pytest.mark.parametrize("folder", ["raydpo", "jobs", "tests"])
