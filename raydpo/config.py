@@ -65,7 +65,7 @@ class PromptsConfig(Section):
     format: SourceFormat = "auto"
     """How to read it; `auto` goes by the file name's ending."""
     split: str = "train"
-    """The split, where the source is a `datasets` dataset."""
+    """The split: of a `datasets` dataset, or of files whose names say theirs, as train-* and test-* do."""
     column: str | None = None
     """The column with text or messages; without it `prompt`, `messages` or `text`, the first there is."""
     id_column: str | None = None
@@ -95,7 +95,7 @@ class PreferencesConfig(Section):
     format: SourceFormat = "auto"
     """How to read it; `auto` goes by the file name's ending."""
     split: str = "train"
-    """The split, where the source is a `datasets` dataset."""
+    """The split: of a `datasets` dataset, or of files whose names say theirs, as train-* and test-* do."""
     layout: Literal[
         "auto", "explicit", "implicit", "transcript", "sharegpt", "ranked", "unpaired"
     ] = "auto"

@@ -162,7 +162,7 @@ class SftConfig(TrainerConfig):
     format: SourceFormat = "auto"
     """How to read it; `auto` goes by the file name's ending."""
     split: str = "train"
-    """The split, where the source is a `datasets` dataset."""
+    """The split: of a `datasets` dataset, or of files whose names say theirs, as train-* and test-* do."""
     loss_on: Literal["all", "completion"] = "completion"
     """Next-token loss on the full text (column `text`), or on the completion only."""
     max_sequence_tokens: PositiveInt = 1024

@@ -21,6 +21,7 @@ import pyarrow.fs as pafs
 from raydpo.config import PreferencesConfig, PromptsConfig, SftConfig, SourceFormat
 from raydpo.errors import DataError
 from raydpo.prompts import readers
+from raydpo.prompts.splits import DEFAULT_SPLIT, files_of_split
 from raydpo.storage import fingerprint, folder_of, locate
 from raydpo.tables import Row
 
@@ -65,6 +66,15 @@ class _File:
     format: SourceFormat
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Files that a path names, the folder that they are in, and whether that one was given."""
+
+    files: list[tuple[pafs.FileSystem, str]]
+    base: str
+    is_folder: bool
+
+
 def row_text(row: Row) -> str:
     """A row as JSON; values that JSON lacks become text."""
     return json.dumps(row, ensure_ascii=False, default=str)
@@ -84,11 +94,11 @@ def source_rows(
     Args:
         path: a file, a glob, a folder, a URI, or the name of a `datasets` dataset.
         format: how to read it; `auto` goes by the file names' endings.
-        split: the split of a `datasets` dataset.
+        split: the split of a `datasets` dataset, or of files that name theirs (see `splits.py`).
         limit: stop after so many rows.
 
     Raises:
-        DataError: nothing is there, or a file cannot be read as a whole.
+        DataError: nothing is there, the split is not, or a file cannot be read as a whole.
     """
     reads = itertools.islice(_reads(path, format, split), limit)
     for index, (row, problem, raw) in enumerate(reads):
@@ -103,7 +113,8 @@ def source_fingerprint(path: str, format: SourceFormat = "auto", split: str = "t
     """
     if is_dataset(path, format):
         return fingerprint(["dataset", str(getattr(_dataset(path, split), "_fingerprint", ""))])
-    return fingerprint([[file.format, _file_hash(file)] for file in _files(path, format)])
+    files = _files(path, format, split)
+    return fingerprint([[file.format, _file_hash(file)] for file in files])
 
 
 def is_dataset(path: str, format: SourceFormat = "auto") -> bool:
@@ -125,7 +136,7 @@ def _reads(path: str, format: SourceFormat, split: str) -> Iterator[readers.Read
     if is_dataset(path, format):
         yield from ((dict(row), None, "") for row in _dataset(path, split))
         return
-    for file in _files(path, format):
+    for file in _files(path, format, split):
         try:
             yield from _file_reads(file)
         except OSError as error:
@@ -160,10 +171,10 @@ def _file_hash(file: _File) -> str:
     return digest.hexdigest()
 
 
-def _files(path: str, format: SourceFormat) -> list[_File]:
-    """The files of a source, sorted by path, each with its format."""
-    infos = _found(path)
-    if not infos:
+def _files(path: str, format: SourceFormat, split: str) -> list[_File]:
+    """The files of a source's split, sorted by path, each with its format."""
+    found = _found(path)
+    if not found.files:
         raise DataError(
             f"{path}: there is no such file, folder or match",
             "an input is a file, a glob, a folder, a URI, or the name of a `datasets` dataset",
@@ -171,20 +182,22 @@ def _files(path: str, format: SourceFormat) -> list[_File]:
             "for a dataset of the hub set `format: dataset`",
         )
     files: list[_File] = []
-    for filesystem, name in infos:
+    for filesystem, name in found.files:
         known = format if format != "auto" else _format_of(name)
         if known is not None:
             files.append(_File(filesystem, name, known))
     if not files:
         raise DataError(
-            f"{path}: no known ending among {', '.join(Path(name).name for _, name in infos[:5])}",
+            f"{path}: no known ending among {', '.join(Path(name).name for _, name in found.files[:5])}",
             f"`format: auto` knows {', '.join(_FORMAT_OF_ENDING)} (also with .gz)",
             "rename the file, or name its format: jsonl, json, parquet, csv, text or dataset",
         )
-    return files
+    below = {file.path: file.path[len(found.base) :] for file in files}
+    kept = set(files_of_split(path, below, split, is_folder=found.is_folder))
+    return [file for file in files if file.path in kept]
 
 
-def _found(path: str) -> list[tuple[pafs.FileSystem, str]]:
+def _found(path: str) -> _Found:
     """The files that a path, folder or glob names."""
     uri = folder_of(path).uri
     wildcard = _WILDCARDS.search(uri)
@@ -194,17 +207,19 @@ def _found(path: str) -> list[tuple[pafs.FileSystem, str]]:
         filesystem, name = locate(literal)
         info = filesystem.get_file_info(name)
         if info.type == pafs.FileType.File:
-            return [(filesystem, name)]
+            return _Found([(filesystem, name)], name.rpartition("/")[0], is_folder=False)
         if info.type == pafs.FileType.Directory:
-            return [(filesystem, inner) for inner in _below(filesystem, name, recursive=True)]
+            inside = _below(filesystem, name, recursive=True)
+            return _Found([(filesystem, inner) for inner in inside], name, is_folder=True)
     if wildcard is None:
-        return []
+        return _Found([], uri, is_folder=False)
     filesystem, folder = locate(base)
     pattern = uri[len(base) + 1 :]
     matches = re.compile(_regex_of(pattern))
     names = _below(filesystem, folder, recursive="/" in pattern or "**" in pattern)
     skip = len(folder.rstrip("/")) + 1
-    return [(filesystem, name) for name in names if matches.fullmatch(name[skip:])]
+    matching = [(filesystem, name) for name in names if matches.fullmatch(name[skip:])]
+    return _Found(matching, folder, is_folder=False)
 
 
 def _below(filesystem: pafs.FileSystem, folder: str, recursive: bool) -> list[str]:
@@ -239,12 +254,39 @@ def _dataset(path: str, split: str) -> Any:
     folder = Path(path).expanduser()
     try:
         if folder.is_dir() and any((folder / name).is_file() for name in _DATASET_FILES):
-            loaded = datasets.load_from_disk(str(folder))
-            return loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-        return datasets.load_dataset(path, split=split)
+            loaded: Any = datasets.load_from_disk(str(folder))
+        else:
+            return datasets.load_dataset(path, split=split)
     except Exception as error:
         raise DataError(
             f"dataset {path!r}, split {split!r}: {type(error).__name__}: {error}",
             "a dataset is a folder that `save_to_disk` wrote, or the name of one on the hub",
             "check the name, the split and the network, or save it to a folder once",
         ) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        return loaded[_existing(split, sorted(map(str, loaded)), path)]
+    # A table saved alone may have kept its split's name; it is the only one there.
+    return loaded if split == DEFAULT_SPLIT else _only(loaded, split, path)
+
+
+def _existing(split: str, there: list[str], path: str) -> str:
+    if split not in there:
+        raise DataError(
+            f"split {split!r} of dataset {path!r}: it has {', '.join(there)}",
+            "a saved DatasetDict holds its splits by name",
+            f"set `split` to {' or '.join(there)}",
+        )
+    return split
+
+
+def _only(dataset: Any, split: str, path: str) -> Any:
+    """The only table of a folder, where its split is that one."""
+    own = str(dataset.split) if dataset.split is not None else None
+    if own != split:
+        raise DataError(
+            f"split {split!r} of dataset {path!r}: it is one table"
+            + (f", of split {own}" if own else ", without splits"),
+            "`split` chooses among the splits of a source",
+            "remove `split`, or save a DatasetDict with its splits",
+        )
+    return dataset

@@ -70,10 +70,28 @@ def test_a_saved_dataset_is_read_with_its_split(tmp_path: Path) -> None:
     datasets.DatasetDict(made).save_to_disk(str(tmp_path / "saved"))
     for name, rows in pieces.items():
         assert _good(list(source_rows(str(tmp_path / "saved"), split=name))) == rows
-    with pytest.raises(DataError, match="split 'nothing'"):
+    with pytest.raises(DataError, match=r"split 'nothing' of dataset .*: it has test, train"):
         list(source_rows(str(tmp_path / "saved"), split="nothing"))
     one = source_fingerprint(str(tmp_path / "saved"), split="train")
     assert one != source_fingerprint(str(tmp_path / "saved"), split="test")
+
+
+def test_a_dataset_of_one_table_has_no_other_split(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "one"))
+    assert _good(list(source_rows(str(tmp_path / "one")))) == ROWS
+    with pytest.raises(DataError, match=r"split 'test' of dataset .*: it is one table"):
+        list(source_rows(str(tmp_path / "one"), split="test"))
+
+
+def test_a_folder_is_read_with_its_split(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}-00000-of-00001.jsonl").write_bytes(_jsonl([{"from": split}]))
+    for split in ("train", "test"):
+        assert _good(list(source_rows(str(tmp_path), split=split))) == [{"from": split}]
+    with pytest.raises(DataError, match=r"split 'dev' of .*: its files are of split test, train"):
+        list(source_rows(str(tmp_path), split="dev"))
+    train, test = (source_fingerprint(str(tmp_path), split=split) for split in ("train", "test"))
+    assert train != test
 
 
 def test_globs_and_folders_are_read_in_sorted_order(tmp_path: Path) -> None:
