@@ -26,6 +26,7 @@ from raydpo.config_base import (
 )
 from raydpo.config_objectives import DpoObjective
 from raydpo.config_online import OnlineConfig, ReplayConfig, StoppingConfig
+from raydpo.config_paths import LocalPath, PathOrName
 from raydpo.config_training import (
     LoraSettings,
     SftConfig,
@@ -60,7 +61,7 @@ __all__ = [
 class PromptsConfig(Section):
     """Where prompts come from and how they become token ids."""
 
-    path: str
+    path: PathOrName
     """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
     format: SourceFormat = "auto"
     """How to read it; `auto` goes by the file name's ending."""
@@ -90,7 +91,7 @@ Prompts = Annotated[PromptsConfig, BeforeValidator(path_shorthand)]
 class PreferencesConfig(Section):
     """Preference data that exists already; it replaces sampling and labelling."""
 
-    path: str
+    path: PathOrName
     """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
     format: SourceFormat = "auto"
     """How to read it; `auto` goes by the file name's ending."""
@@ -207,7 +208,7 @@ class RewardConfig(Section):
 
     function: str | None = None
     """`package.module:name` of a function (prompts, completions) -> rewards, lists of equal length."""
-    classifier: str | None = None
+    classifier: PathOrName | None = None
     """A sequence-classification model: folder, URI or hub name."""
     implicit: bool = False
     """The run's own model: log-prob under `model` minus log-prob under the reference, in nats; `weight` is its beta."""
@@ -336,7 +337,7 @@ class Config(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its directory is `<output>/<name>`."""
-    output: str = "runs"
+    output: Annotated[LocalPath, Field(validate_default=True)] = "runs"
     """Folder or URI that holds the run directories."""
     seed: NonNegativeInt = 0
     """Seed of everything that is drawn."""

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from raydpo.config_paths import LocalPath, PathOrName
+
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -48,13 +50,13 @@ def path_shorthand(value: Any) -> Any:
 class ModelConfig(Section):
     """A causal language model with its tokenizer. A plain string stands for `path`."""
 
-    path: str
+    path: PathOrName
     """A local folder, a URI (`s3://...`) or a hub name such as `org/name`."""
     revision: str | None = None
     """The hub revision (branch, tag or commit)."""
     pad_token: str | None = None
     """The padding token, where the tokenizer has none of its own."""
-    chat_template: str | None = None
+    chat_template: LocalPath | None = None
     """A file with a Jinja chat template, used instead of the tokenizer's own."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of training and of the reference; parameters stay float32 in training."""

@@ -20,6 +20,7 @@ from raydpo.config_base import (
     SourceFormat,
 )
 from raydpo.config_objectives import DpoObjective, Objective
+from raydpo.config_paths import PathOrName
 
 
 class LoraSettings(Section):
@@ -157,7 +158,7 @@ class TrainingConfig(TrainerConfig):
 class SftConfig(TrainerConfig):
     """Supervised fine-tuning: the stage that makes pi_ref."""
 
-    data: str
+    data: PathOrName
     """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
     format: SourceFormat = "auto"
     """How to read it; `auto` goes by the file name's ending."""

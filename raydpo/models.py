@@ -53,12 +53,6 @@ def local_folder(model: ModelConfig) -> Path:
     return _from_hub(model)
 
 
-def with_absolute_path(model: ModelConfig) -> ModelConfig:
-    """The same model, named so that processes that work in other folders find it too."""
-    path = Path(model.path).expanduser()
-    return model.model_copy(update={"path": str(path.absolute())}) if path.is_dir() else model
-
-
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the configured padding token and chat template.
 

@@ -121,15 +121,19 @@ def _judge_inputs(judges: tuple[RewardConfig, ...]) -> dict[str, str]:
 
 def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, ModelConfig]) -> Json:
     """What the numbers and the page depend on; how many workers do the work is no part of it."""
-    placement = {"batch_size", "workers", "gpus_per_worker"}
+    # Where a judge lies is none of it either: its name is, and its weights are among the inputs.
+    placement = {"batch_size", "workers", "gpus_per_worker", "classifier", "name"}
     return {
-        "judges": [judge.model_dump(mode="json", exclude=placement) for judge in evaluation.judge],
+        "judges": [
+            {"name": judge.scorer, **judge.model_dump(mode="json", exclude=placement)}
+            for judge in evaluation.judge
+        ],
         "evaluation": evaluation.model_dump(mode="json", exclude={"prompts", "judge"}),
         "max_prompt_tokens": evaluation.prompts.max_prompt_tokens,
         "sampling": config.sampling.model_dump(mode="json", exclude={"engines", "candidates"}),
         "sampling_dtype": config.sampling.engines.dtype,
         "labels_by": [
-            [reward.function, reward.classifier]
+            [reward.function, reward.classifier and reward.scorer]
             for reward in (config.labeling.reward if config.labeling else ())
         ],
         "beta": config.training.objective.kl_beta if config.training else None,

@@ -11,7 +11,6 @@ import functools
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from raydpo.cluster import uses_cuda
@@ -81,7 +80,6 @@ def scoring_work(
 ) -> PartWork:
     """The work of `score_candidates` on one or more tables: its workers load the scorers once."""
     check_rewards(rewards)
-    rewards = tuple(_with_absolute_path(reward) for reward in rewards)
     stages = [
         PartStage(_stage(target.folder, target.source, rewards), [target.source], target.what)
         for target in targets
@@ -162,14 +160,6 @@ def _make_transform(rewards: tuple[RewardConfig, ...], search: tuple[str, ...]) 
             forget_module(reward.function)
     judges = {reward.scorer: make_judge(reward) for reward in rewards}
     return functools.partial(score_part, judges)
-
-
-def _with_absolute_path(reward: RewardConfig) -> RewardConfig:
-    """A local model by its absolute path: workers have working directories of their own."""
-    path = Path(reward.classifier or "").expanduser()
-    if reward.classifier is None or not path.is_dir():
-        return reward
-    return reward.model_copy(update={"classifier": str(path.absolute()), "name": reward.scorer})
 
 
 def _scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:

@@ -24,7 +24,6 @@ from raydpo.models import (
     local_folder,
     tokenizer_fingerprint,
     weights_fingerprint,
-    with_absolute_path,
 )
 from raydpo.progress import logger
 from raydpo.run import Stage, commit_files, open_stage
@@ -62,12 +61,11 @@ def averaged_reference(
     target = folder.child(MODEL_FOLDER)
     averaged = policy.model_copy(update={"path": target.uri, "revision": None})
     if open_stage(stage) is None:
-        models = with_absolute_path(policy), with_absolute_path(reference)
         # As workers that score under a model are started: one of theirs may be there, with torch.
         environment = {"env_vars": dict(worker_environment(cuda=False, cpus=1))}
         task = ray.remote(write_average).options(num_cpus=1, runtime_env=environment)
         with own_errors():
-            ray.get(task.remote(target, *models, alpha))
+            ray.get(task.remote(target, policy, reference, alpha))
         commit_files(stage, weights_fingerprint(averaged))
         logger.info("[%s] the reference is %g policy and %g reference", what, alpha, 1 - alpha)
     return averaged

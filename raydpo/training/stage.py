@@ -10,13 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Final
 
 from raydpo.cluster import cluster_size
 from raydpo.config import Config, ModelConfig
 from raydpo.errors import NumericsError
-from raydpo.models import tokenizer_fingerprint, weights_fingerprint, with_absolute_path
+from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.plan import workers_can_wait
 from raydpo.progress import logger, say
@@ -179,9 +178,6 @@ def _run(job: TrainJob, inputs: dict[str, str], workers: EarlyWorkers | None = N
 
 
 def _train(job: TrainJob, workers: EarlyWorkers | None) -> None:
-    # Ray Train's workers each work in a folder of their own.
-    live = job.reference_model and with_absolute_path(job.reference_model)
-    job = replace(job, model=with_absolute_path(job.model), reference_model=live)
     if workers is not None:
         workers.train(job)
     else:

@@ -21,7 +21,6 @@ from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, TrainerConfig
 from raydpo.environment import worker_environment
 from raydpo.errors import own_errors
-from raydpo.models import with_absolute_path
 from raydpo.progress import logger
 from raydpo.storage import Folder, locate
 from raydpo.training.handover import AwaitedJob, GivenJob, Handover
@@ -52,7 +51,7 @@ class EarlyWorkers:
         actor: Any = ray.remote(Handover).options(num_cpus=0, scheduling_strategy=here)
         self._handover = actor.remote()
         self._given = False
-        awaited = AwaitedJob(with_absolute_path(model), self._handover)
+        awaited = AwaitedJob(model, self._handover)
         logger.info("[%s] starting %s workers, which wait for the data", what, count(settings))
         self._end = _begin(settings, folder, awaited)
 

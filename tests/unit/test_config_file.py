@@ -51,7 +51,8 @@ def test_overrides_reach_nested_keys_and_sections_by_their_command(path) -> None
     )
     assert config.training.learning_rate == 1e-5
     assert config.training.objective.beta == 0.3
-    assert (config.model.path, config.model.pad_token) == ("assets/review-lm", "<unk>")
+    assert config.model.path.endswith("assets/review-lm")
+    assert config.model.pad_token == "<unk>"
     assert config.sampling.stop == ("a", "b")
 
 

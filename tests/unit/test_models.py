@@ -15,7 +15,6 @@ from raydpo.models import (
     missing_weights,
     tokenizer_fingerprint,
     weights_fingerprint,
-    with_absolute_path,
 )
 from tests.conftest import make_tiny_model
 
@@ -68,13 +67,6 @@ def test_padding_token_comes_from_the_configuration_where_the_tokenizer_has_none
     assert load_tokenizer(config).pad_token == "<unk>"
     with pytest.raises(ModelError, match=r"model\.pad_token 'nothing'"):
         load_tokenizer(config.model_copy(update={"pad_token": "nothing"}))
-
-
-def test_relative_folders_become_absolute_and_hub_names_stay(tmp_path, monkeypatch) -> None:
-    make_tiny_model(tmp_path / "model", seed=0)
-    monkeypatch.chdir(tmp_path)
-    assert with_absolute_path(ModelConfig(path="model")).path == str(tmp_path / "model")
-    assert with_absolute_path(ModelConfig(path="org/name")).path == "org/name"
 
 
 def test_weights_are_missing_where_transformers_would_make_them_up(tiny_model) -> None:
