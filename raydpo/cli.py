@@ -8,6 +8,7 @@ an error that the log explains. Commands import what they need when they run, so
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The example of a check may hold letters that this terminal cannot show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command(options)
     except RaydpoError as error:
@@ -58,13 +62,24 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "sft", "supervised fine-tuning: the model that sampling starts from", _sft)
     _add(commands, "score", "log-probabilities of existing completions under the model", _score)
     check = _add(commands, "check", "say, without a cluster, all that would go wrong", _check)
-    check.add_argument("--rows", type=int, help="look at so many rows of the data only")
+    check.add_argument("--rows", type=_from(1), help="look at so many rows of the data only")
     show = commands.add_parser("show", help="what a run has done so far")
     show.add_argument("run", help="the run directory")
-    show.add_argument("--rows", type=int, default=2, help="rows to show of each table")
+    show.add_argument("--rows", type=_from(0), default=2, help="rows to show of each table")
     show.set_defaults(command=_show)
     _add_annotate(commands)
     return parser
+
+
+def _from(least: int) -> Callable[[str], int]:
+    """What reads an option that is a whole number, `least` or more."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text[:20]) < 1 << 63:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return read
 
 
 def _add(
@@ -95,8 +110,8 @@ def _add_annotate(commands: Any) -> None:
     export = actions.add_parser("export", help="write blinded pairs to a JSONL file")
     export.add_argument("run", help="the run directory, with candidates sampled")
     export.add_argument("--output", help="the file; without it <run>/annotation.jsonl")
-    export.add_argument("--pairs-per-prompt", type=int, default=1)
-    export.add_argument("--seed", type=int, default=0, help="of the choice and order of pairs")
+    export.add_argument("--pairs-per-prompt", type=_from(1), default=1)
+    export.add_argument("--seed", type=_from(0), default=0, help="of the choice and order of pairs")
     export.set_defaults(command=_annotate_export)
     load = actions.add_parser("import", help="build preferences from the votes in a JSONL file")
     load.add_argument("run", help="the run directory that the pairs came from")

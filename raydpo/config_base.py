@@ -5,9 +5,19 @@ What comes in: values of one section. What goes out: frozen pydantic models.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raydpo.config_paths import LocalPath, PathOrName
 
@@ -36,10 +46,59 @@ ROUNDING_NATS: Final = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
 SHARED_ATTENTIONS = ("segments", "varlen", "flex", "mask")
 
 
+def _misread(value: Any, annotation: Any) -> str | None:
+    """Why a field's value is not what somebody wrote, or None."""
+    scalars = list(_scalars(value))
+    if any(isinstance(scalar, bool) for scalar in scalars) and not _takes_booleans(annotation):
+        return (
+            "a boolean means nothing here. YAML reads yes, no, on, off, true and false as "
+            'booleans: put a word in quotes, as in "no"'
+        )
+    if any(isinstance(scalar, str) and not _is_text(scalar) for scalar in scalars):
+        return "a text holds no NUL and no lone surrogate"
+    if any(isinstance(scalar, int) and scalar.bit_length() > 63 for scalar in scalars):
+        return "an integer has at most 63 bits"
+    return None
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    """A value, or those in a list of them; sections inside look at their own."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _scalars(inner)
+    elif not isinstance(value, dict | BaseModel):
+        yield value
+
+
+def _takes_booleans(annotation: Any) -> bool:
+    return annotation is bool or any(_takes_booleans(inner) for inner in get_args(annotation))
+
+
+def _is_text(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 class Section(BaseModel):
     """Base of all sections: frozen, strict about unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _values_are_what_was_written(cls, values: Any) -> Any:
+        """Refuse what pydantic, or a library later on, would take for something else."""
+        if not isinstance(values, dict):
+            return values
+        problems: list[InitErrorDetails] = []
+        for name, value in values.items():
+            field = cls.model_fields.get(name) if isinstance(name, str) else None
+            problem = _misread(value, field.annotation) if field is not None else None
+            if problem is not None:
+                kind = PydanticCustomError("misread", "{problem}", {"problem": problem})
+                problems.append({"type": kind, "loc": (name,), "input": value})
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return values
 
 
 def path_shorthand(value: Any) -> Any:

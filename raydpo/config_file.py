@@ -7,7 +7,7 @@ What comes in: a path and `--set` overrides. What goes out: a frozen `Config`, o
 from __future__ import annotations
 
 import difflib
-import re
+from datetime import date
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from raydpo.config import Config
+from raydpo.config_yaml import override_value, yaml_values
 from raydpo.errors import ConfigError
 
 #: A section may also be named by its command in `--set`.
@@ -25,16 +26,10 @@ SECTION_OF_COMMAND: Final = {
     "evaluate": "evaluation",
 }
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 plus numbers such as `1e-4`, which YAML 1.1 takes for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+#: Characters of a wrong value that an error shows.
+_MOST_SHOWN: Final = 200
+#: Problems that an error lists.
+_MOST_PROBLEMS: Final = 30
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -63,8 +58,10 @@ def config_from_values(values: dict[str, Any], where: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
+        lines = [f"  - {problem}" for problem in problems[:_MOST_PROBLEMS]]
+        lines += [f"  ... {len(problems) - len(lines)} more"] if problems[len(lines) :] else []
         raise ConfigError(
-            f"{where} has {len(problems)} problem(s):\n" + "\n".join(f"  - {p}" for p in problems),
+            "\n".join([f"{where} has {len(problems)} problem(s):", *lines]),
             "every key is known and every value obeys its type and range",
             "mend the lines above; `raydpo check CONFIG` looks again without starting anything",
         ) from error
@@ -77,19 +74,20 @@ def config_to_yaml(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}",
             "the configuration is a readable YAML file",
             "give the path of a file, such as jobs/demo.yaml",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{path} is not YAML: {error}",
-            "the configuration is a YAML mapping",
-            "mend the line that the message names",
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}",
+            "the configuration is a YAML file in UTF-8",
+            "save it as UTF-8",
         ) from error
+    values = yaml_values(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} holds a {type(values).__name__}",
@@ -112,13 +110,25 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         sections[0] = SECTION_OF_COMMAND.get(sections[0], sections[0])
     place: dict[str, Any] = values
     for section in sections:
-        inner: Any = place.get(section)
-        if isinstance(inner, str):
-            # The shorthands: of an objective its name, of models and prompts their path.
-            inner = {"name" if section == "objective" else "path": inner}
-        place[section] = dict(inner or {})
+        place[section] = _section_to_override(section, place.get(section), override)
         place = place[section]
-    place[last] = yaml.load(text, Loader=_Loader)  # noqa: S506
+    place[last] = override_value(text, f"--set {key}")
+
+
+def _section_to_override(section: str, value: Any, override: str) -> dict[str, Any]:
+    """What stands in a section already; its shorthand is written out."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        # The shorthands: of an objective its name, of models and prompts their path.
+        return {"name" if section == "objective" else "path": value}
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"--set {override}: {section} is {_shown(value)}",
+            "an override reaches into a section, and into no list",
+            f"override {section} as a whole: --set '...{section}={{key: value}}'",
+        )
+    return dict(value)
 
 
 def _problem(item: Any) -> str:
@@ -130,8 +140,19 @@ def _problem(item: Any) -> str:
     if item["type"] == "union_tag_invalid":
         return f"{location}: {_unknown_name(item['ctx']['tag'], item['ctx']['expected_tags'])}"
     message = item["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(item["input"], dict | BaseModel) else f" (given: {item['input']!r})"
-    return f"{location}: {message}{given}"
+    if item["type"] == "string_type" and isinstance(item["input"], int | float | date):
+        message += ": put it in quotes"
+    given = "" if isinstance(item["input"], dict | BaseModel) else _shown(item["input"])
+    return f"{location}: {message}{given and f' (given: {given})'}"
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, cut where it is long; on one line, and printable."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _unknown_name(name: str, listed: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,22 @@ def test_bad_input_is_refused_before_ray_is_imported(models, tmp_path) -> None:
     assert done.returncode == 1, done.stderr
     assert "AssertionError" not in done.stderr
     assert "there is no such file" in done.stderr
+
+
+@pytest.mark.parametrize("rows", ["-1", "0", "x", "9" * 30])
+def test_a_number_of_rows_that_cannot_be_is_refused(rows, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "job.yaml", "--rows", rows])
+    assert "is no whole number from 1 on" in capsys.readouterr().err
+
+
+def test_a_terminal_of_few_letters_shows_the_others_escaped(models, tmp_path) -> None:
+    values = job(models, tmp_path)
+    row = {"prompt": "the 🎬", "chosen": " good", "rejected": " bad"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "raydpo.cli", "check", str(tmp_path / "job.yaml")]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "Traceback" not in done.stderr
+    assert "the \\U0001f3ac" in done.stdout

@@ -1,8 +1,12 @@
 """Configuration files: every problem at once, with what was meant."""
 
+from typing import get_args
+
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from raydpo.config_base import Section
 from raydpo.config_file import config_from_values, config_to_yaml, load_config
 from raydpo.errors import ConfigError
 
@@ -82,6 +86,60 @@ def test_wrong_values_are_all_listed_with_the_value_given(path) -> None:
     assert "beta: Input should be greater than 0 (given: -1)" in text
     assert "candidates" in text
     assert "(given: 'none')" in text
+
+
+def test_a_boolean_is_refused_wherever_none_is_meant() -> None:
+    """In each field of each section: `candidates: true` is not 1, `label: no` not the class 0."""
+    for section in sections(Section):
+        for name, field in section.model_fields.items():
+            takes = bool in {field.annotation, *get_args(field.annotation)}
+            for value in (True, False, [False, "a"]):
+                refused = problems_of(section, {name: value}).get((name,), "")
+                assert ("booleans: put a word in quotes" in refused) is not takes, (section, name)
+
+
+def sections(base: type[Section]) -> list[type[Section]]:
+    return [inner for one in base.__subclasses__() for inner in [one, *sections(one)]]
+
+
+def problems_of(section: type[Section], values: dict[str, object]) -> dict[tuple[object, ...], str]:
+    try:
+        section.model_validate(values)
+    except ValidationError as error:
+        return {item["loc"]: item["msg"] for item in error.errors()}
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("labeling: {reward: {classifier: a, label: no}}", "label: a boolean means nothing here"),
+        ("sampling: {stop: [on]}", "sampling.stop: a boolean means nothing here"),
+        ("training: {num_workers: [yes, 2]}", "training.num_workers: a boolean means nothing"),
+        ("training: {objective: {name: dpo, beta: true}}", "dpo.beta: a boolean means nothing"),
+        ("evaluation: no", "evaluation: a boolean means nothing here"),
+        ("output: 2024", "output: Input should be a valid string: put it in quotes (given: 2024)"),
+        ("output: 2024-12-25", "output: Input should be a valid string: put it in quotes"),
+        ('output: "a\\0b"', "output: a text holds no NUL and no lone surrogate"),
+        ('output: "\\ud800"', "output: a text holds no NUL and no lone surrogate"),
+        ("seed: 0x" + "f" * 6000, "seed: an integer has at most 63 bits (given: a very large int)"),
+        ("yes: 1", "Keys should be strings"),
+        ("trackers: [" + "x, " * 999 + "x]", "trackers: unknown key"),
+        ("training: {trackers: [" + "x, " * 999 + "x]}", "... 970 more"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_it_was_meant_is_refused(tmp_path, line, problem) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(f"name: a\nmodel: m\nprompts: p.jsonl\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert problem in str(caught.value)
+
+
+def test_an_override_into_what_is_no_section_is_refused(path) -> None:
+    for override in ("seed.x=1", "labeling.reward.0.label=x"):
+        with pytest.raises(ConfigError, match="an override reaches into a section"):
+            load_config(path, ["seed=1", "labeling.reward=[{classifier: a}]", override])
 
 
 def test_override_without_a_value_is_refused(path) -> None:
