@@ -66,7 +66,9 @@ def _measure(
 ) -> Values:
     assert outputs.top_logits is not None
     assert outputs.target_logits is not None
-    alternatives = sampled_alternatives(outputs.top_logits, token_uniforms(batch, seed, step))
+    # In a sum another term may have asked for more.
+    top_logits = outputs.top_logits[:, : settings.top_k]
+    alternatives = sampled_alternatives(top_logits, token_uniforms(batch, seed, step))
     contrast = batch.sequence_sums(cringe_token_losses(outputs.target_logits, alternatives))
     logps = batch.sequence_sums(outputs.logps)
     chosen, rejected = batch.pairs.unbind(1)

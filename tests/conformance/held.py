@@ -1,0 +1,73 @@
+"""Holding what training computes against the formulas, and which functions a section goes through.
+
+What comes in: the name of a section (see `sections.py`). What goes out: the largest error of loss,
+metrics and gradients.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from types import FrameType
+
+from mpmath import mp
+
+from tests.conformance import batch_formulas
+from tests.conformance.batch_formulas import Expected
+from tests.conformance.sections import SECTIONS
+from tests.conformance.training_path import Result, batch_of, trained
+
+#: Relative, and absolute below 1: float32's rounding of sums of a few dozen terms.
+TOLERANCE = 1e-5
+#: Metrics that say how a step went, not what it computed.
+OF_THE_STEP = {
+    "grad_norm",
+    "learning_rate",
+    "epoch",
+    "step_seconds",
+    "num_tokens",
+    "tokens_per_second",
+    "groups_per_second",
+}
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a section computes as the package is, and the functions that it called: file and name."""
+
+    result: Result
+    called: frozenset[tuple[str, str]]
+
+
+@cache
+def expected(name: str) -> Expected:
+    """By the formulas."""
+    return batch_formulas.expected(SECTIONS[name], batch_of(SECTIONS[name]))
+
+
+@cache
+def shipped(name: str) -> Shipped:
+    """By the package."""
+    called: set[tuple[str, str]] = set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            called.add((frame.f_code.co_filename, frame.f_code.co_qualname))
+
+    sys.setprofile(note)
+    try:
+        result = trained(SECTIONS[name])
+    finally:
+        sys.setprofile(None)
+    return Shipped(result, frozenset(called))
+
+
+def largest_error(found: Result, wanted: Expected) -> float:
+    """Of loss, metrics and gradients, against their size or 1; infinite for what is no number."""
+    assert found.metrics.keys() - OF_THE_STEP == set(wanted.metrics)
+    pairs = [(found.metrics[name], value) for name, value in wanted.metrics.items()]
+    places = found.gradient.keys() | wanted.gradient.keys()
+    pairs += [(found.gradient.get(place, 0.0), wanted.gradient.get(place, 0)) for place in places]
+    errors = [float(abs(got - mp.mpf(value)) / max(abs(mp.mpf(value)), 1)) for got, value in pairs]
+    return max(error if error == error else float("inf") for error in errors)

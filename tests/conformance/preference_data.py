@@ -1,0 +1,109 @@
+"""A small preference data set whose every token has a number of its own, and its tables of log-probs.
+
+What comes in: nothing. What goes out: rows as the training stage reads them, and for every completion
+token what policy and reference say of it. Tokens never repeat, so a token's id is its
+place in each table, and a gradient by a table is a gradient by tokens.
+
+All numbers are multiples of 1/64, which float32 holds and adds without rounding.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+
+#: Completions of the groups, in turn; lengths of the completions, in turn.
+SIZES = [2, 3, 4, 2, 3, 2, 4, 3, 2, 3]
+LENGTHS = [2, 1, 3, 1, 4, 2, 3]
+#: Columns of `Tables.top_logits`: what the largest `top_k` of the cases asks for.
+MOST_TOP_LOGITS = 5
+
+
+@dataclass(frozen=True)
+class Tables:
+    """By token id, nats where they are log-probs or divergences; `top_logits` in descending order."""
+
+    logps: list[float] = field(default_factory=list[float])
+    reference: list[float] = field(default_factory=list[float])
+    kl: list[float] = field(default_factory=list[float])
+    target_logits: list[float] = field(default_factory=list[float])
+    top_logits: list[list[float]] = field(default_factory=list[list[float]])
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows, and what the models say of their tokens."""
+
+    rows: list[Row]
+    tables: Tables
+
+
+def paired() -> Data:
+    """Groups with rankings and pairs; weights and probabilities of pairs differ within a group."""
+    draw = random.Random(5)
+    data = Data([], Tables())
+    for number, size in enumerate(SIZES):
+        ranking = draw.sample(range(size), size)
+        pairs = [
+            {
+                "chosen": better,
+                "rejected": ranking[place],
+                "weight": draw.choice([0.25, 0.5, 1.5, 2.0]),
+                "probability": draw.randint(36, 60) / 64,
+            }
+            for place in range(size)
+            for better in ranking[:place]
+            if size < 4 or draw.random() < 0.7
+        ]
+        _add_row(data, number, draw, size, {"pairs": pairs, "ranking": ranking, "desirable": None})
+    return data
+
+
+def unpaired() -> Data:
+    """Completions judged one by one, more of them good than bad, and completions of other prompts."""
+    draw = random.Random(7)
+    data = Data([], Tables())
+    judgements: list[list[bool | None]] = [[True, None], [False, True, None], [True], [None, False]]
+    for number in range(len(SIZES)):
+        desirable = judgements[number % len(judgements)]
+        known = {"pairs": [], "ranking": None, "desirable": desirable}
+        _add_row(data, number, draw, len(desirable), known)
+    return data
+
+
+def _add_row(data: Data, number: int, draw: random.Random, size: int, known: Row) -> None:
+    completions = []
+    for _ in range(size):
+        first = len(data.tables.logps)
+        length = draw.choice(LENGTHS)
+        completions.append(list(range(first, first + length)))
+        for _ in range(length):
+            _add_token(data.tables, draw)
+    flat = data.tables.reference
+    data.rows.append(
+        {
+            "group_id": f"group {number}",
+            "prompt_ids": [0] * draw.randint(1, 3),
+            "completions": completions,
+            "reference_token_logps": [[flat[token] for token in c] for c in completions],
+            **known,
+        }
+    )
+
+
+def _add_token(tables: Tables, draw: random.Random) -> None:
+    reference = -draw.randint(32, 160)
+    # The policy is a little likelier on the whole, so that KTO's reference point is above 0.
+    tables.reference.append(reference / 64)
+    tables.logps.append(min(reference + draw.randint(-80, 96), -4) / 64)
+    tables.kl.append(draw.randint(4, 60) / 64)
+    tables.target_logits.append(draw.randint(-150, 150) / 64)
+    logits = draw.sample(range(-100, 150), MOST_TOP_LOGITS)
+    tables.top_logits.append(sorted((logit / 64 for logit in logits), reverse=True))
+
+
+PAIRED = paired()
+UNPAIRED = unpaired()
