@@ -156,7 +156,9 @@ class Folder:
 
 def folder_of(path: str) -> Folder:
     """The folder of a path or URI; local paths become absolute."""
-    return Folder(path if "://" in path else str(Path(path).expanduser().absolute()))
+    # Unlike pathlib's, this leaves `~nobody` as it is where there is no such user.
+    local = "://" not in path
+    return Folder(str(Path(os.path.expanduser(path)).absolute()) if local else path)  # noqa: PTH111
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, Final
@@ -18,6 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydpo.errors import DataError
+from raydpo.prompts.arrow_rows import batch_rows
+from raydpo.prompts.json_documents import objects_over_lines, wrapped_rows
 from raydpo.tables import Row
 
 #: A row and no problem, or no row, the problem, and the row's text as far as it is readable.
@@ -25,17 +28,14 @@ Read = tuple[Row | None, str | None, str]
 
 _BATCH_ROWS: Final = 1024
 _CHUNK_BYTES: Final = 1 << 18
+#: Lists and objects inside each other; Python's own functions end at some hundreds.
+_MOST_LEVELS: Final = 100
+_TOO_DEEP: Final = f"nested more than {_MOST_LEVELS} levels deep"
 
 
 def read_jsonl(stream: pa.NativeFile) -> Iterator[Read]:
     """One JSON object a line; blank lines are no rows."""
-    for line in _lines(stream):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError:
-            yield None, "not UTF-8", _escaped(line)
-            continue
-        yield _object_of(text)
+    yield from map(_line_object, _lines(stream))
 
 
 def read_text(stream: pa.NativeFile) -> Iterator[Read]:
@@ -48,7 +48,9 @@ def read_text(stream: pa.NativeFile) -> Iterator[Read]:
 
 
 def read_json(stream: pa.NativeFile, where: str) -> Iterator[Read]:
-    """A JSON list of objects, read piece by piece; a file of JSON lines is taken as such.
+    """A JSON list of objects, read piece by piece; or objects, a line each or over several lines.
+
+    One object that wraps the list of rows (`{"data": [...]}`) is unwrapped.
 
     Raises:
         DataError: it is neither, or it breaks off.
@@ -56,7 +58,7 @@ def read_json(stream: pa.NativeFile, where: str) -> Iterator[Read]:
     buffered = io.BufferedReader(stream)  # pyright: ignore[reportArgumentType]
     start = buffered.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     if start == b"{":
-        yield from read_jsonl(buffered)  # pyright: ignore[reportArgumentType]
+        yield from _objects(buffered, where)
         return
     if start != b"[":
         raise DataError(
@@ -72,32 +74,63 @@ def read_csv(stream: pa.NativeFile, where: str) -> Iterator[Read]:
     """Comma-separated values with a header line; all values are text.
 
     Raises:
-        DataError: there is no header.
+        DataError: there is no header, or it names no columns.
     """
     csv.field_size_limit(1 << 30)  # the module's own limit of 128 KiB refuses long texts
     buffered = io.BufferedReader(stream)  # pyright: ignore[reportArgumentType]
     text = io.TextIOWrapper(buffered, "utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.reader(text)
-    header = next(rows, None)
-    if not header:
+    header = _csv_values(rows)
+    if not isinstance(header, list) or not header:
         raise DataError(
-            f"{where} is empty", "a CSV file begins with its column names", "add the header line"
+            f"{where} {f'begins with a line that is {header}' if header else 'is empty'}",
+            "a CSV file begins with its column names",
+            "add the header line",
         )
-    for values in rows:
-        if values:
+    _check_columns(header, where)
+    while (values := _csv_values(rows)) is not None:
+        if isinstance(values, str):
+            yield None, values, ""
+        elif values:
             yield _csv_row(header, values)
+
+
+def _csv_values(rows: Any) -> list[str] | str | None:
+    """The values of the next line, the problem with it, or None at the end."""
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        return f"not CSV: {error}"
+
+
+def _check_columns(names: list[str], where: str) -> None:
+    """Refuse names that are not each column's own.
+
+    Raises:
+        DataError: a name stands twice, or is not UTF-8.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or any(map(_has_escaped_byte, names)):
+        raise DataError(
+            f"{where} has a column name that "
+            + (f"stands twice: {twice[0]!r}" if twice else "is not UTF-8"),
+            "each column has a name of its own, in UTF-8",
+            "rename the columns, or save the file as UTF-8",
+        )
 
 
 def read_parquet(file: pa.NativeFile, where: str) -> Iterator[Read]:
     """The rows of a Parquet file, a batch in memory at a time.
 
     Raises:
-        DataError: the file is damaged.
+        DataError: the file is damaged, or two of its columns have one name.
     """
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH_ROWS):
-            yield from _batch_rows(batch)
-    except (pa.ArrowInvalid, OSError) as error:
+        parquet = pq.ParquetFile(file)
+        _check_columns(parquet.schema_arrow.names, where)
+        for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
+            yield from batch_rows(batch)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{where} is not a whole Parquet file: {error}",
             "the input is read to its end",
@@ -118,11 +151,37 @@ def _escaped(line: bytes) -> str:
     return line.rstrip(b"\r\n").decode("utf-8", "backslashreplace")
 
 
-def _object_of(text: str) -> Read:
+def _objects(stream: io.BufferedReader, where: str) -> Iterator[Read]:
+    """The objects of a file that begins with one; only where the first takes lines is it read whole."""
+    lines = _lines(stream)
+    first, second = next(lines), next(lines, None)
+    row, _, _ = start = _line_object(first)
+    if row is not None and second is not None:
+        yield start
+        yield from map(_line_object, itertools.chain([second], lines))
+        return
+    content = [first, second or b"", *lines]
+    text = b"".join(content).decode("utf-8", "replace")
+    found = objects_over_lines(text) if row is None and "\ufffd" not in text else [row]
+    if found is None or found == [None]:
+        yield from map(_line_object, filter(None, content))
+    elif len(found) == 1:
+        yield from map(_checked, wrapped_rows(found[0], where))
+    else:
+        yield from map(_checked, found)
+
+
+def _line_object(line: bytes) -> Read:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return None, "not UTF-8", _escaped(line)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None, "not JSON", text.rstrip("\r\n")
+    if _brackets(text) > _MOST_LEVELS:
+        return _checked(value)
     # Only an escape can have made a lone surrogate: the text itself was valid UTF-8.
     return _checked(value) if "\\ud" in text.lower() else _as_object(value)
 
@@ -134,12 +193,37 @@ def _as_object(value: Any) -> Read:
 
 
 def _checked(value: Any) -> Read:
-    """The value as a row, refused where it cannot be written as UTF-8."""
+    """The value as a row, refused where it cannot be written as UTF-8, or is very deep."""
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        text = json.dumps(value, ensure_ascii=False)
+        text.encode("utf-8")
     except UnicodeEncodeError:
         return None, "not Unicode: a lone surrogate", json.dumps(value)
+    except RecursionError:
+        return None, _TOO_DEEP, ""
+    is_object = isinstance(value, dict)
+    if is_object and _brackets(text) > _MOST_LEVELS and _levels(value) > _MOST_LEVELS:
+        return None, _TOO_DEEP, text
     return _as_object(value)
+
+
+def _brackets(text: str) -> int:
+    return text.count("[") + text.count("{")
+
+
+def _levels(value: Any) -> int:
+    """How many lists and objects stand inside each other, one more than the limit at most."""
+    level = 0
+    holders = [value]
+    while holders and level <= _MOST_LEVELS:
+        level += 1
+        inner = [x for h in holders for x in (h.values() if isinstance(h, dict) else h)]
+        holders = [one for one in inner if isinstance(one, dict | list)]
+    return level
+
+
+def _has_escaped_byte(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _csv_row(header: list[str], values: list[str]) -> Read:
@@ -147,37 +231,9 @@ def _csv_row(header: list[str], values: list[str]) -> Read:
     if len(values) != len(header):
         more = "more" if len(values) > len(header) else "fewer"
         return None, f"{more} fields than the CSV header names", raw
-    if any("\udc80" <= character <= "\udcff" for value in values for character in value):
+    if any(map(_has_escaped_byte, values)):
         return None, "not UTF-8", raw
     return dict(zip(header, values, strict=True)), None, ""
-
-
-def _batch_rows(batch: pa.RecordBatch) -> Iterator[Read]:
-    try:
-        rows: list[Row] = batch.to_pylist()
-    except UnicodeDecodeError:
-        yield from (_slice_row(batch.slice(index, 1)) for index in range(batch.num_rows))
-        return
-    yield from ((row, None, "") for row in rows)
-
-
-def _slice_row(batch: pa.RecordBatch) -> Read:
-    try:
-        return batch.to_pylist()[0], None, ""
-    except UnicodeDecodeError:
-        binary = [_as_binary(column) for column in batch.columns]
-        return None, "not UTF-8", json.dumps(dict(zip(batch.schema.names, binary, strict=True)))
-
-
-def _as_binary(column: pa.Array) -> str:
-    try:
-        return str(column.to_pylist()[0])
-    except UnicodeDecodeError:
-        if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
-            return "(not readable)"
-        kind = pa.binary() if pa.types.is_string(column.type) else pa.large_binary()
-        content: Any = column.cast(kind).to_pylist()[0]
-        return bytes(content).decode("utf-8", "backslashreplace")
 
 
 def _list_items(text: io.TextIOWrapper, where: str) -> Iterator[Any]:

@@ -11,16 +11,19 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raydpo.config import PreferencesConfig, PromptsConfig, SftConfig, SourceFormat
 from raydpo.errors import DataError
 from raydpo.prompts import readers
+from raydpo.prompts.arrow_rows import batch_rows
 from raydpo.prompts.splits import DEFAULT_SPLIT, files_of_split
 from raydpo.storage import fingerprint, folder_of, locate
 from raydpo.tables import Row
@@ -36,6 +39,7 @@ _FORMAT_OF_ENDING: Final[dict[str, SourceFormat]] = {
 }
 _COMPRESSED: Final = (".gz", ".bz2", ".zst")
 _DATASET_FILES: Final = ("dataset_dict.json", "state.json")
+_DATASET_BATCH_ROWS: Final = 1024
 _WILDCARDS: Final = re.compile(r"[*?\[]")
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -121,30 +125,54 @@ def is_dataset(path: str, format: SourceFormat = "auto") -> bool:
     """Whether the source is a `datasets` folder or hub dataset rather than plain files."""
     if format != "auto" or "://" in path:
         return format == "dataset"
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return any((folder / name).is_file() for name in _DATASET_FILES)
-    return (
-        _HUB_NAME.fullmatch(path) is not None
-        and not folder.exists()
-        and not Path(path.split("/")[0]).exists()
-        and _format_of(path) is None
-    )
+    with _readable(path):
+        folder = Path(folder_of(path).uri)
+        if folder.is_dir():
+            return any((folder / name).is_file() for name in _DATASET_FILES)
+        return (
+            _HUB_NAME.fullmatch(path) is not None
+            and not folder.exists()
+            and not Path(path.split("/")[0]).exists()
+            and _format_of(path) is None
+        )
 
 
 def _reads(path: str, format: SourceFormat, split: str) -> Iterator[readers.Read]:
     if is_dataset(path, format):
-        yield from ((dict(row), None, "") for row in _dataset(path, split))
+        yield from _dataset_reads(_dataset(path, split))
         return
     for file in _files(path, format, split):
-        try:
+        with _readable(file.path):
             yield from _file_reads(file)
-        except OSError as error:
-            raise DataError(
-                f"{file.path} cannot be read: {error}",
-                "the input is read to its end",
-                "restore the file, or write it again",
-            ) from error
+
+
+@contextmanager
+def _readable(path: str) -> Generator[None]:
+    """What a file system or an archive says against reading becomes an error that names the file.
+
+    Raises:
+        DataError: the file cannot be read to its end.
+    """
+    try:
+        yield
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}",
+            "the input is read to its end",
+            "restore the file, write it again, or mend its rights",
+        ) from error
+
+
+def _dataset_reads(dataset: Any) -> Iterator[readers.Read]:
+    """The rows of a dataset; from its Arrow table, where a value has no form in Python."""
+    for start in range(0, len(dataset), _DATASET_BATCH_ROWS):
+        part = dataset.select(range(start, min(start + _DATASET_BATCH_ROWS, len(dataset))))
+        try:
+            rows: list[readers.Read] = [(dict(row), None, "") for row in part]
+        except (ValueError, ArithmeticError, LookupError, TypeError, pa.ArrowException):
+            table: pa.Table = part.with_format("arrow")[:]
+            rows = [read for batch in table.to_batches() for read in batch_rows(batch)]
+        yield from rows
 
 
 def _file_reads(file: _File) -> Iterator[readers.Read]:
@@ -165,7 +193,10 @@ def _file_reads(file: _File) -> Iterator[readers.Read]:
 
 def _file_hash(file: _File) -> str:
     digest = hashlib.sha256()
-    with file.filesystem.open_input_stream(file.path, compression=None) as stream:
+    with (
+        _readable(file.path),
+        file.filesystem.open_input_stream(file.path, compression=None) as stream,
+    ):
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -173,7 +204,8 @@ def _file_hash(file: _File) -> str:
 
 def _files(path: str, format: SourceFormat, split: str) -> list[_File]:
     """The files of a source's split, sorted by path, each with its format."""
-    found = _found(path)
+    with _readable(path):
+        found = _found(path)
     if not found.files:
         raise DataError(
             f"{path}: there is no such file, folder or match",
@@ -215,7 +247,7 @@ def _found(path: str) -> _Found:
         return _Found([], uri, is_folder=False)
     filesystem, folder = locate(base)
     pattern = uri[len(base) + 1 :]
-    matches = re.compile(_regex_of(pattern))
+    matches = _glob(pattern, uri)
     names = _below(filesystem, folder, recursive="/" in pattern or "**" in pattern)
     skip = len(folder.rstrip("/")) + 1
     matching = [(filesystem, name) for name in names if matches.fullmatch(name[skip:])]
@@ -240,6 +272,17 @@ def _regex_of(pattern: str) -> str:
     )
 
 
+def _glob(pattern: str, uri: str) -> re.Pattern[str]:
+    try:
+        return re.compile(_regex_of(pattern))
+    except re.error as error:
+        raise DataError(
+            f"{uri}: {error}",
+            "a glob has *, ?, ** and sets of letters such as [a-z]",
+            "mend the glob; a file whose name has such letters is taken literally if it is there",
+        ) from error
+
+
 def _format_of(name: str) -> SourceFormat | None:
     lowered = name.lower()
     for ending in _COMPRESSED:
@@ -251,7 +294,7 @@ def _dataset(path: str, split: str) -> Any:
     """A `datasets.Dataset`: a folder that `save_to_disk` wrote, or a dataset of the hub."""
     import datasets
 
-    folder = Path(path).expanduser()
+    folder = Path(folder_of(path).uri)
     try:
         if folder.is_dir() and any((folder / name).is_file() for name in _DATASET_FILES):
             loaded: Any = datasets.load_from_disk(str(folder))

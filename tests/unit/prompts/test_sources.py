@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +258,116 @@ def test_reading_takes_little_memory(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 4_000_000, name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"data": ROWS}),
+        json.dumps({"data": ROWS}, indent=2),
+        "\n".join(json.dumps(row, indent=2) for row in ROWS),
+    ],
+    ids=["wrapped", "wrapped over lines", "objects over lines"],
+)
+def test_objects_of_a_json_file_are_read_however_they_are_laid_out(tmp_path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert _good(list(source_rows(str(tmp_path / "a.json")))) == ROWS
+
+
+def test_a_conversation_alone_in_a_json_file_is_one_row(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "hi"}]}
+    (tmp_path / "a.json").write_text(json.dumps(row, indent=2))
+    assert _good(list(source_rows(str(tmp_path / "a.json")))) == [row]
+
+
+def test_a_broken_first_line_of_a_json_file_costs_one_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"text": \n' + _jsonl(ROWS[:2]))
+    rows = list(source_rows(str(tmp_path / "a.json")))
+    assert [row.problem for row in rows] == ["not JSON", None, None]
+
+
+@pytest.mark.parametrize("levels", [101, 900, 5000])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_deep_json_is_a_poison_row(tmp_path: Path, name: str, levels: int) -> None:
+    deep = '{"a": ' * levels + "1" + "}" * levels
+    text = f'{{"text": "x"}}\n{deep}\n' if name == "a.jsonl" else f'[{{"text": "x"}}, {deep}]'
+    (tmp_path / name).write_text(text)
+    if name == "a.json" and levels == 5000:
+        with pytest.raises(DataError, match="not a whole JSON list"):
+            list(source_rows(str(tmp_path / name)))
+        return
+    rows = list(source_rows(str(tmp_path / name)))
+    assert [row.problem for row in rows] == [
+        None,
+        "not JSON" if levels == 5000 else "nested more than 100 levels deep",
+    ]
+
+
+def _odd_columns() -> dict[str, pa.Array]:
+    """Values that Arrow holds and Python's types do not."""
+    far = pa.array([2932897 * 2, 0], pa.int32()).view(pa.date32())
+    return {
+        "date": far,
+        "inside": pa.StructArray.from_arrays([far], names=["date"]),
+        "time": pa.array([2**62, 0], pa.int64()).view(pa.timestamp("ms")),
+        "zone": pa.array([1, 0], pa.int64()).view(pa.timestamp("s", "No/Where")),
+        "span": pa.array([2**62, 0], pa.int64()).view(pa.duration("s")),
+        "map": pa.array([[(1, "a"), (1, "b")], []], pa.map_(pa.int64(), pa.string())),
+        "bytes": pa.array([b"\xff", b""]),
+        "decimal": pa.array([Decimal("1" * 70), Decimal(1)]),
+        "number": pa.array([float("nan"), float("inf")]),
+        "nothing": pa.nulls(2),
+    }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "dataset"])
+def test_values_without_a_form_in_python_cost_no_row_where_nobody_reads_them(
+    tmp_path: Path, kind: str
+) -> None:
+    table = pa.table({"text": ["one", "two"], **_odd_columns()})
+    path = tmp_path / f"odd.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        datasets.Dataset(table.drop_columns(["zone", "map"])).save_to_disk(str(path))
+    rows = list(source_rows(str(path)))
+    assert [(row.problem, row.row and row.row["text"]) for row in rows] == [
+        (None, "one"),
+        (None, "two"),
+    ]
+    assert '"18029-12-31"' in rows[0].text
+    assert rows[1].row
+    assert rows[1].row["date"] == date(1970, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"p,q,p\n1,2,3\n", "a column name that stands twice: 'p'"),
+        ("a.csv", b"p,\xff\n1,2\n", "a column name that is not UTF-8"),
+        ("a.jsonl.gz", b"no archive", "cannot be read"),
+        ("a.jsonl.zst", b"no archive", "cannot be read"),
+        ("a.jsonl.bz2", b"no archive", "cannot be read"),
+    ],
+)
+def test_a_header_that_loses_a_column_and_a_broken_archive_are_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(source_rows(str(tmp_path / name)))
+
+
+def test_two_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a column name that stands twice: 'text'"):
+        list(source_rows(str(tmp_path / "a.parquet")))
+
+
+@pytest.mark.parametrize("path", ["/tmp/[z-a]*.jsonl", "~nobody-here/x.jsonl", "/tmp/" + "x" * 300])
+def test_a_path_that_no_file_system_takes_is_refused(path: str) -> None:
+    with pytest.raises(DataError):
+        list(source_rows(path))
+    with pytest.raises(DataError):
+        source_fingerprint(path)
