@@ -21,6 +21,8 @@ from raydpo.models import (
     refuse_remote_code,
     tokenizer_fingerprint,
 )
+from raydpo.padding import describe_chosen
+from raydpo.progress import logger
 from raydpo.prompts.encode import check_context
 
 if TYPE_CHECKING:
@@ -137,6 +139,9 @@ def _check_model(what: str, model: ModelConfig, findings: Findings) -> PreTraine
         f"{what}: {model.path}, {values.get('model_type')}, {parameters}, "
         f"{len(tokenizer):,} tokens, {template} a chat template"
     )
+    if (padding := describe_chosen(tokenizer)) is not None:
+        findings.facts.append(f"{what}: {padding}")
+        logger.info("%s: %s", what, padding)
     return tokenizer
 
 

@@ -114,7 +114,7 @@ class ModelConfig(Section):
     revision: str | None = None
     """The hub revision (branch, tag or commit)."""
     pad_token: str | None = None
-    """The padding token, where the tokenizer has none of its own."""
+    """The padding token; without it the tokenizer's own, or where it names none a safe one, which `raydpo check` says."""
     chat_template: LocalPath | None = None
     """A file with a Jinja chat template, used instead of the tokenizer's own."""
     precision: Literal["float32", "bfloat16"] = "float32"

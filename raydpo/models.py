@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from raydpo.config import ModelConfig
 from raydpo.errors import ModelError
+from raydpo.padding import set_padding_token
 from raydpo.storage import Folder, fingerprint
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ def local_folder(model: ModelConfig) -> Path:
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with the configured padding token and chat template.
+    """The model's tokenizer, with a padding token and the configured chat template.
 
     Raises:
-        ModelError: it cannot be loaded, or it has no padding token.
+        ModelError: it cannot be loaded, or nothing in it can be a padding token.
     """
     from transformers import AutoTokenizer
 
@@ -313,12 +314,7 @@ def _set_pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> No
             )
         tokenizer.pad_token = model.pad_token
     if tokenizer.pad_token_id is None:
-        raise ModelError(
-            f"model {model.path!r} has no padding token",
-            "the tokenizer names one, so that batches and the saved model are well defined",
-            "set model.pad_token to one of its special tokens: "
-            f"{sorted(tokenizer.all_special_tokens)}",
-        )
+        set_padding_token(tokenizer, model.path, model_config_values(model))
 
 
 def _template_file(path: str) -> str:

@@ -1,20 +1,28 @@
 """Rewards by a Hugging Face sequence-classification model.
 
 What comes in: prompts and completions as text. What goes out: for each completion one
-number from the model's logits, in float32 arithmetic of the model, or a refusal. Texts
-longer than the model takes are cut, and counted: of a completion alone the end is cut, of
-a prompt with its completion the start.
+number from the model's logits, in float32 arithmetic of the model, or a refusal. A reward does
+not depend on the texts beside it (`pooling.py`). Texts longer than the model takes are cut, and
+counted: of a completion alone the end is cut, of a prompt with its completion the start.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig, RewardConfig
 from raydpo.errors import ConfigError
+from raydpo.labeling.pooling import (
+    batch_difference,
+    batch_logits,
+    single_logits,
+    takes_batches,
+    without_padding_id,
+)
 from raydpo.labeling.rewards import Judged, Refusal, reward_or_refusal
 from raydpo.models import load_tokenizer, load_with, model_config_values
+from raydpo.progress import logger
 
 if TYPE_CHECKING:
     import torch
@@ -22,17 +30,28 @@ if TYPE_CHECKING:
 
 #: transformers says "no limit" with a very large model_max_length.
 _NO_LIMIT = 10**9
+#: Of different lengths: a new classifier reads them together and one by one.
+_TRIED_TEXTS: Final = (
+    "a",
+    "It was good.",
+    "The film was not very good, and I did not like the plot.",
+)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A loaded model with what is read from it."""
+    """A loaded model with what is read from it.
+
+    Attributes:
+        batch_size: texts in one forward pass; 1 where together they would get other logits.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     reward: RewardConfig
     label: int
     max_tokens: int | None
+    batch_size: int
 
 
 def load_classifier(reward: RewardConfig) -> Classifier:
@@ -40,7 +59,7 @@ def load_classifier(reward: RewardConfig) -> Classifier:
 
     Raises:
         ConfigError: `label` is missing, or not one of the model's labels.
-        ModelError: transformers cannot load it, or it has no padding token.
+        ModelError: transformers cannot load it.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -51,12 +70,27 @@ def load_classifier(reward: RewardConfig) -> Classifier:
     model = load_with(
         AutoModelForSequenceClassification, source, dtype=torch.float32, use_safetensors=True
     )
-    if model.config.pad_token_id is None:  # decoders find a text's last token by it
-        model.config.pad_token_id = tokenizer.pad_token_id
+    without_padding_id(model, _pad_id(tokenizer))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     label = label_index(reward)
     longest = _max_tokens(model, tokenizer)
-    return Classifier(model.eval().to(device), tokenizer, reward, label, longest)
+    loaded = Classifier(model.eval().to(device), tokenizer, reward, label, longest, batch_size=1)
+    return replace(loaded, batch_size=_batch_size(loaded))
+
+
+def _batch_size(classifier: Classifier) -> int:
+    """The configured batch size, if a few texts get the same logits together as alone; else 1."""
+    token_ids, _ = encode(classifier, list(_TRIED_TEXTS))
+    pad_id = _pad_id(classifier.tokenizer)
+    difference = batch_difference(classifier.model, [ids for ids in token_ids if ids], pad_id)
+    if takes_batches(difference):
+        return classifier.reward.batch_size
+    logger.warning(
+        "%s: in a batch its logits differ by %.2g from those of single texts: it reads one at a time",
+        classifier.reward.scorer,
+        difference,
+    )
+    return 1
 
 
 def label_index(reward: RewardConfig) -> int:
@@ -89,8 +123,8 @@ def judge_with_classifier(
     token_ids, truncated = encode(classifier, texts)
     values: list[float | Refusal] = [Refusal("the text has no tokens")] * len(texts)
     order = sorted((i for i, ids in enumerate(token_ids) if ids), key=lambda i: len(token_ids[i]))
-    for start in range(0, len(order), classifier.reward.batch_size):
-        chosen = order[start : start + classifier.reward.batch_size]
+    for start in range(0, len(order), classifier.batch_size):
+        chosen = order[start : start + classifier.batch_size]
         rewards = _forward(classifier, [token_ids[i] for i in chosen])
         for index, reward in zip(chosen, rewards, strict=True):
             values[index] = reward_or_refusal(reward)
@@ -136,22 +170,24 @@ def rewards_from_logits(
 
 
 def _forward(classifier: Classifier, token_ids: list[list[int]]) -> list[float]:
-    """Rewards of one batch, padded right: [B, L] -> [B]."""
+    """Rewards of texts in one forward pass."""
     import torch
 
     model: Any = classifier.model
-    longest = max(len(ids) for ids in token_ids)
-    pad = classifier.tokenizer.pad_token_id
-    ids_BL = [ids + [pad] * (longest - len(ids)) for ids in token_ids]
-    mask_BL = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in token_ids]
     with torch.inference_mode():
-        logits = model(
-            input_ids=torch.tensor(ids_BL, device=model.device),
-            attention_mask=torch.tensor(mask_BL, device=model.device),
-        ).logits
+        if len(token_ids) == 1:
+            logits = single_logits(model, token_ids)
+        else:
+            logits = batch_logits(model, token_ids, _pad_id(classifier.tokenizer))
     independent = logits.shape[1] == 1 or model.config.problem_type == "multi_label_classification"
     rewards = rewards_from_logits(logits, classifier.label, classifier.reward.output, independent)
     return rewards.tolist()
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills short rows: no token of a text attends to it, and none is read there."""
+    found: Any = tokenizer.pad_token_id
+    return int(found)
 
 
 def _one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:

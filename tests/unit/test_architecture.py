@@ -30,6 +30,7 @@ LAYERS = [
     {"config_training", "config_online"},
     {"config"},
     {
+        "padding",
         "config_file",
         "progress",
         "storage",

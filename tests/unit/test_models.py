@@ -58,13 +58,9 @@ def test_model_behind_a_uri_that_was_trained_again_is_downloaded_again(tmp_path)
     )
 
 
-def test_padding_token_comes_from_the_configuration_where_the_tokenizer_has_none(
-    stories260k,
-) -> None:
-    with pytest.raises(ModelError, match="no padding token"):
-        load_tokenizer(ModelConfig(path=str(stories260k)))
-    config = ModelConfig(path=str(stories260k), pad_token="<unk>")
-    assert load_tokenizer(config).pad_token == "<unk>"
+def test_padding_token_comes_from_the_configuration(stories260k) -> None:
+    config = ModelConfig(path=str(stories260k), pad_token="<s>")
+    assert load_tokenizer(config).pad_token == "<s>"
     with pytest.raises(ModelError, match=r"model\.pad_token 'nothing'"):
         load_tokenizer(config.model_copy(update={"pad_token": "nothing"}))
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from raydpo.config import RewardConfig
 from raydpo.errors import ConfigError, ModelError
@@ -19,6 +19,7 @@ from raydpo.labeling.classifier import (
     rewards_from_logits,
 )
 from raydpo.labeling.rewards import Refusal
+from tests.conftest import make_tokenizer
 
 PROMPTS = ["the film", "the plot was", "the film", "not", "the plot"]
 COMPLETIONS = [
@@ -129,15 +130,72 @@ def test_of_a_prompt_with_its_completion_the_end_is_kept(make_classifier):
     )
 
 
-def test_a_decoder_reads_the_last_token_of_each_padded_text(tmp_path, tiny_model):
-    from transformers import AutoConfig, LlamaForSequenceClassification
-
-    config = AutoConfig.from_pretrained(tiny_model, num_labels=1, pad_token_id=None)
+def save_decoder(folder, kind, tokenizer, **values):
+    """A random decoder classifier of small size, with a tokenizer, in a folder."""
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), num_labels=1, initializer_range=0.3, **size, **values
+    )
     torch.manual_seed(1)
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def rewards_at_last_tokens(folder, texts: list[str]) -> list[float]:
+    """Each text alone, read at its last token whatever that token is."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        ids = [tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+        hidden = [model.base_model(input_ids=one).last_hidden_state[0, -1] for one in ids]
+        return [model.score(one).item() for one in hidden]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "gemma", "gpt_neox", "opt"])
+def test_a_decoder_reads_the_last_token_of_each_text_in_a_batch(tmp_path, kind):
+    heads = {"num_key_value_heads": 2, "head_dim": 16} if kind in ("qwen2", "gemma") else {}
+    save_decoder(tmp_path, kind, make_tokenizer(), pad_token_id=0, **heads)
+    expected = rewards_at_last_tokens(tmp_path, COMPLETIONS)
+    assert max(expected) - min(expected) > 0.01
+    assert judge(tmp_path, input="completion").values == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("configured", [None, "d", "</s>"])
+def test_the_padding_token_of_a_config_moves_no_reward(tmp_path, configured):
+    """transformers reads a text up to the last token that is not `config.pad_token_id`."""
+    tokenizer = make_tokenizer()
+    pad = None if configured is None else tokenizer.convert_tokens_to_ids(configured)
+    save_decoder(tmp_path, "llama", tokenizer, pad_token_id=pad)
+    texts = ["was good</s>", "bad", "not very very good d", "a film</s></s>"]
+    expected = rewards_at_last_tokens(tmp_path, texts)
+    judged = judge(tmp_path, [""] * 4, texts, input="completion")
+    assert judged.values == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_classifier_without_a_padding_token_has_the_rewards_of_single_texts(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    save_decoder(tmp_path, "llama", tokenizer, pad_token_id=None)
+    expected = rewards_at_last_tokens(tmp_path, COMPLETIONS)
+    assert judge(tmp_path, input="completion").values == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_that_padding_disturbs_reads_one_text_at_a_time(tmp_path, caplog):
+    from transformers import XLNetConfig, XLNetForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(1)
+    config = XLNetConfig(
+        vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=32, num_labels=1,
+        initializer_range=0.3,
+    )  # fmt: skip
+    XLNetForSequenceClassification(config).save_pretrained(tmp_path)  # it reads the last column
+    tokenizer.save_pretrained(tmp_path)
+    with caplog.at_level("WARNING", "raydpo"):
+        judged = judge(tmp_path, input="completion")
+    assert "one at a time" in caplog.text
     expected = plain_logits(tmp_path, COMPLETIONS)[:, 0]
-    assert judge(tmp_path, input="completion").values == pytest.approx(expected.tolist(), abs=1e-5)
+    assert judged.values == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_bos_stands_once(tmp_path, tiny_model):
