@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.check import Findings
 from raydpo.config import Config, ModelConfig, RewardConfig
+from raydpo.context import check_context
 from raydpo.errors import ConfigError, ModelError
 from raydpo.models import (
     load_tokenizer,
@@ -23,7 +24,6 @@ from raydpo.models import (
 )
 from raydpo.padding import describe_chosen
 from raydpo.progress import logger
-from raydpo.prompts.encode import check_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -159,6 +159,8 @@ def _check_architecture(model: ModelConfig, values: dict[str, Any]) -> None:
 
 def _check_context(config: Config, what: str, tokens: int) -> None:
     check_context(what, tokens, model_config_values(config.model))
+    if config.reference.model is not None and not what.startswith("sft."):
+        check_context(what, tokens, model_config_values(config.reference.model))
 
 
 def _check_sampling(config: Config, findings: Findings) -> None:

@@ -51,7 +51,7 @@ def describe_chosen(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 def _candidates(tokenizer: PreTrainedTokenizerBase, config_values: dict[str, Any]) -> Iterator[str]:
     """Special tokens from the safest on."""
-    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    ends = (tokenizer.bos_token, tokenizer.eos_token)
     tokens = {
         number: str(token)
         for number, token in sorted(tokenizer.added_tokens_decoder.items())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig, RewardConfig
+from raydpo.context import model_context
 from raydpo.errors import ConfigError
 from raydpo.labeling.pooling import (
     batch_difference,
@@ -206,7 +207,7 @@ def _label_names(source: ModelConfig) -> dict[int, str]:
 
 def _max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The longest text that the model takes, in tokens, or None where nothing says so."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    limits = [tokenizer.model_max_length, positions]
+    context = model_context(model.config.to_dict())
+    limits = [tokenizer.model_max_length, context and context.tokens]
     known = [limit for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]
     return min(known, default=None)

@@ -183,36 +183,6 @@ def fit_completion(ids: list[int], max_tokens: int, policy: str) -> list[int]:
     return ids[:max_tokens]
 
 
-def check_context(what: str, tokens: int, config_values: dict[str, Any]) -> None:
-    """Hold the longest possible sequence against the model's context.
-
-    Args:
-        what: the settings that add up to `tokens`, for the message.
-        tokens: the longest sequence that they allow.
-        config_values: the content of the model's config.json.
-
-    Raises:
-        ConfigError: it does not fit.
-    """
-    context = context_tokens(config_values)
-    if context is not None and tokens > context:
-        raise ConfigError(
-            f"{what} = {tokens} tokens",
-            f"the longest sequence fits the model's context (max_position_embeddings {context})",
-            f"lower them to {context} together, or take a model with a longer context",
-        )
-
-
-def context_tokens(config_values: dict[str, Any]) -> int | None:
-    """The longest sequence that a model's config.json allows, where it says so."""
-    inner = config_values.get("text_config") or {}
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = config_values.get(name, inner.get(name))
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
 def _refuse_too_long(kind: str, length: int, max_tokens: int, policy: str) -> None:
     if policy == "quarantine":
         raise RefusedRow(f"the {kind} is longer than {max_tokens} tokens")

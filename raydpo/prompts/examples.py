@@ -14,13 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config import Config, SftConfig
+from raydpo.context import check_context
 from raydpo.errors import DataError
 from raydpo.models import model_config_values
 from raydpo.prompts.chat import messages_of
 from raydpo.prompts.dialogue import Dialogue, Rendered, completion_of, prompt_of, render
 from raydpo.prompts.encode import (
     Encoder,
-    check_context,
     fit_completion,
     fit_prompt,
     make_encoder,

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import Config, PreferencesConfig
+from raydpo.context import check_context
 from raydpo.errors import DataError
 from raydpo.models import model_config_values
 from raydpo.progress import logger
@@ -22,7 +23,6 @@ from raydpo.prompts import layouts
 from raydpo.prompts.dialogue import Rendered, render
 from raydpo.prompts.encode import (
     Encoder,
-    check_context,
     fit_completion,
     fit_prompt,
     make_encoder,

@@ -13,11 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import Config, PromptsConfig
+from raydpo.context import check_context
 from raydpo.errors import DataError
 from raydpo.models import model_config_values
 from raydpo.prompts.chat import Message
 from raydpo.prompts.dialogue import Dialogue, prompt_of, render
-from raydpo.prompts.encode import Encoder, Text, check_context, fit_prompt, make_encoder
+from raydpo.prompts.encode import Encoder, Text, fit_prompt, make_encoder
 from raydpo.prompts.rows import (
     Ids,
     RefusedRow,

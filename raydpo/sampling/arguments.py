@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig, SamplingConfig
+from raydpo.context import engine_overrides, model_context
 from raydpo.errors import ConfigError, ModelError
 from raydpo.models import local_folder, model_config_values, refuse_remote_code
 
@@ -74,12 +75,12 @@ def max_sequence_tokens(
     """
     given = sampling.engines.max_sequence_tokens
     tokens = given or max_prompt_tokens + sampling.max_completion_tokens
-    positions = _positions(model)
-    if positions is not None and tokens > positions:
+    context = model_context(model_config_values(model))
+    if context is not None and tokens > context.tokens:
         raise ConfigError(
             f"prompts of {max_prompt_tokens} and completions of "
             f"{sampling.max_completion_tokens} tokens need sequences of {tokens}",
-            f"the model {model.path!r} has {positions} positions",
+            f"the model {model.path!r} takes {context.tokens} tokens ({context.because})",
             "lower prompts.max_prompt_tokens, sampling.max_completion_tokens or "
             "sampling.engines.max_sequence_tokens",
         )
@@ -109,9 +110,11 @@ def engine_arguments(
     """
     engines = sampling.engines
     eager = engines.enforce_eager
+    longest = max_sequence_tokens(model, sampling, max_prompt_tokens)
     arguments: dict[str, Any] = {
         "dtype": engine_dtype(model, sampling),
-        "max_model_len": max_sequence_tokens(model, sampling, max_prompt_tokens),
+        "max_model_len": longest,
+        "hf_overrides": engine_overrides(longest, model_config_values(model)),
         "max_num_seqs": engines.max_batch_sequences,
         "max_num_batched_tokens": engines.max_batch_tokens,
         "enforce_eager": not cuda if eager is None else eager,
@@ -198,12 +201,3 @@ def load_engine(model: ModelConfig, arguments: dict[str, Any]) -> LLMEngine:
             "look at the engine's log above (VLLM_LOGGING_LEVEL=INFO says more); memory is set by "
             "sampling.engines.gpu_memory_fraction, cpu_kv_cache_gib and max_sequence_tokens",
         ) from error
-
-
-def _positions(model: ModelConfig) -> int | None:
-    """Positions that the model knows, or None where stretched ones leave that to vLLM."""
-    values = model_config_values(model)
-    rope: dict[str, Any] = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        return None
-    return values.get("max_position_embeddings", values.get("n_positions"))

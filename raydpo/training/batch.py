@@ -73,6 +73,11 @@ class MicroBatch:
         return MicroBatch(**moved)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, padding included."""
+        return self.layout.longest if self.layout is not None else self.input_ids.shape[1]
+
+    @property
     def token_positions(self) -> Tensor:
         """[N] int64, place of each token in its completion, from 0."""
         starts = self.sequence_lengths.cumsum(0) - self.sequence_lengths

@@ -49,6 +49,12 @@ class PrefixLayout:
         """T, the length of the flat sequence."""
         return self.position_ids.shape[1]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, a prompt with one completion, or of the filler."""
+        ends = self.prompt_lengths[self.groups] + self.lengths
+        return int(max(self.prompt_lengths.max(initial=0), ends.max(initial=0)))
+
     def to(self, device: torch.device) -> PrefixLayout:
         """The same on another device."""
         return PrefixLayout(

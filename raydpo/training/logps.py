@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from raydpo.context import Context, model_context
 from raydpo.errors import ModelError
 from raydpo.training.attention.backends import IMPLEMENTATIONS
 from raydpo.training.attention.interface import LAYOUT_ARGUMENT, set_attention
@@ -68,6 +69,8 @@ class TokenLogps(nn.Module):
         self.precision = precision
         self.shared = attention is not None
         self._reference = (reference,)
+        context = model_context(model.config.to_dict())
+        self._batch_context = context if context and context.depends_on_batch else None
         if attention is not None:
             set_attention(model, IMPLEMENTATIONS[attention])
 
@@ -98,7 +101,13 @@ class TokenLogps(nn.Module):
             )
 
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """Last hidden states that predict the completion tokens: [N, H]."""
+        """Last hidden states that predict the completion tokens: [N, H].
+
+        Raises:
+            ModelError: the batch has a sequence that would change the log-probs of others.
+        """
+        if self._batch_context is not None:
+            refuse_longer(self.model, batch.longest, self._batch_context)
         arguments: dict[str, Any] = {}
         if batch.layout is not None:
             positions = batch.layout.position_ids
@@ -169,6 +178,20 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
         "raydpo runs the output layer on completion positions only",
         "use a causal language model whose decoder transformers' `get_decoder` gives",
     )
+
+
+def refuse_longer(model: PreTrainedModel, tokens: int, context: Context) -> None:
+    """Stop at a sequence whose length sets the rotary positions of a whole batch.
+
+    Raises:
+        ModelError: it has more tokens than the context.
+    """
+    if tokens > context.tokens:
+        raise ModelError(
+            f"{type(model).__name__}: a sequence of {tokens} tokens",
+            f"a log-prob depends on its own sequence alone ({context.because})",
+            f"give sequences of at most {context.tokens} tokens, or use another rope_type",
+        )
 
 
 def adjusted_logits(logits: Tensor, config: Any) -> Tensor:

@@ -31,6 +31,7 @@ LAYERS = [
     {"config"},
     {
         "padding",
+        "context",
         "config_file",
         "progress",
         "storage",

@@ -8,7 +8,6 @@ from raydpo.errors import ConfigError, DataError, ModelError
 from raydpo.prompts.encode import (
     Encoder,
     Text,
-    check_context,
     fit_completion,
     fit_prompt,
     make_encoder,
@@ -135,15 +134,3 @@ def test_a_tokenizer_without_eos_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no end-of-sequence token"):
         make_encoder(tokenizer)
-
-
-def test_lengths_are_held_against_the_models_context() -> None:
-    check_context("a + b", 256, {"max_position_embeddings": 256})
-    check_context("a + b", 10**9, {})
-    for values in (
-        {"max_position_embeddings": 256},
-        {"n_positions": 256},
-        {"text_config": {"max_position_embeddings": 256}},
-    ):
-        with pytest.raises(ConfigError, match="a \\+ b = 257 tokens"):
-            check_context("a + b", 257, values)

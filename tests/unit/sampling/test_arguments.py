@@ -39,14 +39,8 @@ def test_sequences_are_as_long_as_prompt_and_completion(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["max_position_embeddings", "n_positions"])
 def test_sequences_longer_than_the_model_are_refused(tmp_path: Path, key: str) -> None:
     model = model_folder(tmp_path, **{key: 29})
-    with pytest.raises(ConfigError, match="has 29 positions"):
+    with pytest.raises(ConfigError, match=f"takes 29 tokens \\({key} 29\\)"):
         max_sequence_tokens(model, sampling(), 10)
-
-
-def test_stretched_positions_are_left_to_vllm(tmp_path: Path) -> None:
-    rope = {"rope_type": "yarn", "factor": 4.0}
-    model = model_folder(tmp_path, max_position_embeddings=29, rope_parameters=rope)
-    assert max_sequence_tokens(model, sampling(), 10) == 30
 
 
 def test_a_sequence_length_without_room_for_a_prompt_is_refused(tmp_path: Path) -> None:

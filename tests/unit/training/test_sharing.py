@@ -135,3 +135,35 @@ def test_window_that_is_not_handed_to_the_attention_is_seen() -> None:
     model.config.sliding_window = 4
     with pytest.raises(ModelError, match=r"windows \[None, None\], its config says \[4, 4\]"):
         check_sharing(model)
+
+
+BY_THE_BATCH = {
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 16,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0] * 4,
+    },
+}
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("kind", BY_THE_BATCH)
+def test_no_sequence_sets_the_rotary_positions_of_another(kind: str, layout: str) -> None:
+    """Above their limit, transformers turns a whole batch by its longest sequence."""
+    rope = {"rope_theta": 1e4, **BY_THE_BATCH[kind]}
+    keys = {"rope_parameters": rope, "max_position_embeddings": 16 if kind == "dynamic" else 64}
+    model = make_model("llama", keys, torch.float32)
+    module = token_module(model, ModelConfig(path="m", layout=layout), torch.device("cpu"))
+    short = Group("a", [5, 6, 7], [[8, 9], [10, 11, 12]], [], None)
+    full = Group("b", list(range(3, 14)), [[20, 21, 22, 23, 24]], [], None)
+    longer = Group("b", list(range(3, 14)), [[20, 21, 22, 23, 24, 25]], [], None)
+
+    def logps(*groups: Group) -> Tensor:
+        return token_logps(module, build_micro_batch(list(groups), shared=module.shared))
+
+    alone, beside = logps(short), logps(short, full)
+    torch.testing.assert_close(beside[: len(alone)], alone, atol=1e-5, rtol=0)
+    with pytest.raises(ModelError, match=f"of 17 tokens(.|\n)*rope type `{kind}`"):
+        logps(short, longer)
