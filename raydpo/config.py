@@ -24,6 +24,7 @@ from raydpo.config_base import (
     Temperature,
     path_shorthand,
 )
+from raydpo.config_content import Placement, Resolved
 from raydpo.config_objectives import DpoObjective
 from raydpo.config_online import OnlineConfig, ReplayConfig, StoppingConfig
 from raydpo.config_paths import LocalPath, PathOrName
@@ -61,9 +62,9 @@ __all__ = [
 class PromptsConfig(Section):
     """Where prompts come from and how they become token ids."""
 
-    path: PathOrName
+    path: Resolved[PathOrName]
     """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
-    format: SourceFormat = "auto"
+    format: Resolved[SourceFormat] = "auto"
     """How to read it; `auto` goes by the file name's ending."""
     split: str = "train"
     """The split: of a `datasets` dataset, or of files whose names say theirs, as train-* and test-* do."""
@@ -91,9 +92,9 @@ Prompts = Annotated[PromptsConfig, BeforeValidator(path_shorthand)]
 class PreferencesConfig(Section):
     """Preference data that exists already; it replaces sampling and labelling."""
 
-    path: PathOrName
+    path: Resolved[PathOrName]
     """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
-    format: SourceFormat = "auto"
+    format: Resolved[SourceFormat] = "auto"
     """How to read it; `auto` goes by the file name's ending."""
     split: str = "train"
     """The split: of a `datasets` dataset, or of files whose names say theirs, as train-* and test-* do."""
@@ -131,39 +132,39 @@ Preferences = Annotated[PreferencesConfig, BeforeValidator(path_shorthand)]
 class EnginesConfig(Section):
     """The pool of vLLM engine actors."""
 
-    count: PositiveInt = 1
+    count: Placement[PositiveInt] = 1
     """Number of engines."""
-    tensor_parallel: PositiveInt = 1
+    tensor_parallel: Placement[PositiveInt] = 1
     """GPUs that an engine is split over; on CPU, processes."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Placement[Literal["auto", "cpu", "cuda"]] = "auto"
     """`auto`: CUDA where the Ray cluster has GPUs."""
-    cpus: PositiveFloat = 1.0
+    cpus: Placement[PositiveFloat] = 1.0
     """Ray CPUs that an engine holds."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Resolved[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     """vLLM's dtype; `auto` takes `model.precision`."""
-    max_sequence_tokens: PositiveInt | None = None
+    max_sequence_tokens: Resolved[PositiveInt | None] = None
     """vLLM's max_model_len; without it the longest prompt plus the longest completion."""
-    max_batch_sequences: PositiveInt | None = None
+    max_batch_sequences: Placement[PositiveInt | None] = None
     """vLLM's max_num_seqs; without it what vLLM's offline `LLM` takes on the machine (256 on CPU, 1,024 on an H100)."""
-    max_batch_tokens: PositiveInt | None = None
+    max_batch_tokens: Placement[PositiveInt | None] = None
     """vLLM's max_num_batched_tokens; without it what vLLM's offline `LLM` takes (4,096 on CPU, 16,384 on an H100)."""
-    gpu_share: GpuShare = 1.0
+    gpu_share: Placement[GpuShare] = 1.0
     """Share of each of its GPUs that an engine holds in Ray; what is left others may hold."""
-    sleep: bool = False
+    sleep: Placement[bool] = False
     """Engines sleep while no stage samples (vLLM's sleep mode): their weights wait in CPU memory, and other stages have the GPUs' memory."""
-    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    gpu_memory_fraction: Placement[Annotated[float, Field(gt=0, le=1)]] = 0.9
     """vLLM's gpu_memory_utilization."""
-    cpu_kv_cache_gib: PositiveInt = 1
+    cpu_kv_cache_gib: Placement[PositiveInt] = 1
     """Memory for keys and values of an engine on CPU, in GiB; of each of its processes with `tensor_parallel`."""
-    enforce_eager: bool | None = None
+    enforce_eager: Placement[bool | None] = None
     """vLLM's enforce_eager; without it true on CPU and false on CUDA."""
-    max_restarts: NonNegativeInt = 3
+    max_restarts: Placement[NonNegativeInt] = 3
     """How often a dead engine is started again; one that dies more often leaves its work to the others."""
-    max_lora_rank: Literal[0, 1, 8, 16, 32, 64, 128, 256, 320, 512] = 0
+    max_lora_rank: Placement[Literal[0, 1, 8, 16, 32, 64, 128, 256, 320, 512]] = 0
     """Largest rank of a LoRA adapter that an engine takes; 0 takes none."""
-    weight_transfer: Literal["files", "broadcast"] = "files"
+    weight_transfer: Placement[Literal["files", "broadcast"]] = "files"
     """How a trained policy gets into the engines of online rounds: each reads its files, or the train worker sends it over NCCL (gloo on CPU)."""
-    probe_tolerance: PositiveFloat | None = None
+    probe_tolerance: Placement[PositiveFloat | None] = None
     """Largest difference, in nats, of a token's log-prob between an engine and the trainer's forward pass; without it 1e-3 in float32 and 0.25 in half precision."""
 
     @model_validator(mode="after")
@@ -185,7 +186,7 @@ class EnginesConfig(Section):
 class SamplingConfig(Section):
     """K completions for each prompt, from the reference policy."""
 
-    candidates: Annotated[int, Field(ge=1)] = 4
+    candidates: Resolved[Annotated[int, Field(ge=1)]] = 4
     """K, the completions sampled for each prompt."""
     temperature: Temperature = 1.0
     """Softmax temperature; 0 is greedy."""
@@ -203,30 +204,35 @@ class SamplingConfig(Section):
     """The pool of vLLM engine actors."""
 
 
-class RewardConfig(Section):
-    """One scorer of completions: a Python function or a sequence classifier."""
+class ClassifierReading(Section):
+    """What of a classifier is the reward, and of which text; functions read none of it."""
 
-    function: str | None = None
-    """`package.module:name` of a function (prompts, completions) -> rewards, lists of equal length."""
-    classifier: PathOrName | None = None
-    """A sequence-classification model: folder, URI or hub name."""
-    implicit: bool = False
-    """The run's own model: log-prob under `model` minus log-prob under the reference, in nats; `weight` is its beta."""
     label: str | int | None = None
     """The class whose score counts (name or index); one-output reward models need none."""
     output: Literal["probability", "log_odds", "logit"] = "log_odds"
     """What of the class is the reward: p, log p/(1-p), or the raw logit."""
     input: Literal["completion", "prompt_and_completion"] = "prompt_and_completion"
     """The text that the classifier reads."""
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
+class RewardConfig(ClassifierReading):
+    """One scorer of completions: a Python function or a sequence classifier."""
+
+    function: Resolved[str | None] = None
+    """`package.module:name` of a function (prompts, completions) -> rewards, lists of equal length."""
+    classifier: Resolved[PathOrName | None] = None
+    """A sequence-classification model: folder, URI or hub name."""
+    implicit: Resolved[bool] = False
+    """The run's own model: log-prob under `model` minus log-prob under the reference, in nats; `weight` is its beta."""
+    weight: Resolved[Annotated[float, Field(allow_inf_nan=False)]] = 1.0
     """Factor in the weighted sum of several rewards."""
-    name: str | None = None
+    name: Resolved[str | None] = None
     """Name in the scores table; without it the function's or the folder's name."""
-    batch_size: PositiveInt = 64
+    batch_size: Placement[PositiveInt] = 64
     """Completions in one forward pass."""
-    workers: PositiveInt = 1
+    workers: Placement[PositiveInt] = 1
     """Ray Data actors that score."""
-    gpus_per_worker: GpuShare = 1.0
+    gpus_per_worker: Placement[GpuShare] = 1.0
     """Share of a GPU that an actor holds in Ray, where a classifier runs on CUDA."""
 
     @model_validator(mode="after")
@@ -273,9 +279,9 @@ class PairsConfig(Section):
 class LabelingConfig(Section):
     """Rewards, and the pairs built from them."""
 
-    reward: Rewards
+    reward: Resolved[Rewards]
     """One scorer, or a list of them that are summed with their weights."""
-    pairs: PairsConfig = PairsConfig()
+    pairs: Resolved[PairsConfig] = PairsConfig()
     """How the scores of a prompt's candidates become pairs."""
 
     @property
@@ -293,28 +299,28 @@ class LabelingConfig(Section):
 class ReferenceConfig(Section):
     """Offline per-token log-probabilities of the frozen reference."""
 
-    model: Model | None = None
+    model: Resolved[Model | None] = None
     """The reference; without it the run's `model`."""
-    workers: PositiveInt = 1
+    workers: Placement[PositiveInt] = 1
     """Ray Data actors that score."""
-    cpus_per_worker: PositiveFloat = 1.0
+    cpus_per_worker: Placement[PositiveFloat] = 1.0
     """Ray CPUs that an actor holds."""
-    gpus_per_worker: GpuShare = 1.0
+    gpus_per_worker: Placement[GpuShare] = 1.0
     """Share of a GPU that an actor holds in Ray, on CUDA."""
-    max_tokens_per_batch: PositiveInt = 4096
+    max_tokens_per_batch: Placement[PositiveInt] = 4096
     """Tokens of one forward pass, prompts counted once where shared, else padding too."""
-    verify_groups: NonNegativeInt = 8
+    verify_groups: Placement[NonNegativeInt] = 8
     """Groups scored again before training and held against the table."""
-    tolerance: PositiveFloat | None = None
+    tolerance: Placement[PositiveFloat | None] = None
     """Largest difference of a per-token log-prob in that check, in nats; without it 1e-3 in float32 and 0.25 in bfloat16, which rounds with the shape of a batch."""
 
 
 class EvaluationConfig(Section):
     """Policy against reference on held-out prompts and pairs."""
 
-    prompts: Prompts
+    prompts: Resolved[Prompts]
     """Held-out prompts; a plain path is read with the keys of the run's own `prompts`."""
-    judge: Rewards
+    judge: Resolved[Rewards]
     """The scorer of the report; better another than the one that made the labels."""
     samples_per_prompt: PositiveInt = 4
     """Completions sampled for each prompt, from the reference and from the policy."""
@@ -335,20 +341,20 @@ class EvaluationConfig(Section):
 class Config(Section):
     """One job."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Placement[str] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; its directory is `<output>/<name>`."""
-    output: Annotated[LocalPath, Field(validate_default=True)] = "runs"
+    output: Placement[Annotated[LocalPath, Field(validate_default=True)]] = "runs"
     """Folder or URI that holds the run directories."""
-    seed: NonNegativeInt = 0
+    seed: Resolved[NonNegativeInt] = 0
     """Seed of everything that is drawn."""
-    rows_per_part: PositiveInt = 256
+    rows_per_part: Resolved[PositiveInt] = 256
     """Prompts or groups in one part file, the unit of work and of resuming."""
-    stream_stages: bool = True
+    stream_stages: Placement[bool] = True
     """Sample, label and score under the reference part by part, none of them waiting for the whole
     table of the one before, where the cluster has room for all of them at once."""
-    ray_address: str | None = None
+    ray_address: Placement[str | None] = None
     """Address of a Ray cluster; without it RAY_ADDRESS, and else a cluster on this machine."""
-    max_quarantined_fraction: Fraction = 0.01
+    max_quarantined_fraction: Placement[Fraction] = 0.01
     """A stage stops when it refuses a larger share of its input rows."""
     model: Model
     """The model that samples and that training starts from."""

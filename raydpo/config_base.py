@@ -6,7 +6,7 @@ What comes in: values of one section. What goes out: frozen pydantic models.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from raydpo.config_content import Resolved
 from raydpo.config_paths import LocalPath, PathOrName
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -106,26 +107,18 @@ def path_shorthand(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-class ModelConfig(Section):
-    """A causal language model with its tokenizer. A plain string stands for `path`."""
+class ForwardConfig(Section):
+    """How training and the reference compute a model; sampling and reading text do not go by it."""
 
-    path: PathOrName
-    """A local folder, a URI (`s3://...`) or a hub name such as `org/name`."""
-    revision: str | None = None
-    """The hub revision (branch, tag or commit)."""
-    pad_token: str | None = None
-    """The padding token; without it the tokenizer's own, or where it names none a safe one, which `raydpo check` says."""
-    chat_template: LocalPath | None = None
-    """A file with a Jinja chat template, used instead of the tokenizer's own."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype of training and of the reference; parameters stay float32 in training."""
-    layout: Literal["auto", "shared", "padded"] = "auto"
-    """Whether training and reference compute a prompt once for all its completions: `auto` does where the model is seen to allow it, `shared` stops where not."""
     attention: str = "auto"
     """`segments` (CPU), `varlen`, `flex` (CUDA), `mask` for shared prompts; any other name is an `attn_implementation` of transformers, padded."""
+    layout: Literal["auto", "shared", "padded"] = "auto"
+    """Whether training and reference compute a prompt once for all its completions: `auto` does where the model is seen to allow it, `shared` stops where not."""
 
     @model_validator(mode="after")
-    def _attention_fits_layout(self) -> ModelConfig:
+    def _attention_fits_layout(self) -> Self:
         shares = self.attention in ("auto", *SHARED_ATTENTIONS)
         if self.layout == "shared" and not shares:
             raise ValueError(
@@ -143,6 +136,19 @@ class ModelConfig(Section):
     def attn_implementation(self) -> str | None:
         """What transformers is asked for when it loads the model; None for its default."""
         return None if self.attention in ("auto", *SHARED_ATTENTIONS) else self.attention
+
+
+class ModelConfig(ForwardConfig):
+    """A causal language model with its tokenizer. A plain string stands for `path`."""
+
+    path: Resolved[PathOrName]
+    """A local folder, a URI (`s3://...`) or a hub name such as `org/name`."""
+    revision: Resolved[str | None] = None
+    """The hub revision (branch, tag or commit)."""
+    pad_token: Resolved[str | None] = None
+    """The padding token; without it the tokenizer's own, or where it names none a safe one, which `raydpo check` says."""
+    chat_template: Resolved[LocalPath | None] = None
+    """A file with a Jinja chat template, used instead of the tokenizer's own."""
 
 
 Model = Annotated[ModelConfig, BeforeValidator(path_shorthand)]

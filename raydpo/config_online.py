@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raydpo.config_base import PositiveFloat, PositiveInt, Section
+from raydpo.config_content import Placement, Resolved
 
 #: TR-DPO's best weights of the policy in a soft update lie at 0.5 to 0.6 (arXiv:2404.09656).
 DEFAULT_EMA_ALPHA = 0.5
@@ -20,7 +21,7 @@ class ReplayConfig(Section):
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a round's groups that come from earlier rounds; less where there are fewer."""
-    max_age_rounds: PositiveInt | None = None
+    max_age_rounds: Resolved[PositiveInt | None] = None
     """The oldest groups that are replayed; without it 1, those of the round before only."""
 
     @model_validator(mode="after")
@@ -48,32 +49,42 @@ class StoppingConfig(Section):
     """Held-out completions longer than those of the original model by more than this factor."""
 
 
-class OnlineConfig(Section):
-    """Rounds in which the policy of one round samples in the next."""
+class RoundPromptsConfig(Section):
+    """Which prompts a round samples for."""
 
-    rounds: PositiveInt = 3
-    """Rounds, where nothing stops them before."""
     prompts: Literal["cycle", "sample", "split"] = "cycle"
     """Prompts of a round: the next of a shuffled circle, drawn anew, or one of as many equal shares as there are rounds."""
     prompts_per_round: PositiveInt | None = None
     """With `cycle` and `sample`; without it all prompts stand in every round."""
-    pairs: Literal["labels", "self_play"] = "labels"
-    """By `labeling`; or SPIN: the data of `sft` give prompts and chosen completions, the policy's own are rejected."""
-    reference: Literal["original", "previous", "ema"] = "original"
-    """pi_ref: the original, the policy before the round (TR-DPO's hard update), or an average of both (soft)."""
-    reference_every_rounds: PositiveInt | None = None
-    """With `previous` and `ema`: rounds between two updates of the reference; without it 1."""
-    ema_alpha: Annotated[float, Field(gt=0, le=1)] | None = None
-    """With `ema`: the policy's weight in the average; without it 0.5."""
+
+
+class TrainingGroupsConfig(Section):
+    """Which preference groups a round trains on."""
+
     min_spread_quantile: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Curriculum: train only on groups whose reward spread (best - worst) reaches this quantile of the round."""
     replay: ReplayConfig = ReplayConfig()
     """Preference groups of earlier rounds among those of a round."""
-    keep_engines: bool = True
+
+
+class OnlineConfig(RoundPromptsConfig, TrainingGroupsConfig):
+    """Rounds in which the policy of one round samples in the next."""
+
+    rounds: Resolved[PositiveInt] = 3
+    """Rounds, where nothing stops them before."""
+    pairs: Resolved[Literal["labels", "self_play"]] = "labels"
+    """By `labeling`; or SPIN: the data of `sft` give prompts and chosen completions, the policy's own are rejected."""
+    reference: Resolved[Literal["original", "previous", "ema"]] = "original"
+    """pi_ref: the original, the policy before the round (TR-DPO's hard update), or an average of both (soft)."""
+    reference_every_rounds: Resolved[PositiveInt | None] = None
+    """With `previous` and `ema`: rounds between two updates of the reference; without it 1."""
+    ema_alpha: Resolved[Annotated[float, Field(gt=0, le=1)] | None] = None
+    """With `ema`: the policy's weight in the average; without it 0.5."""
+    keep_engines: Placement[bool] = True
     """Engines live through all rounds and are given new weights; false ends them after sampling, where the other stages find no room beside them."""
-    lookahead: Literal[0, 1] = 0
+    lookahead: Resolved[Literal[0, 1]] = 0
     """1: the next round samples while this one trains, from the policy before it: one round stale, and recorded."""
-    stopping: StoppingConfig = StoppingConfig()
+    stopping: Placement[StoppingConfig] = StoppingConfig()
     """When the rounds end early."""
 
     @model_validator(mode="after")

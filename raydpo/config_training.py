@@ -19,6 +19,7 @@ from raydpo.config_base import (
     Section,
     SourceFormat,
 )
+from raydpo.config_content import Placement, Resolved
 from raydpo.config_objectives import DpoObjective, Objective
 from raydpo.config_paths import PathOrName
 
@@ -48,29 +49,29 @@ class LoraSettings(Section):
 class TrainerConfig(Section):
     """What training on preferences and supervised fine-tuning have in common."""
 
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Placement[Literal["ddp", "fsdp"]] = "ddp"
     """DDP replicates the parameters, FSDP2 shards them."""
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    num_workers: Placement[PositiveInt | tuple[PositiveInt, PositiveInt]] = 1
     """Ray Train workers; `[least, most]`: as many as the cluster has room for, also later on."""
-    resize_every_seconds: PositiveFloat = 60.0
+    resize_every_seconds: Placement[PositiveFloat] = 60.0
     """With a range of workers: how often it is looked whether there is room for more or fewer."""
-    replicas: PositiveInt = 1
+    replicas: Placement[PositiveInt] = 1
     """Copies of the sharded model, each over num_workers / replicas workers (HSDP); FSDP2 only."""
-    reshard_after_forward: bool = True
+    reshard_after_forward: Placement[bool] = True
     """FSDP2 frees a block's parameters after its forward pass; false: less traffic, more memory."""
-    cpu_offload: bool = False
+    cpu_offload: Placement[bool] = False
     """Keep FSDP2's shards and the optimizer in CPU memory; for CUDA workers only."""
-    compile: bool = False
+    compile: Placement[bool] = False
     """Compile the decoder blocks by torch.compile, once for all lengths; worth it on long runs."""
     lora: LoraSettings | None = None
     """Train a low-rank adapter only; it is saved beside the merged model."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Placement[Literal["auto", "cpu", "cuda"]] = "auto"
     """`auto`: CUDA with NCCL where the Ray cluster has GPUs, else CPU with gloo."""
-    cpus_per_worker: PositiveFloat = 1.0
+    cpus_per_worker: Placement[PositiveFloat] = 1.0
     """Ray CPUs that a worker holds."""
-    gpus_per_worker: GpuShare = 1.0
+    gpus_per_worker: Placement[GpuShare] = 1.0
     """Share of a GPU that a worker holds in Ray, on CUDA; NCCL wants a GPU for each."""
-    max_tokens_per_micro_batch: PositiveInt = 4096
+    max_tokens_per_micro_batch: Placement[PositiveInt] = 4096
     """Tokens of one forward and backward pass, prompts counted once where shared, else padding too; bounds memory, changes no result."""
     epochs: PositiveInt = 1
     """Passes over the data."""
@@ -90,21 +91,21 @@ class TrainerConfig(Section):
     """Share of the steps in which the learning rate rises from 0."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Clip the global gradient norm to this; null clips nothing."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Placement[bool] = False
     """Recompute activations in the backward pass, to save memory."""
-    checkpoint_every_steps: PositiveInt = 100
+    checkpoint_every_steps: Placement[PositiveInt] = 100
     """Steps between checkpoints; one is always written at the end."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: Placement[PositiveInt] = 2
     """The newest checkpoints that are kept, or, with `keep_best_by`, the best and the newest one."""
-    keep_best_by: Literal["loss", "rewards/accuracies", "rewards/margins"] | None = None
+    keep_best_by: Placement[Literal["loss", "rewards/accuracies", "rewards/margins"] | None] = None
     """The metric of the step by which checkpoints are kept; the loss is best where it is lowest."""
-    background_checkpoints: bool = False
+    background_checkpoints: Placement[bool] = False
     """Write a checkpoint while the next step is computed."""
-    max_failures: NonNegativeInt = 2
+    max_failures: Placement[NonNegativeInt] = 2
     """How often Ray Train starts the workers again after one died."""
-    log_every_steps: PositiveInt = 1
+    log_every_steps: Placement[PositiveInt] = 1
     """Steps between lines of metrics."""
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    trackers: Placement[tuple[Literal["tensorboard", "wandb", "mlflow"], ...]] = ("tensorboard",)
     """Where metrics go, beside the console and metrics.jsonl."""
 
     @property
@@ -142,7 +143,7 @@ class TrainingConfig(TrainerConfig):
     """The loss; each has options of its own (`config_objectives.py`)."""
     global_batch_groups: PositiveInt = 64
     """Preference groups of one optimizer step, over all workers."""
-    step_zero_tolerance: PositiveFloat | None = None
+    step_zero_tolerance: Placement[PositiveFloat | None] = None
     """Largest logratio of a token that step 0 may show, in nats; more stops the run. Without it 1e-3 in float32 and 0.25 in bfloat16, which rounds with the shape of a batch."""
 
     @model_validator(mode="after")
@@ -155,12 +156,21 @@ class TrainingConfig(TrainerConfig):
         return self
 
 
-class SftConfig(TrainerConfig):
+class SftTrainerConfig(TrainerConfig):
+    """How supervised fine-tuning trains; reading its data depends on none of it."""
+
+    learning_rate: PositiveFloat = 2e-5
+    """Peak learning rate of AdamW."""
+    global_batch_sequences: PositiveInt = 32
+    """Examples of one optimizer step, over all workers."""
+
+
+class SftConfig(SftTrainerConfig):
     """Supervised fine-tuning: the stage that makes pi_ref."""
 
-    data: PathOrName
+    data: Resolved[PathOrName]
     """A file, a glob, a folder, a URI, or the name of a `datasets` dataset."""
-    format: SourceFormat = "auto"
+    format: Resolved[SourceFormat] = "auto"
     """How to read it; `auto` goes by the file name's ending."""
     split: str = "train"
     """The split: of a `datasets` dataset, or of files whose names say theirs, as train-* and test-* do."""
@@ -170,12 +180,8 @@ class SftConfig(TrainerConfig):
     """Longest example, in tokens; full text is cut into pieces of this length."""
     too_long: Literal["quarantine", "keep_start", "error"] = "quarantine"
     """What happens to a longer prompt-completion example."""
-    global_batch_sequences: PositiveInt = 32
-    """Examples of one optimizer step, over all workers."""
     limit: PositiveInt | None = None
     """Read only so many rows of the source."""
-    learning_rate: PositiveFloat = 2e-5
-    """Peak learning rate of AdamW."""
 
     @model_validator(mode="after")
     def _metric_exists(self) -> Self:

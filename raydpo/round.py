@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydpo.cluster import cluster_size
-from raydpo.config import Config, LabelingConfig, ModelConfig
+from raydpo.config import Config, LabelingConfig, ModelConfig, RewardConfig
 from raydpo.errors import ConfigError
 from raydpo.evaluation.samples import groups_of_samples
 from raydpo.evaluation.stage import evaluate
@@ -119,7 +119,7 @@ class Round:
         if config.labeling is None:
             return self._preferences_of_people(candidates)
         if config.labeling.is_implicit:
-            scores = self._implicit_scores(candidates, config.labeling.reward[0].scorer)
+            scores = self._implicit_scores(candidates, config.labeling.reward[0])
         else:
             [scores] = run_work(self._scoring(candidates, config.labeling))
         return finish_preferences(self._preferences(candidates, scores, config.labeling))
@@ -151,7 +151,7 @@ class Round:
             what=self._what("label"),
         )
 
-    def _implicit_scores(self, candidates: Table, scorer: str) -> Table:
+    def _implicit_scores(self, candidates: Table, reward: RewardConfig) -> Table:
         """The policy judges: log-ratios of the candidates to the reference."""
         refuse_equal_models(self.config.model, self._reference_model())
         groups = groups_of_samples(self.folder.child("score-groups"), candidates)
@@ -174,7 +174,7 @@ class Round:
             candidates=candidates,
             policy_logps=policy,
             reference_logps=reference,
-            scorer=scorer,
+            reward=reward,
             what=self._what("score"),
         )
 

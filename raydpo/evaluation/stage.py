@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydpo.config import Config, EvaluationConfig, ModelConfig, RewardConfig
+from raydpo.config_content import content_of
 from raydpo.errors import ConfigError
 from raydpo.evaluation.heldout import sample_heldout
 from raydpo.evaluation.publish import Tables, write_report
@@ -71,10 +72,8 @@ def evaluate(
     evaluation = _section(config)
     models = {"policy": policy, "reference": reference_model}
     log = training_log or []
-    inputs = {**inputs, "training_log": fingerprint(log), **_own_inputs(prompts, models, heldout)}
-    inputs |= _judge_inputs(evaluation.judge)
-    settings = _settings(config, evaluation, models)
-    stage = Stage(folder, "evaluation", None, inputs, settings)
+    inputs = {**inputs, "training_log": fingerprint(log)}
+    stage = evaluation_stage(config, folder, prompts, models, heldout, inputs)
     if open_stage(stage, keep_folders=True) is None:
         steps = _Steps(config, evaluation, folder, what)
         tables = _make_tables(steps, prompts, policy, reference_model, heldout, pool)
@@ -84,6 +83,21 @@ def evaluate(
     else:
         logger.info("[%s] nothing to do: %s/report.html is there", what, folder.uri)
     return {**folder.read_json("metrics.json"), "report": f"{folder.uri}/report.html"}
+
+
+def evaluation_stage(
+    config: Config,
+    folder: Folder,
+    prompts: Table,
+    models: dict[str, ModelConfig],
+    heldout: Table | None,
+    inputs: dict[str, str],
+) -> Stage:
+    """What the report on these models, `policy` and `reference`, is made from."""
+    evaluation = _section(config)
+    own = _own_inputs(prompts, models, heldout) | _judge_inputs(evaluation.judge)
+    settings = _settings(config, evaluation, models)
+    return Stage(folder, "evaluation", None, {**inputs, **own}, settings)
 
 
 def _section(config: Config) -> EvaluationConfig:
@@ -120,17 +134,13 @@ def _judge_inputs(judges: tuple[RewardConfig, ...]) -> dict[str, str]:
 
 
 def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, ModelConfig]) -> Json:
-    """What the numbers and the page depend on; how many workers do the work is no part of it."""
-    # Where a judge lies is none of it either: its name is, and its weights are among the inputs.
-    placement = {"batch_size", "workers", "gpus_per_worker", "classifier", "name"}
+    """What the numbers and the page depend on, beside the inputs."""
     return {
-        "judges": [
-            {"name": judge.scorer, **judge.model_dump(mode="json", exclude=placement)}
-            for judge in evaluation.judge
-        ],
-        "evaluation": evaluation.model_dump(mode="json", exclude={"prompts", "judge"}),
+        **content_of(config.reference),
+        "judges": [_judge_settings(judge) for judge in evaluation.judge],
+        "evaluation": content_of(evaluation),
         "max_prompt_tokens": evaluation.prompts.max_prompt_tokens,
-        "sampling": config.sampling.model_dump(mode="json", exclude={"engines", "candidates"}),
+        "sampling": content_of(config.sampling),
         "sampling_dtype": config.sampling.engines.dtype,
         "labels_by": [
             [reward.function, reward.classifier and reward.scorer]
@@ -138,10 +148,14 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
         ],
         "beta": config.training.objective.kl_beta if config.training else None,
         "seed": config.seed,
-        **{
-            name: [model.precision, model.attention, model.layout] for name, model in models.items()
-        },
+        **{name: content_of(model) for name, model in models.items()},
     }
+
+
+def _judge_settings(judge: RewardConfig) -> Json:
+    # Where a judge lies is none of it: the page has its name, and its weights are an input.
+    named = {"name": judge.scorer, "function": judge.function, "weight": judge.weight}
+    return {**named, **content_of(judge)}
 
 
 def _make_tables(

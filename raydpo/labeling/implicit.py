@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from raydpo.config import ModelConfig
+from raydpo.config import ClassifierReading, ModelConfig, RewardConfig
+from raydpo.config_content import content_of
 from raydpo.errors import ConfigError
 from raydpo.models import weights_fingerprint
 from raydpo.parts import Table, describe_counts
@@ -33,7 +34,7 @@ def implicit_scores(
     candidates: Table,
     policy_logps: Table,
     reference_logps: Table,
-    scorer: str,
+    reward: RewardConfig,
     what: str,
 ) -> Table:
     """The log-ratio of every candidate, in nats.
@@ -43,15 +44,10 @@ def implicit_scores(
         candidates: the completions.
         policy_logps: their log-probs under the policy, a row a prompt, of the same parts.
         reference_logps: the same under the reference.
-        scorer: name in the scores table.
+        reward: the scorer; its weight is not applied here.
         what: the stage and round, for the log.
     """
-    inputs = {
-        "candidates": candidates.fingerprint,
-        "policy_logps": policy_logps.fingerprint,
-        "reference_logps": reference_logps.fingerprint,
-    }
-    stage = Stage(folder, STAGE_NAME, "scores", inputs, {"implicit": scorer})
+    stage = implicit_stage(folder, candidates, policy_logps, reference_logps, reward)
     manifest = open_stage(stage)
     if manifest is None:
         finished = finished_parts(stage)
@@ -59,12 +55,29 @@ def implicit_scores(
             if index not in finished:
                 rows = candidates.part(index)
                 scores = score_rows(
-                    rows, policy_logps.part(index), reference_logps.part(index), scorer
+                    rows, policy_logps.part(index), reference_logps.part(index), reward.scorer
                 )
                 write_part(stage, index, PartResult(scores, counts={"input": len(rows)}))
         manifest = commit(stage, {})
         logger.info("[%s] done: %s", what, describe_counts(manifest))
     return Table(folder, manifest)
+
+
+def implicit_stage(
+    folder: Folder,
+    candidates: Table,
+    policy_logps: Table,
+    reference_logps: Table,
+    reward: RewardConfig,
+) -> Stage:
+    """What implicit rewards are made from; arguments as of `implicit_scores`."""
+    inputs = {
+        "candidates": candidates.fingerprint,
+        "policy_logps": policy_logps.fingerprint,
+        "reference_logps": reference_logps.fingerprint,
+    }
+    settings = {"implicit": reward.scorer, **content_of(reward, without=ClassifierReading)}
+    return Stage(folder, STAGE_NAME, "scores", inputs, settings)
 
 
 def score_rows(

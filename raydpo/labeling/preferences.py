@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from raydpo.config import LabelingConfig, PairsConfig
+from raydpo.config_content import content_of
 from raydpo.labeling.groups import by_prompt, candidate_id, preference_row, refuse_zero_pairs
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
 from raydpo.parts import (
@@ -85,23 +86,39 @@ def preferences_work(
         what: the stage and round, for the log.
         max_quarantined_fraction: share of the candidates that may be refused.
     """
-    weights = {reward.scorer: reward.weight for reward in labeling.reward}
-    labels = Labels(labeling.pairs, weights, seed, round_index)
-    stage = Stage(
+    labels = Labels(labeling.pairs, _weights(labeling), seed, round_index)
+    stage = preferences_stage(folder, candidates, scores, labeling, seed, round_index)
+    job = PartJob(functools.partial(_make_transform, labels), Workers(1), stage.begun.key)
+    return part_work([PartStage(stage, [candidates, scores], what)], job, max_quarantined_fraction)
+
+
+def preferences_stage(
+    folder: Folder,
+    candidates: Table,
+    scores: Table,
+    labeling: LabelingConfig,
+    seed: int,
+    round_index: int,
+) -> Stage:
+    """What the pairs of these candidates are made from; arguments as of `preferences_work`."""
+    return Stage(
         folder=folder,
         name=STAGE_NAME,
         table="preferences",
         inputs={"candidates": candidates.fingerprint, "scores": scores.fingerprint},
         settings={
-            **labeling.pairs.model_dump(mode="json"),
-            "weights": weights,
+            **content_of(labeling),
+            **content_of(labeling.pairs),
+            "weights": _weights(labeling),
             "seed": seed,
             "round": round_index,
         },
         parts_of=("candidates", "scores"),
     )
-    job = PartJob(functools.partial(_make_transform, labels), Workers(1), stage.begun.key)
-    return part_work([PartStage(stage, [candidates, scores], what)], job, max_quarantined_fraction)
+
+
+def _weights(labeling: LabelingConfig) -> dict[str, float]:
+    return {reward.scorer: reward.weight for reward in labeling.reward}
 
 
 def finish_preferences(work: PartWork) -> Table:

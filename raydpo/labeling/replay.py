@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raydpo.config_online import OnlineConfig
+from raydpo.config_content import content_of
+from raydpo.config_online import OnlineConfig, RoundPromptsConfig
 from raydpo.parts import Table
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage, commit, open_stage, read_part, write_part
@@ -52,25 +53,10 @@ def training_groups(
         round_index: the round.
         what: the stage and round, for the log.
     """
-    replay, quantile = online.replay, online.min_spread_quantile
     pool = {r: earlier[r] for r in sorted(_replayed_rounds(earlier, online, round_index))}
     if not mixes(earlier, online, round_index):
         return own
-    stage = Stage(
-        folder=folder,
-        name="training_groups",
-        table="preferences",
-        inputs={
-            "preferences": own.fingerprint,
-            **{f"round {r}": table.fingerprint for r, table in pool.items()},
-        },
-        settings={
-            "replay": {"share": replay.share, "max_age_rounds": replay.oldest_rounds},
-            "min_spread_quantile": quantile,
-            "seed": seed,
-            "round": round_index,
-        },
-    )
+    stage = training_groups_stage(folder, own, pool, online, seed, round_index)
     manifest = open_stage(stage)
     if manifest is None:
         picks = _pick(own, pool, online, seed, round_index)
@@ -79,6 +65,32 @@ def training_groups(
         manifest = commit(stage, {})
         _say(manifest["counts"], what)
     return Table(folder, manifest)
+
+
+def training_groups_stage(
+    folder: Folder,
+    own: Table,
+    pool: Mapping[int, Table],
+    online: OnlineConfig,
+    seed: int,
+    round_index: int,
+) -> Stage:
+    """What a mixed table is made from; `pool` are the rounds that groups may be replayed from."""
+    return Stage(
+        folder=folder,
+        name="training_groups",
+        table="preferences",
+        inputs={
+            "preferences": own.fingerprint,
+            **{f"round {r}": table.fingerprint for r, table in pool.items()},
+        },
+        settings={
+            **content_of(online, without=RoundPromptsConfig),
+            "replay": {**content_of(online.replay), "max_age_rounds": online.replay.oldest_rounds},
+            "seed": seed,
+            "round": round_index,
+        },
+    )
 
 
 def mixes(earlier: Iterable[int], online: OnlineConfig, round_index: int) -> bool:

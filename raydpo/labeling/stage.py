@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from raydpo.cluster import uses_cuda
-from raydpo.config import ModelConfig, RewardConfig
+from raydpo.config import ClassifierReading, ModelConfig, RewardConfig
+from raydpo.config_content import content_of
 from raydpo.errors import ConfigError
 from raydpo.labeling.classifier import judge_with_classifier, label_index, load_classifier
 from raydpo.labeling.groups import candidate_id
@@ -81,7 +82,7 @@ def scoring_work(
     """The work of `score_candidates` on one or more tables: its workers load the scorers once."""
     check_rewards(rewards)
     stages = [
-        PartStage(_stage(target.folder, target.source, rewards), [target.source], target.what)
+        PartStage(scores_stage(target.folder, target.source, rewards), [target.source], target.what)
         for target in targets
     ]
     cuda = any(reward.classifier for reward in rewards) and uses_cuda("auto")
@@ -93,7 +94,8 @@ def scoring_work(
     return part_work(stages, job, max_quarantined_fraction)
 
 
-def _stage(folder: Folder, candidates: Table, rewards: tuple[RewardConfig, ...]) -> Stage:
+def scores_stage(folder: Folder, candidates: Table, rewards: tuple[RewardConfig, ...]) -> Stage:
+    """What these scorers' scores of these candidates are made from."""
     return Stage(
         folder=folder,
         name=STAGE_NAME,
@@ -175,10 +177,11 @@ def _scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
 
 
 def _scorer_settings(reward: RewardConfig) -> dict[str, Any]:
-    """What the scores depend on; a function's is all in its source."""
-    if reward.function is not None:
-        return {"name": reward.scorer, "function": reward.function}
-    return {"name": reward.scorer, **reward.model_dump(include={"label", "output", "input"})}
+    """What the scores depend on beside the scorer's source or weights."""
+    if reward.function is None:
+        return {"name": reward.scorer, **content_of(reward)}
+    content = content_of(reward, without=ClassifierReading)
+    return {"name": reward.scorer, "function": reward.function, **content}
 
 
 def _score(candidate: Row, scorer: str, value: float | Refusal) -> Row:

@@ -14,6 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config import Config, SftConfig
+from raydpo.config_content import content_of
+from raydpo.config_training import SftTrainerConfig
 from raydpo.context import check_context
 from raydpo.errors import DataError
 from raydpo.models import model_config_values
@@ -32,10 +34,11 @@ from raydpo.prompts.rows import (
     quarantine_row,
     row_name,
     run_source_stage,
+    source_stage,
     usable_row,
 )
 from raydpo.prompts.sources import SourceRow
-from raydpo.run import PartResult
+from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
 from raydpo.tables import Row
 
@@ -70,16 +73,15 @@ def run_examples_stage(config: Config, folder: Folder) -> Table:
     check_context(
         "sft.max_sequence_tokens", sft.max_sequence_tokens, model_config_values(config.model)
     )
-    content = {"split", "limit", "loss_on", "max_sequence_tokens", "too_long"}
-    return run_source_stage(
-        config,
-        sft,
-        folder,
-        table=_STAGE,
-        settings=sft.model_dump(mode="json", include=content),
-        make_parts=partial(example_parts, sft, rows_per_part=config.rows_per_part * 16),
-        what="sft, examples",
-    )
+    parts = partial(example_parts, sft, rows_per_part=config.rows_per_part * 16)
+    stage = examples_stage(config, sft, folder)
+    return run_source_stage(stage, config, sft, parts, "sft, examples")
+
+
+def examples_stage(config: Config, sft: SftConfig, folder: Folder) -> Stage:
+    """What the table of these examples is made from."""
+    content = content_of(sft, without=SftTrainerConfig)
+    return source_stage(config, sft, folder, _STAGE, content)
 
 
 def example_parts(

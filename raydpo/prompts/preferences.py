@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import Config, PreferencesConfig
+from raydpo.config_content import content_of
 from raydpo.context import check_context
 from raydpo.errors import DataError
 from raydpo.models import model_config_values
@@ -37,11 +38,12 @@ from raydpo.prompts.rows import (
     quarantine_row,
     row_name,
     run_source_stage,
+    source_stage,
     usable_row,
 )
 from raydpo.prompts.sources import SourceRow
 from raydpo.rankings import pair_weight, preference_probability, ranking_of
-from raydpo.run import PartResult
+from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
 from raydpo.tables import Row
 
@@ -89,15 +91,16 @@ def run_preferences_stage(config: Config, folder: Folder, what: str) -> Table:
         preferences.max_prompt_tokens + preferences.max_completion_tokens,
         model_config_values(config.model),
     )
-    return run_source_stage(
-        config,
-        preferences,
-        folder,
-        table=_STAGE,
-        settings=preferences.model_dump(mode="json", exclude={"path", "format"}),
-        make_parts=partial(preference_parts, preferences, rows_per_part=config.rows_per_part),
-        what=what,
-    )
+    parts = partial(preference_parts, preferences, rows_per_part=config.rows_per_part)
+    stage = existing_preferences_stage(config, preferences, folder)
+    return run_source_stage(stage, config, preferences, parts, what)
+
+
+def existing_preferences_stage(
+    config: Config, preferences: PreferencesConfig, folder: Folder
+) -> Stage:
+    """What the table of this preference data is made from."""
+    return source_stage(config, preferences, folder, _STAGE, content_of(preferences))
 
 
 def preference_parts(

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config import Config
+from raydpo.config_base import ForwardConfig
+from raydpo.config_content import content_of
 from raydpo.errors import DataError
 from raydpo.models import load_tokenizer, tokenizer_fingerprint
 from raydpo.progress import logger
@@ -110,24 +112,42 @@ def chunks(rows: Iterable[SourceRow], size: int) -> Iterator[list[SourceRow]]:
         yield chunk
 
 
-def run_source_stage(
-    config: Config,
-    section: SourceSection,
-    folder: Folder,
-    *,
-    table: str,
-    settings: dict[str, Any],
-    make_parts: MakeParts,
-    what: str,
-) -> Table:
-    """Read and tokenize a source into `folder`; a finished table is kept.
+def source_stage(
+    config: Config, section: SourceSection, folder: Folder, table: str, content: dict[str, Any]
+) -> Stage:
+    """A stage that reads and tokenizes a source.
 
     Args:
         config: the job.
         section: where the rows come from.
         folder: where the table goes.
         table: its name, which is the stage's too.
-        settings: what the content depends on, beside the source and the tokenizer.
+        content: of the section: what the rows that come out depend on (`content_of`).
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    inputs = {
+        "data": source_fingerprint(*location(section)),
+        "tokenizer": tokenizer_fingerprint(config.model),
+    }
+    settings = {
+        **content_of(config.model, without=ForwardConfig),
+        **content,
+        "rows_per_part": config.rows_per_part,
+    }
+    return Stage(folder=folder, name=table, table=table, inputs=inputs, settings=settings)
+
+
+def run_source_stage(
+    stage: Stage, config: Config, section: SourceSection, make_parts: MakeParts, what: str
+) -> Table:
+    """Read and tokenize a source; a finished table is kept.
+
+    Args:
+        stage: what is made, and from what (`source_stage`).
+        config: the job.
+        section: where the rows come from.
         make_parts: makes the table's parts of the rows; a finished stage does not call it.
         what: the stage and round, for the log.
 
@@ -136,12 +156,6 @@ def run_source_stage(
         ModelError: the tokenizer cannot be used.
         QuarantineBudgetError: too many rows were refused.
     """
-    inputs = {
-        "data": source_fingerprint(*location(section)),
-        "tokenizer": tokenizer_fingerprint(config.model),
-    }
-    settings = {**settings, "rows_per_part": config.rows_per_part}
-    stage = Stage(folder=folder, name=table, table=table, inputs=inputs, settings=settings)
 
     def results() -> Iterator[PartResult]:
         rows = source_rows(*location(section), section.limit)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import Config, PromptsConfig
+from raydpo.config_content import content_of
 from raydpo.context import check_context
 from raydpo.errors import DataError
 from raydpo.models import model_config_values
@@ -26,10 +27,11 @@ from raydpo.prompts.rows import (
     quarantine_row,
     row_name,
     run_source_stage,
+    source_stage,
     usable_row,
 )
 from raydpo.prompts.sources import SourceRow
-from raydpo.run import PartResult
+from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder
 from raydpo.tables import Row
 
@@ -81,15 +83,13 @@ def run_prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder, wh
         prompts.max_prompt_tokens + config.sampling.max_completion_tokens,
         model_config_values(config.model),
     )
-    return run_source_stage(
-        config,
-        prompts,
-        folder,
-        table=_STAGE,
-        settings=prompts.model_dump(mode="json", exclude={"path", "format"}),
-        make_parts=partial(prompt_parts, prompts, rows_per_part=config.rows_per_part),
-        what=what,
-    )
+    parts = partial(prompt_parts, prompts, rows_per_part=config.rows_per_part)
+    return run_source_stage(prompts_stage(config, prompts, folder), config, prompts, parts, what)
+
+
+def prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder) -> Stage:
+    """What the table of these prompts is made from."""
+    return source_stage(config, prompts, folder, _STAGE, content_of(prompts))
 
 
 def prompt_parts(

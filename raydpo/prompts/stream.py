@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from raydpo.config_online import OnlineConfig
+from raydpo.config_content import content_of
+from raydpo.config_online import OnlineConfig, TrainingGroupsConfig
 from raydpo.errors import ConfigError
 from raydpo.parts import Table
 from raydpo.run import PartResult, Stage, commit, open_stage, write_part
@@ -33,16 +34,7 @@ def round_prompts(
     Raises:
         ConfigError: a round asks for more prompts than there are, or a share has none.
     """
-    settings = online.model_dump(include={"prompts", "prompts_per_round"})
-    if online.prompts == "split":
-        settings["rounds"] = online.rounds
-    stage = Stage(
-        folder=folder,
-        name="round_prompts",
-        table="prompts",
-        inputs={"prompts": prompts.fingerprint},
-        settings={**settings, "seed": seed, "round": round_index, "rows_per_part": rows_per_part},
-    )
+    stage = round_prompts_stage(folder, prompts, online, seed, round_index, rows_per_part)
     manifest = open_stage(stage)
     if manifest is None:
         total = prompts.manifest["counts"]["output"]
@@ -51,6 +43,27 @@ def round_prompts(
             write_part(stage, index, PartResult(rows, counts={"input": len(rows)}))
         manifest = commit(stage, {})
     return Table(folder, manifest)
+
+
+def round_prompts_stage(
+    folder: Folder,
+    prompts: Table,
+    online: OnlineConfig,
+    seed: int,
+    round_index: int,
+    rows_per_part: int,
+) -> Stage:
+    """What the prompts of a round are made from; arguments as of `round_prompts`."""
+    content = content_of(online, without=TrainingGroupsConfig)
+    shares = {"rounds": online.rounds} if online.prompts == "split" else {}
+    place = {"seed": seed, "round": round_index, "rows_per_part": rows_per_part}
+    return Stage(
+        folder=folder,
+        name="round_prompts",
+        table="prompts",
+        inputs={"prompts": prompts.fingerprint},
+        settings={**content, **shares, **place},
+    )
 
 
 def round_indices(

@@ -11,9 +11,10 @@ import functools
 import math
 
 from raydpo.config import ModelConfig, ReferenceConfig
+from raydpo.config_content import content_of
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import PartJob, PartStage, Table, part_work, run_work
-from raydpo.reference.stage import Scorer, forward_settings, scoring_workers
+from raydpo.reference.stage import Scorer, scoring_workers
 from raydpo.run import PartResult, Stage, read_rows
 from raydpo.storage import Folder
 from raydpo.tables import Row
@@ -39,7 +40,19 @@ def score_sequences(
         what: for the log.
         max_quarantined_fraction: see `parts.check_quarantine_budget`.
     """
-    stage = Stage(
+    stage = sequences_stage(folder, sequences, model, settings)
+    examples = sequences.manifest["table"] == "examples"
+    make = functools.partial(SequenceScorer, model, settings.max_tokens_per_batch, examples)
+    job = PartJob(make, scoring_workers(settings), stage.key)
+    part_stage = PartStage(stage, [sequences], what)
+    return run_work(part_work([part_stage], job, max_quarantined_fraction))[0]
+
+
+def sequences_stage(
+    folder: Folder, sequences: Table, model: ModelConfig, settings: ReferenceConfig
+) -> Stage:
+    """What log-probs of these sequences under this model are made from."""
+    return Stage(
         folder=folder,
         name="score",
         table="logps",
@@ -48,13 +61,8 @@ def score_sequences(
             "model": weights_fingerprint(model),
             "tokenizer": tokenizer_fingerprint(model),
         },
-        settings=forward_settings(model),
+        settings={**content_of(model), **content_of(settings)},
     )
-    examples = sequences.manifest["table"] == "examples"
-    make = functools.partial(SequenceScorer, model, settings.max_tokens_per_batch, examples)
-    job = PartJob(make, scoring_workers(settings), stage.key)
-    part_stage = PartStage(stage, [sequences], what)
-    return run_work(part_work([part_stage], job, max_quarantined_fraction))[0]
 
 
 class SequenceScorer:

@@ -17,6 +17,7 @@ import torch
 from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, ReferenceConfig
 from raydpo.config_base import ROUNDING_NATS
+from raydpo.config_content import content_of
 from raydpo.environment import worker_environment
 from raydpo.errors import NumericsError, own_errors
 from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
@@ -77,7 +78,11 @@ def reference_work(
 ) -> PartWork:
     """The work of `score_reference` on one or more tables: its workers load the model once."""
     stages = [
-        PartStage(_stage(target.folder, target.source, model), [target.source], target.what)
+        PartStage(
+            reference_stage(target.folder, target.source, model, settings),
+            [target.source],
+            target.what,
+        )
         for target in targets
     ]
     return part_work(stages, _part_job(model, settings), max_quarantined_fraction)
@@ -89,13 +94,16 @@ def _part_job(model: ModelConfig, settings: ReferenceConfig) -> PartJob:
         "model": weights_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(model),
         "tokens": settings.max_tokens_per_batch,
-        **forward_settings(model),
+        **content_of(model),
     }
     make = functools.partial(Scorer, model, settings.max_tokens_per_batch)
     return PartJob(make, scoring_workers(settings), fingerprint(identity))
 
 
-def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
+def reference_stage(
+    folder: Folder, groups: Table, model: ModelConfig, settings: ReferenceConfig
+) -> Stage:
+    """What log-probs of these groups under this model are made from."""
     return Stage(
         folder=folder,
         name=STAGE_NAME,
@@ -105,7 +113,7 @@ def _stage(folder: Folder, groups: Table, model: ModelConfig) -> Stage:
             "model": weights_fingerprint(model),
             "tokenizer": tokenizer_fingerprint(model),
         },
-        settings=forward_settings(model),
+        settings={**content_of(model), **content_of(settings)},
         parts_of=("groups",),
     )
 
@@ -119,11 +127,6 @@ def scoring_workers(settings: ReferenceConfig) -> Workers:
         gpus=settings.gpus_per_worker if cuda else 0.0,
         environment=worker_environment(cuda, settings.cpus_per_worker),
     )
-
-
-def forward_settings(model: ModelConfig) -> dict[str, str]:
-    """What log-probs depend on beside weights, tokenizer and tokens."""
-    return {"precision": model.precision, "attention": model.attention, "layout": model.layout}
 
 
 def verify_reference(

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from raydpo.config import ModelConfig, SamplingConfig
+from raydpo.config_base import ForwardConfig
+from raydpo.config_content import content_of
 from raydpo.errors import EngineError
 from raydpo.models import tokenizer_fingerprint
 from raydpo.parts import PartJob, PartStage, PartWork, Table, Workers, to_table
@@ -131,7 +133,9 @@ def _stage(folder: Folder, prompts: Table, model: ModelConfig, task: _Task) -> S
             "tokenizer": tokenizer_fingerprint(model),
         },
         settings={
-            **task.sampling.model_dump(mode="json", exclude={"engines"}),
+            **content_of(model, without=ForwardConfig),
+            **content_of(task.sampling),
+            "candidates": task.sampling.candidates,
             "dtype": engine_dtype(model, task.sampling),
             "longest_prompt_tokens": task.longest_prompt,
             "seed": task.seed,

@@ -13,7 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 from raydpo.cluster import cluster_size
-from raydpo.config import Config, ModelConfig
+from raydpo.config import Config, ModelConfig, TrainerConfig
+from raydpo.config_content import content_of
 from raydpo.errors import NumericsError
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import Table
@@ -25,29 +26,6 @@ from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
 from raydpo.training.ray_worker import ERROR_FILE, MODEL, Publish, TrainJob
 from raydpo.training.workers import EarlyWorkers, count, fit
 
-#: Settings that change how the work is done, not what comes out (but for rounding).
-_NOT_CONTENT: Final = {
-    "strategy",
-    "num_workers",
-    "resize_every_seconds",
-    "replicas",
-    "reshard_after_forward",
-    "cpu_offload",
-    "compile",
-    "device",
-    "cpus_per_worker",
-    "gpus_per_worker",
-    "max_tokens_per_micro_batch",
-    "activation_checkpointing",
-    "checkpoint_every_steps",
-    "keep_checkpoints",
-    "keep_best_by",
-    "background_checkpoints",
-    "max_failures",
-    "log_every_steps",
-    "trackers",
-    "step_zero_tolerance",
-}
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
@@ -94,11 +72,8 @@ def train_policy(
         NumericsError: step 0 shows logratios, or a loss is not finite.
     """
     assert config.training is not None
-    heldout = config.evaluation.heldout_fraction if config.evaluation else 0.0
-    inputs = {"preferences": preferences.fingerprint}
     starts_at_reference = False
     if reference is not None:
-        inputs["reference"] = reference.fingerprint
         weights = reference.manifest["inputs"]["model"]
         starts_at_reference = weights == weights_fingerprint(config.model)
     uses_live = config.training.objective.uses_live_reference
@@ -111,12 +86,23 @@ def train_policy(
         reference_model=live,
         folder=folder,
         seed=config.seed,
-        heldout_fraction=heldout,
+        heldout_fraction=_heldout_fraction(config),
         starts_at_reference=starts_at_reference,
         what=what,
         publish=publish,
     )
-    return _run(job, inputs, workers)
+    return _run(job, policy_stage(config, folder, preferences, reference), workers)
+
+
+def policy_stage(
+    config: Config, folder: Folder, preferences: Table, reference: Table | None
+) -> Stage:
+    """What a policy is made from that is trained on these groups."""
+    assert config.training is not None
+    inputs = {"preferences": preferences.fingerprint}
+    if reference is not None:
+        inputs["reference"] = reference.fingerprint
+    return _stage(config, config.training, folder, inputs, _heldout_fraction(config))
 
 
 def train_sft(*, config: Config, folder: Folder, examples: Table, what: str) -> ModelConfig:
@@ -138,28 +124,45 @@ def train_sft(*, config: Config, folder: Folder, examples: Table, what: str) -> 
         starts_at_reference=False,
         what=what,
     )
-    return _run(job, {"examples": examples.fingerprint})
+    return _run(job, sft_stage(config, folder, examples))
 
 
-def _run(job: TrainJob, inputs: dict[str, str], workers: EarlyWorkers | None = None) -> ModelConfig:
-    stage = Stage(
-        folder=job.folder,
+def sft_stage(config: Config, folder: Folder, examples: Table) -> Stage:
+    """What a model is made from that is fine-tuned on these examples."""
+    assert config.sft is not None
+    return _stage(config, config.sft, folder, {"examples": examples.fingerprint}, 0.0)
+
+
+def _stage(
+    config: Config,
+    settings: TrainerConfig,
+    folder: Folder,
+    inputs: dict[str, str],
+    heldout_fraction: float,
+) -> Stage:
+    return Stage(
+        folder=folder,
         name="train",
         table=None,
         inputs={
             **inputs,
-            "model": weights_fingerprint(job.model),
-            "tokenizer": tokenizer_fingerprint(job.model),
+            "model": weights_fingerprint(config.model),
+            "tokenizer": tokenizer_fingerprint(config.model),
         },
         settings={
-            **job.settings.model_dump(mode="json", exclude=set(_NOT_CONTENT)),
-            "precision": job.model.precision,
-            "attention": job.model.attention,
-            "layout": job.model.layout,
-            "seed": job.seed,
-            "heldout_fraction": job.heldout_fraction,
+            **content_of(settings),
+            **content_of(config.model),
+            "seed": config.seed,
+            "heldout_fraction": heldout_fraction,
         },
     )
+
+
+def _heldout_fraction(config: Config) -> float:
+    return config.evaluation.heldout_fraction if config.evaluation else 0.0
+
+
+def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> ModelConfig:
     # Only what changed is carried over: the trained folder brings its own tokenizer.
     trained = job.model.model_copy(update={"path": job.folder.child(MODEL).uri, "revision": None})
     if open_stage(stage) is not None:

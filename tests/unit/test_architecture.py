@@ -24,7 +24,8 @@ STAGES = {"prompts", "sampling", "labeling", "reference", "training", "evaluatio
 
 #: A module imports from its own layer and from those before it.
 LAYERS = [
-    {"errors", "config_base", "config_paths", "config_yaml", "environment", "imports", "tables"},
+    {"errors", "config_content", "config_paths", "config_yaml", "environment", "imports", "tables"},
+    {"config_base"},
     {"config_objective_base", "config_reward_model"},
     {"config_objectives"},
     {"config_training", "config_online"},
