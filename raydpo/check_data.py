@@ -65,7 +65,7 @@ def check_data(config: Config, rows: int | None, findings: Findings) -> None:
         findings.facts.append("data: not tokenized, for there is no tokenizer")
         return
     for source in _sources(config, rows, tokenizer):
-        first = findings.attempt(_read, source, config, findings)
+        first = findings.attempt(_read, source, config, findings, rows)
         if first is not None:
             lines = render_example(source.name, source.example(first), tokenizer)
             findings.example += lines if not findings.example else []
@@ -130,8 +130,8 @@ def _rows(section: SourceSection, rows: int | None) -> Iterator[SourceRow]:
     return source_rows(*location(section), min(limits, default=None))
 
 
-def _read(source: _Source, config: Config, findings: Findings) -> Row | None:
-    """Read a source to its end, note counts and reasons; the first row of the table.
+def _read(source: _Source, config: Config, findings: Findings, rows: int | None) -> Row | None:
+    """Read a source to its end, or to `rows` rows, note counts and reasons; the first table row.
 
     Raises:
         DataError, ModelError: the source cannot be read, or nothing of it is left.
@@ -158,7 +158,8 @@ def _read(source: _Source, config: Config, findings: Findings) -> Row | None:
         )
     check_not_empty(source.name, counts)
     if source.name == "preferences":
-        findings.attempt(check_counts_fit, config, counts)
+        is_whole = rows is None or read < rows
+        findings.attempt(check_counts_fit, config, counts, is_whole=is_whole)
     return first
 
 

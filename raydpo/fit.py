@@ -73,15 +73,16 @@ def _check_reward_model(config: Config, training: TrainingConfig) -> None:
         )
 
 
-def check_counts_fit(config: Config, counts: Mapping[str, int]) -> None:
+def check_counts_fit(config: Config, counts: Mapping[str, int], *, is_whole: bool = True) -> None:
     """Hold the objective against a preferences table.
 
     Args:
         config: the job.
         counts: of the table's manifest.
+        is_whole: whether that is the whole table, and not only its first rows.
 
     Raises:
-        ConfigError: there is nothing that the objective learns from.
+        ConfigError: there is nothing that the objective learns from, or all of it says the same.
     """
     check_config_fits(config)
     if config.training is None:
@@ -93,6 +94,24 @@ def check_counts_fit(config: Config, counts: Mapping[str, int]) -> None:
         "soft labels": counts.get("soft_labels", 0),
     }
     _check(config.training, {kind for kind, count in offered.items() if count}, "the preferences")
+    if is_whole:
+        _check_both_judgements(config.training, counts)
+
+
+def _check_both_judgements(training: TrainingConfig, counts: Mapping[str, int]) -> None:
+    judged = {name: counts.get(name, 0) for name in ("desirable", "undesirable")}
+    missing = next((name for name, count in judged.items() if not count), None)
+    if missing is None or not sum(judged.values()):
+        return
+    for objective in single_objectives(training.objective):
+        if objective.unit == "completions":
+            raise ConfigError(
+                f"objective {objective.name!r} with {sum(judged.values())} judged completions, "
+                f"none of them {missing}",
+                f"{objective.name} learns from the difference of desirable and undesirable ones: of "
+                "one kind alone it raises, or lowers, the likelihood of all",
+                f"add {missing} completions (`label`); good ones alone are data for `raydpo sft`",
+            )
 
 
 def _of_layout(layout: str) -> set[str]:

@@ -20,6 +20,10 @@ from raydpo.tables import Row
 ASSISTANT_TURN: Final = "\n\nAssistant:"
 HUMAN_TURN: Final = "\n\nHuman:"
 _RATINGS: Final = ("ratings", "scores")
+_LABELS: Final = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "desirable"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "undesirable"), False),
+}
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,7 @@ def _ranked(row: Row) -> Judged:
 
 def _unpaired(row: Row) -> Judged:
     """`prompt` and `completion`, or `messages` whose last one is the completion; and a `label`."""
-    label: Any = _value(row, "label")
-    if not isinstance(label, bool) and label not in (0, 1):
-        raise RefusedRow("the label is neither true nor false")
+    desirable = _label(_value(row, "label"))
     if row.get("messages") is None:
         prompt = prompt_of(_value(row, "prompt"))
         completion = completion_of(_value(row, "completion"), prompt)
@@ -164,13 +166,27 @@ def _unpaired(row: Row) -> Judged:
         if not prompt:
             raise RefusedRow("a conversation of one message has no completion")
         completion = completion_of(last, prompt)
-    return Judged(Dialogue(prompt, (completion,)), desirable=bool(label))
+    return Judged(Dialogue(prompt, (completion,)), desirable=desirable)
+
+
+def _label(value: Any) -> bool:
+    """A judgement: a boolean, 0 or 1, or a word that says it, as all values of a CSV file are."""
+    meant = _LABELS.get(value.strip().lower()) if isinstance(value, str) else value
+    if meant not in (0, 1):  # false and true are equal to these
+        raise RefusedRow(f"the label is neither true nor false (as text: {', '.join(_LABELS)})")
+    return bool(meant)
 
 
 def _rating(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise RefusedRow("a rating is not a finite number")
-    return float(value)
+    try:
+        rating = float(value)
+    except OverflowError:
+        rating = math.inf
+    if not math.isfinite(rating):
+        raise RefusedRow("a rating is not a finite number")
+    return rating
 
 
 def _pair(prompt: str | list[Message], chosen: str, rejected: str) -> Judged:

@@ -86,7 +86,15 @@ def test_a_table_without_what_is_needed_is_refused_by_its_counts() -> None:
         check_counts_fit(job("kto", "auto"), PAIR_COUNTS)
     with pytest.raises(ConfigError, match="ranking_ties: by_candidate"):
         check_counts_fit(job("plackett_luce", "ranked"), {**PAIR_COUNTS, "rankings": 0})
-    check_counts_fit(job("kto", "unpaired"), {"input": 2, "desirable": 0, "undesirable": 2})
+    check_counts_fit(job("kto", "unpaired"), {"input": 2, "desirable": 1, "undesirable": 1})
+
+
+@pytest.mark.parametrize("missing", ["desirable", "undesirable"])
+def test_kto_of_one_judgement_is_refused_once_the_whole_table_is_known(missing: str) -> None:
+    counts = {"input": 2, "desirable": 2, "undesirable": 2, missing: 0}
+    with pytest.raises(ConfigError, match=f"2 judged completions, none of them {missing}"):
+        check_counts_fit(job("kto", "unpaired"), counts)
+    check_counts_fit(job("kto", "unpaired"), counts, is_whole=False)
 
 
 def test_the_check_says_it_and_shows_unpaired_data(tiny_model: Path, tmp_path: Path) -> None:

@@ -64,6 +64,44 @@ def test_rows_without_a_judgement_or_completion_are_refused(changes: Any, reason
         judged({**PLAIN, **changes}, "unpaired")
 
 
+@pytest.mark.parametrize(
+    ("label", "desirable"),
+    [
+        (True, True),
+        (0, False),
+        (1.0, True),
+        ("true", True),
+        ("FALSE", False),
+        (" Yes ", True),
+        ("no", False),
+        ("1", True),
+        ("0", False),
+        ("0.0", False),
+        ("undesirable", False),
+    ],
+)
+def test_a_label_may_be_a_word_that_says_it(label: Any, desirable: bool) -> None:
+    assert judged({**PLAIN, "label": label}, "unpaired").desirable is desirable
+
+
+@pytest.mark.parametrize("label", ["maybe", "", "2", "-1", "nan", 2, float("nan"), [1], {}])
+def test_a_label_that_says_neither_is_refused(label: Any) -> None:
+    with pytest.raises(RefusedRow, match="the label is neither true nor false"):
+        judged({**PLAIN, "label": label}, "unpaired")
+
+
+def test_labels_of_a_csv_file_are_read(tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "judged.csv"
+    file.write_text(
+        "prompt,completion,label\na, good,true\nb, bad,False\nc, bad,0\nd, so,perhaps\n"
+    )
+    (part,) = preference_parts(
+        PreferencesConfig(path=str(file)), source_rows(str(file)), tokenizer, 16
+    )
+    assert [row["desirable"][0] for row in part.rows] == [True, False, False]
+    assert [row["id"] for row in part.quarantined] == ["row-3"]
+
+
 def test_each_row_gets_the_completion_of_the_next_row(tokenizer, encoder: Encoder) -> None:
     (part,) = parts(tokenizer, [row_of(n) for n in range(4)])
     table_from_rows(part.rows, PREFERENCES)
