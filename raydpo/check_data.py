@@ -17,6 +17,7 @@ from raydpo.config import Config
 from raydpo.errors import QuarantineBudgetError
 from raydpo.fit import check_counts_fit
 from raydpo.models import load_tokenizer
+from raydpo.prompts.columns import ColumnUses
 from raydpo.prompts.examples import example_parts
 from raydpo.prompts.preferences import preference_parts
 from raydpo.prompts.rows import add_counts, check_not_empty
@@ -53,6 +54,7 @@ class _Source:
 
     name: str
     parts: Iterable[PartResult]
+    uses: ColumnUses
     example: Callable[[Row], Example]
 
 
@@ -66,6 +68,8 @@ def check_data(config: Config, rows: int | None, findings: Findings) -> None:
         return
     for source in _sources(config, rows, tokenizer):
         first = findings.attempt(_read, source, config, findings, rows)
+        lines = source.uses.lines(str(tokenizer.chat_template or ""))
+        findings.facts += [f"  {line}" for line in lines]
         if first is not None:
             lines = render_example(source.name, source.example(first), tokenizer)
             findings.example += lines if not findings.example else []
@@ -113,16 +117,19 @@ def _sources(
     size = config.rows_per_part
     if config.preferences is not None:
         given = _rows(config.preferences, rows)
-        parts = preference_parts(config.preferences, given, tokenizer, size)
-        yield _Source("preferences", parts, _preference_example)
+        uses = ColumnUses()
+        parts = preference_parts(config.preferences, given, tokenizer, size, uses)
+        yield _Source("preferences", parts, uses, _preference_example)
     if config.sft is not None:
-        parts = example_parts(config.sft, _rows(config.sft, rows), tokenizer, size)
-        yield _Source("sft", parts, _sft_example(tokenizer))
+        uses = ColumnUses()
+        parts = example_parts(config.sft, _rows(config.sft, rows), tokenizer, size, uses)
+        yield _Source("sft", parts, uses, _sft_example(tokenizer))
     evaluation = config.evaluation and config.evaluation.prompts
     for name, section in (("prompts", config.prompts), ("evaluation.prompts", evaluation)):
         if section is not None:
-            parts = prompt_parts(section, _rows(section, rows), tokenizer, size)
-            yield _Source(name, parts, _prompt_example)
+            uses = ColumnUses()
+            parts = prompt_parts(section, _rows(section, rows), tokenizer, size, uses)
+            yield _Source(name, parts, uses, _prompt_example)
 
 
 def _rows(section: SourceSection, rows: int | None) -> Iterator[SourceRow]:

@@ -174,8 +174,8 @@ class SftConfig(SftTrainerConfig):
     """How to read it; `auto` goes by the file name's ending."""
     split: str = "train"
     """The split: of a `datasets` dataset, or of files whose names say theirs, as train-* and test-* do."""
-    loss_on: Literal["all", "completion"] = "completion"
-    """Next-token loss on the full text (column `text`), or on the completion only."""
+    loss_on: Literal["all", "completion", "assistant"] = "completion"
+    """Next-token loss on the full text (column `text`), on the completion only (of a conversation the last turn), or on every assistant turn, each an example after the turns before it."""
     max_sequence_tokens: PositiveInt = 1024
     """Longest example, in tokens; full text is cut into pieces of this length."""
     too_long: Literal["quarantine", "keep_start", "error"] = "quarantine"

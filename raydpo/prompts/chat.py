@@ -6,6 +6,8 @@ What comes in: message lists as they stand in data files. What goes out: lists o
 
 from __future__ import annotations
 
+import ast
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.errors import ModelError
@@ -14,7 +16,9 @@ from raydpo.prompts.rows import RefusedRow
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+#: `role` and `content`, and the keys of `TEMPLATE_KEYS` that the row has. The content is None in
+#: a message of tool calls alone.
+Message = dict[str, Any]
 
 #: ShareGPT's names of the speakers.
 _ROLE_OF_SPEAKER: Final = {
@@ -24,7 +28,20 @@ _ROLE_OF_SPEAKER: Final = {
     "chatgpt": "assistant",
     "assistant": "assistant",
     "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
 }
+#: The assistant's thoughts, by any of the names that templates know.
+REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
+_KEYS_OF_ROLE: Final = {
+    "assistant": ("tool_calls", *REASONING_KEYS),
+    "tool": ("tool_call_id", "name"),
+}
+#: What a message brings beside role and content; the chat template decides what becomes of it.
+TEMPLATE_KEYS: Final = tuple(key for keys in _KEYS_OF_ROLE.values() for key in keys)
+#: Roles of messages that instruct the model.
+SYSTEM_ROLES: Final = ("system", "developer")
 
 
 def is_conversation(value: Any) -> bool:
@@ -36,48 +53,142 @@ def is_conversation(value: Any) -> bool:
     )
 
 
+def decoded(value: Any) -> Any:
+    """A message, or a list of them, that stands as JSON text; any other value as it is.
+
+    A table that was written as CSV by pandas holds them as Python's own text: that is read too.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    found = parsed(value)
+    messages: Any = found if isinstance(found, list) else [found]
+    return found if is_conversation(messages) and all(map(_has_words, messages)) else value
+
+
+def parsed(text: str) -> Any:
+    """The value of a JSON text, or of a Python literal; None where it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
 def messages_of(value: Any) -> list[Message]:
-    """The messages of a `{role, content}` or `{from, value}` list.
+    """The messages of a `{role, content}` or `{from, value}` list, or of its JSON text.
 
     Raises:
-        RefusedRow: it is no such list, or a message is more than text.
+        RefusedRow: it is no such list, or a message cannot be read.
     """
+    value = decoded(value)
     if not is_conversation(value):
         raise RefusedRow("not a list of messages")
     return [message_of(message) for message in value]
 
 
 def message_of(value: Any) -> Message:
-    """One message as `{role, content}`.
+    """One message as `{role, content}`, with what else the chat template may render of it.
 
     Raises:
         RefusedRow: the speaker is unknown, or the content is not text.
     """
+    value = decoded(value)
     if not isinstance(value, dict):
         raise RefusedRow("a message is not an object")
     role: Any = value.get("role")
     content: Any = value.get("content")
+    calls: Any = value.get("tool_calls")
     if role is None:
         role = _ROLE_OF_SPEAKER.get(str(value.get("from")))
         content = value.get("value")
+        if value.get("from") == "function_call":
+            content, calls = None, content
     if not isinstance(role, str) or not role:
         raise RefusedRow("a message of an unknown speaker")
-    if not isinstance(content, str):
+    message: Message = {"role": role, "content": _text_of(content)}
+    for key in _KEYS_OF_ROLE.get(role, ()):
+        found = _tool_calls(calls) if key == "tool_calls" else value.get(key)
+        if found:
+            message[key] = found
+    if message["content"] is None and "tool_calls" not in message:
         raise RefusedRow("a message's content is not text")
-    if value.get("tool_calls"):
-        raise RefusedRow("a message with tool calls")
-    return {"role": role, "content": content}
+    return message
+
+
+def is_plain(message: Message) -> bool:
+    """Whether a message is its role and its content, and nothing else."""
+    return message.keys() == {"role", "content"} and message["content"] is not None
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without the null fields that Parquet puts where rows have others."""
+    if isinstance(value, dict):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def _has_words(message: dict[str, Any]) -> bool:
+    return not {"content", "value", "tool_calls"}.isdisjoint(message)
+
+
+def _text_of(content: Any) -> str | None:
+    """The text of a content, which may be a list of text parts; None where there is none."""
+    if content is None or isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+        return "".join(part["text"] for part in content)
+    raise RefusedRow("a message's content is not text")
+
+
+def _is_text_part(part: Any) -> bool:
+    return (
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+    )
+
+
+def _tool_calls(value: Any) -> list[dict[str, Any]] | None:
+    """Tool calls as templates take them: a list of objects, their arguments as objects too."""
+    if not value:
+        return None
+    found = parsed(value) if isinstance(value, str) else value
+    calls: Any = [found] if isinstance(found, dict) else found
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise RefusedRow("the tool calls are no list of objects")
+    return [_tool_call(without_nulls(call)) for call in calls]
+
+
+def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    function: Any = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RefusedRow("a tool call has no name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and isinstance(parsed(arguments), dict):
+        function = {**function, "arguments": parsed(arguments)}
+    rest = {key: value for key, value in call.items() if key not in ("function", *function)}
+    return {"type": "function", **rest, "function": function}
 
 
 def with_system(messages: list[Message], system_prompt: str | None) -> list[Message]:
     """The messages, with the system message put before them where they have none."""
-    if system_prompt is None or messages[0]["role"] == "system":
+    if system_prompt is None or messages[0]["role"] in SYSTEM_ROLES:
         return messages
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    arguments: dict[str, Any] | None = None,
+) -> str:
     """The text up to where the assistant's completion begins.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: the conversation before the completion.
+        arguments: what the template is given beside them: `tools` and others.
 
     Raises:
         ModelError: there is no chat template.
@@ -85,11 +196,15 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -
     """
     if messages[-1]["role"] == "assistant":
         raise RefusedRow("the prompt ends with an assistant turn")
-    return _render(tokenizer, messages, add_generation_prompt=True)
+    return render_messages(tokenizer, messages, arguments, add_generation_prompt=True)
 
 
 def render_completion(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: str, completion: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    prompt: str,
+    completion: str | Message,
+    arguments: dict[str, Any] | None = None,
 ) -> str:
     """The text that follows the rendered prompt when the assistant says `completion`.
 
@@ -97,22 +212,26 @@ def render_completion(
         tokenizer: with a chat template.
         messages: the conversation before the completion.
         prompt: what `render_prompt` made of `messages`.
-        completion: the assistant's words.
+        completion: the assistant's words, or its message.
+        arguments: as `render_prompt` was given them.
 
     Raises:
         ModelError: the template is not prefix-stable.
-        RefusedRow: the template refuses the messages.
+        RefusedRow: the template refuses the messages, or it is not prefix-stable for them alone.
     """
-    turn = {"role": "assistant", "content": completion}
-    whole = _render(tokenizer, [*messages, turn], add_generation_prompt=False)
+    turn = assistant_turn(completion)
+    whole = render_messages(tokenizer, [*messages, turn], arguments)
     if not whole.startswith(prompt):
-        raise ModelError(
-            "the chat template is not prefix-stable: with the assistant's turn, the text differs "
-            f"from the generation prompt {_generation_prompt(tokenizer, messages)!r} or before it",
-            "template(messages + completion) begins with template(messages, generation prompt)",
-            "set model.chat_template to a template that renders both alike",
-        )
+        check_template(tokenizer)
+        raise RefusedRow("with its completion, the chat template renders the prompt otherwise")
     return whole[len(prompt) :]
+
+
+def assistant_turn(completion: str | Message) -> Message:
+    """A completion as a message."""
+    if isinstance(completion, str):
+        return {"role": "assistant", "content": completion}
+    return completion
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -124,17 +243,56 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     messages = [{"role": "user", "content": "Which of the two?"}]
     try:
         prompt = render_prompt(tokenizer, messages)
-        render_completion(tokenizer, messages, prompt, "The first.")
+        whole = render_messages(tokenizer, [*messages, assistant_turn("The first.")])
+        without = render_messages(tokenizer, messages)
     except RefusedRow as error:
         raise ModelError(
             f"the chat template fails on a single user message: {error}",
             "a chat template renders a conversation of one user message",
             "set model.chat_template to a template that does",
         ) from error
+    if not whole.startswith(prompt):
+        raise ModelError(
+            "the chat template is not prefix-stable: with the assistant's turn, the text differs "
+            f"from the generation prompt {prompt[len(without) :]!r} or before it",
+            "template(messages + completion) begins with template(messages, generation prompt)",
+            "set model.chat_template to a template that renders both alike",
+        )
+
+
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    arguments: dict[str, Any] | None = None,
+    *,
+    add_generation_prompt: bool = False,
+) -> str:
+    """The text that the chat template makes of messages.
+
+    A message of tool calls alone has no content. Most templates want it empty, some want null:
+    null is tried where the empty one loses the calls.
+
+    Raises:
+        ModelError: there is no chat template, or it is not Jinja.
+        RefusedRow: the template refuses the messages.
+    """
+    options = {**(arguments or {}), "add_generation_prompt": add_generation_prompt}
+    filled = [m if m["content"] is not None else {**m, "content": ""} for m in messages]
+    text = _render(tokenizer, filled, options)
+    without_content = [m for m in messages if m["content"] is None]
+    if _shows_calls(text, without_content):
+        return text
+    other = _render(tokenizer, messages, options)
+    return other if _shows_calls(other, without_content) else text
+
+
+def _shows_calls(text: str, messages: list[Message]) -> bool:
+    names = (call["function"]["name"] for message in messages for call in message["tool_calls"])
+    return all(name in text for name in names)
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], options: dict[str, Any]
 ) -> str:
     import jinja2
 
@@ -145,11 +303,7 @@ def _render(
             "set model.chat_template to a file with a Jinja template, or give plain text",
         )
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(
             f"the chat template is not Jinja: line {error.lineno}: {error.message}",
@@ -158,8 +312,7 @@ def _render(
         ) from error
     except jinja2.TemplateError as error:
         raise RefusedRow(f"the chat template refuses it: {error}") from error
-
-
-def _generation_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> str:
-    without = _render(tokenizer, messages, add_generation_prompt=False)
-    return _render(tokenizer, messages, add_generation_prompt=True)[len(without) :]
+    except Exception as error:  # a template may run into any error of Python's
+        raise RefusedRow(
+            f"the chat template fails on it: {type(error).__name__}: {error}"
+        ) from error

@@ -6,12 +6,14 @@ What goes out: their rendered texts, ready for the tokenizer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raydpo.prompts.chat import (
     Message,
+    decoded,
     is_conversation,
+    is_plain,
     message_of,
     messages_of,
     render_completion,
@@ -19,6 +21,7 @@ from raydpo.prompts.chat import (
     with_system,
 )
 from raydpo.prompts.encode import Text
+from raydpo.prompts.left_out import check_completion_is_whole, check_prompt_is_whole
 from raydpo.prompts.rows import RefusedRow
 
 if TYPE_CHECKING:
@@ -27,10 +30,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A prompt, as plain text or as messages, and the words of its completions."""
+    """A prompt and its completions.
+
+    Args:
+        prompt: plain text, or messages.
+        completions: their words; the whole message where it brings tool calls or reasoning.
+        arguments: what the chat template is given beside the messages, such as `tools`.
+    """
 
     prompt: str | list[Message]
-    completions: tuple[str, ...] = ()
+    completions: tuple[str | Message, ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def asked(self) -> Any:
+        """All that the prompt says, for its hash."""
+        return [self.prompt, self.arguments] if self.arguments else self.prompt
 
 
 @dataclass(frozen=True)
@@ -42,11 +57,12 @@ class Rendered:
 
 
 def prompt_of(value: Any) -> str | list[Message]:
-    """A prompt as a row holds it: text or messages.
+    """A prompt as a row holds it: text, messages, or messages as JSON text.
 
     Raises:
         RefusedRow: it is neither, or empty.
     """
+    value = decoded(value)
     if isinstance(value, str):
         if not value.strip():
             raise RefusedRow("empty prompt")
@@ -56,12 +72,18 @@ def prompt_of(value: Any) -> str | list[Message]:
     raise RefusedRow("the prompt is neither text nor a list of messages")
 
 
-def completion_of(value: Any, prompt: str | list[Message]) -> str:
-    """The words of a completion: text, one assistant message, or a list of that one.
+def completion_of(value: Any, prompt: str | list[Message]) -> str | Message:
+    """A completion: text, one assistant message, or a list of that one; or JSON text of these.
+
+    Returns:
+        Its words, or the message where it is more than words.
 
     Raises:
         RefusedRow: it is something else, or empty, or messages after a plain prompt.
     """
+    value = decoded(value)
+    if is_conversation(value) and len(value) > 1:
+        raise RefusedRow("the completion is not text, nor one message")
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, dict):
@@ -70,6 +92,8 @@ def completion_of(value: Any, prompt: str | list[Message]) -> str:
         message = message_of(value)
         if message["role"] != "assistant":
             raise RefusedRow("the completion is not the assistant's")
+        if not is_plain(message):
+            return message
         value = message["content"]
     if not isinstance(value, str):
         raise RefusedRow("the completion is not text")
@@ -85,14 +109,25 @@ def render(
 
     Raises:
         ModelError: there is no chat template, or it is not prefix-stable.
-        RefusedRow: the template refuses the messages.
+        RefusedRow: the template refuses the messages, or leaves some of them out; or the prompt
+            is plain text and there is a system prompt.
     """
     if isinstance(dialogue.prompt, str):
-        return Rendered(Text(dialogue.prompt), dialogue.completions)
-    messages = with_system(dialogue.prompt, system_prompt)
-    prompt = render_prompt(tokenizer, messages)
-    completions = tuple(
-        render_completion(tokenizer, messages, prompt, completion)
-        for completion in dialogue.completions
-    )
-    return Rendered(Text(prompt, is_rendered=True), completions)
+        return _rendered_plain(dialogue, dialogue.prompt, system_prompt)
+    messages, arguments = with_system(dialogue.prompt, system_prompt), dialogue.arguments
+    prompt = render_prompt(tokenizer, messages, arguments)
+    check_prompt_is_whole(tokenizer, messages, arguments, prompt)
+    completions: list[str] = []
+    for completion in dialogue.completions:
+        text = render_completion(tokenizer, messages, prompt, completion, arguments)
+        check_completion_is_whole(tokenizer, messages, arguments, completion, text)
+        completions.append(text)
+    return Rendered(Text(prompt, is_rendered=True), tuple(completions))
+
+
+def _rendered_plain(dialogue: Dialogue, prompt: str, system_prompt: str | None) -> Rendered:
+    if system_prompt is not None:
+        raise RefusedRow("`system_prompt` is set, and the prompt is plain text, no conversation")
+    completions = tuple(c for c in dialogue.completions if isinstance(c, str))
+    assert len(completions) == len(dialogue.completions), "plain prompts have plain completions"
+    return Rendered(Text(prompt), completions)

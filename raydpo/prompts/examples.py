@@ -4,14 +4,19 @@ What comes in: full texts (`loss_on: all`, column `text`), or prompts with compl
 one of three layouts: `prompt` and `completion`; `messages` that end with an assistant
 turn; `instruction`, `input` and `output`. What goes out: token ids, and how many of them
 at the start bear no loss.
+
+With `loss_on: assistant` a conversation becomes an example for each assistant turn, after the
+turns before it: as the template renders them when the model is to speak, which for earlier turns
+of a whole conversation is not what it renders (thoughts of earlier turns are left out by many).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import Config, SftConfig
 from raydpo.config_content import content_of
@@ -19,13 +24,25 @@ from raydpo.config_training import SftTrainerConfig
 from raydpo.context import check_context
 from raydpo.errors import DataError
 from raydpo.models import model_config_values
+from raydpo.progress import logger
+from raydpo.prompts.beside import PROMPT_COLUMNS, context_in, prompt_in, with_context
 from raydpo.prompts.chat import messages_of
-from raydpo.prompts.dialogue import Dialogue, Rendered, completion_of, prompt_of, render
+from raydpo.prompts.columns import Columns, ColumnUses
+from raydpo.prompts.dialogue import Dialogue, Rendered, completion_of, render
 from raydpo.prompts.encode import (
     Encoder,
     fit_completion,
     fit_prompt,
     make_encoder,
+)
+from raydpo.prompts.reading import (
+    Reading,
+    columns_of,
+    later_readings,
+    plain_because,
+    repeats_prompt,
+    with_head,
+    without_repeated_prompt,
 )
 from raydpo.prompts.rows import (
     Ids,
@@ -47,17 +64,28 @@ if TYPE_CHECKING:
 
     from raydpo.parts import Table
 
-_STAGE = "examples"
+_STAGE: Final = "examples"
+_COMPLETIONS: Final = ("completion", "output", "response", "answer")
+_CONVERSATIONS: Final = ("messages", "conversations", "conversation")
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A row on its way: its id and source, and its text or the reason why it is refused."""
+    """A row on its way: its id and source, and its texts or the reason why it is refused."""
 
     source: SourceRow
     name: str
-    text: str | Rendered
+    texts: tuple[str | Rendered, ...] = ()
     refused: str | None = None
+
+
+@dataclass
+class _State:
+    """What is remembered from part to part: how rows are read, and hashes of ids."""
+
+    reading: Reading
+    uses: ColumnUses
+    ids: Ids = field(default_factory=Ids)
 
 
 def run_examples_stage(config: Config, folder: Folder) -> Table:
@@ -80,7 +108,7 @@ def run_examples_stage(config: Config, folder: Folder) -> Table:
 
 def examples_stage(config: Config, sft: SftConfig, folder: Folder) -> Stage:
     """What the table of these examples is made from."""
-    content = content_of(sft, without=SftTrainerConfig)
+    content = {**content_of(sft, without=SftTrainerConfig), **later_readings(sft, None)}
     return source_stage(config, sft, folder, _STAGE, content)
 
 
@@ -89,6 +117,7 @@ def example_parts(
     rows: Iterable[SourceRow],
     tokenizer: PreTrainedTokenizerBase,
     rows_per_part: int,
+    uses: ColumnUses | None = None,
 ) -> Iterator[PartResult]:
     """The table of examples and its quarantine, part by part.
 
@@ -97,15 +126,16 @@ def example_parts(
         rows: the source.
         tokenizer: the model's.
         rows_per_part: source rows of one part.
+        uses: notes what becomes of each column.
 
     Raises:
-        DataError: the first row that can be read has none of the layouts.
+        DataError: none of the first rows has one of the layouts.
     """
-    encoder, ids, seen = make_encoder(tokenizer), Ids(), False
+    head, rows = with_head(rows)
+    reading = _reading(sft, head, bool(tokenizer.chat_template))
+    encoder, state = make_encoder(tokenizer), _State(reading, uses or ColumnUses())
     for chunk in chunks(rows, rows_per_part):
-        if not seen:
-            seen = _check_columns(sft, chunk)
-        drafts = [_draft(sft, source, tokenizer, ids) for source in chunk]
+        drafts = [_draft(sft, source, tokenizer, state) for source in chunk]
         yield _encode_part(sft, drafts, encoder)
 
 
@@ -117,24 +147,35 @@ def examples(
         yield from part.rows
 
 
-def _check_columns(sft: SftConfig, chunk: list[SourceRow]) -> bool:
-    """Hold the first readable row against the layouts; whether there was one."""
-    first = next((source.row for source in chunk if source.row is not None), None)
-    if first is None:
-        return False
+def _reading(sft: SftConfig, head: list[Row], has_template: bool) -> Reading:
+    """Hold the first readable rows against the layouts, and see how they are read."""
     wanted = (
         "`text`"
         if sft.loss_on == "all"
         else "`prompt` and `completion`, `messages`, or `instruction` and `output`"
     )
-    known = "text" in first if sft.loss_on == "all" else _layout(first) is not None
-    if not known:
+    known = any("text" in row if sft.loss_on == "all" else _layout(row) for row in head)
+    if head and not known:
         raise DataError(
-            f"{sft.data} has the columns {', '.join(sorted(first))}",
-            f"with sft.loss_on {sft.loss_on!r} the columns are {wanted}",
-            "rename the columns, or set sft.loss_on to the other value",
+            f"{sft.data} has the columns {', '.join(columns_of(head))}",
+            f"with sft.loss_on {sft.loss_on!r} the columns are {wanted}; docs/data.md lists others",
+            "rename the columns, or set sft.loss_on to another value",
         )
-    return True
+    if sft.loss_on == "all":
+        return Reading(None)
+    strips = repeats_prompt(_dialogues(head))
+    if strips:
+        logger.info("[sft] completions begin with their prompts: they are taken off")
+    return Reading(None, plain_because(head, "auto", has_template, None), strips)
+
+
+def _dialogues(head: list[Row]) -> Iterator[Dialogue]:
+    """What can be read of the first rows."""
+    for row in head:
+        try:
+            yield _dialogue(Columns(row), has_template=False)
+        except RefusedRow:
+            continue
 
 
 def _layout(row: Row) -> str | None:
@@ -142,26 +183,36 @@ def _layout(row: Row) -> str | None:
         return "prompt"
     if "messages" in row:
         return "messages"
-    return "instruction" if "instruction" in row and "output" in row else None
+    asks = "instruction" in row or any(name in row for name in PROMPT_COLUMNS)
+    if asks and any(name in row for name in _COMPLETIONS):
+        return "prompt"
+    return "messages" if any(name in row for name in _CONVERSATIONS) else None
 
 
 def _draft(
-    sft: SftConfig, source: SourceRow, tokenizer: PreTrainedTokenizerBase, ids: Ids
+    sft: SftConfig, source: SourceRow, tokenizer: PreTrainedTokenizerBase, state: _State
 ) -> _Draft:
     name = row_name(source)
     try:
-        row = usable_row(source)
-        content = _full_text(row) if sft.loss_on == "all" else _dialogue(row, tokenizer)
-        if isinstance(content, str):
-            return _Draft(source, ids.hashed(content), content)
-        rendered = render(content, tokenizer)
-        return _Draft(source, ids.hashed([content.prompt, content.completions]), rendered)
+        columns = Columns(usable_row(source))
     except RefusedRow as error:
-        return _Draft(source, name, "", str(error))
+        return _Draft(source, name, refused=str(error))
+    try:
+        if sft.loss_on == "all":
+            text = _full_text(columns)
+            return _Draft(source, state.ids.hashed(text), (text,))
+        dialogue = _whole_dialogue(columns, state.reading, bool(tokenizer.chat_template))
+        turns = _turns(dialogue) if sft.loss_on == "assistant" else [dialogue]
+        rendered = tuple(render(turn, tokenizer) for turn in turns)
+        return _Draft(source, state.ids.hashed([dialogue.asked, dialogue.completions]), rendered)
+    except RefusedRow as error:
+        return _Draft(source, name, refused=str(error))
+    finally:
+        state.uses.add(columns)
 
 
-def _full_text(row: Row) -> str:
-    text: Any = row.get("text")
+def _full_text(columns: Columns) -> str:
+    text: Any = columns.get("the text", "text")
     if not isinstance(text, str):
         raise RefusedRow("column 'text' is not text")
     if not text.strip():
@@ -169,67 +220,91 @@ def _full_text(row: Row) -> str:
     return text
 
 
-def _dialogue(row: Row, tokenizer: PreTrainedTokenizerBase) -> Dialogue:
-    layout = _layout(row)
+def _whole_dialogue(columns: Columns, reading: Reading, has_template: bool) -> Dialogue:
+    """The row's dialogue, with what stands beside its prompt."""
+    dialogue = _dialogue(columns, has_template)
+    if reading.strips_prompt:
+        dialogue = without_repeated_prompt(dialogue)
+    return with_context(dialogue, context_in(columns), reading.plain_because)
+
+
+def _dialogue(columns: Columns, has_template: bool) -> Dialogue:
+    layout = _layout(columns.row)
     if layout == "prompt":
-        prompt = prompt_of(row["prompt"])
-        return Dialogue(prompt, (completion_of(row["completion"], prompt),))
+        prompt = prompt_in(columns, has_template)
+        completion = columns.value("the completion", *_COMPLETIONS)
+        return Dialogue(prompt, (completion_of(completion, prompt),))
     if layout == "messages":
-        messages = messages_of(row["messages"])
+        messages = messages_of(columns.value("the conversation", *_CONVERSATIONS))
         if len(messages) < 2:
             raise RefusedRow("a conversation of one message has no completion")
         return Dialogue(messages[:-1], (completion_of(messages[-1:], messages),))
-    if layout == "instruction":
-        prompt = _instruction(row, has_template=bool(tokenizer.chat_template))
-        return Dialogue(prompt, (completion_of(row["output"], prompt),))
     raise RefusedRow("none of the layouts' columns")
 
 
-def _instruction(row: Row, has_template: bool) -> str | list[dict[str, str]]:
-    """A user message where the model chats; else a plain text with headings."""
-    instruction, given = prompt_of(row["instruction"]), row.get("input") or ""
-    if not isinstance(instruction, str) or not isinstance(given, str):
-        raise RefusedRow("the instruction or its input is not text")
-    if has_template:
-        content = f"{instruction}\n{given}" if given.strip() else instruction
-        return [{"role": "user", "content": content}]
-    middle = f"### Input:\n{given}\n\n" if given.strip() else ""
-    return f"### Instruction:\n{instruction}\n\n{middle}### Response:\n"
+def _turns(dialogue: Dialogue) -> list[Dialogue]:
+    """A dialogue for each assistant turn of a conversation, the last one included."""
+    if isinstance(dialogue.prompt, str):
+        return [dialogue]
+    earlier = [
+        replace(
+            dialogue,
+            prompt=dialogue.prompt[:index],
+            completions=(completion_of(message, dialogue.prompt),),
+        )
+        for index, message in enumerate(dialogue.prompt)
+        if message["role"] == "assistant" and index
+    ]
+    return [*earlier, dialogue]
 
 
 def _encode_part(sft: SftConfig, drafts: list[_Draft], encoder: Encoder) -> PartResult:
-    good = [draft for draft in drafts if draft.refused is None]
-    encoded = dict(zip([d.name for d in good], _encode(good, encoder), strict=True))
+    encoded = iter(_encode([text for draft in drafts for text in draft.texts], encoder))
     rows: list[Row] = []
     refused: list[Row] = []
     for draft in drafts:
+        ids = list(itertools.islice(encoded, len(draft.texts)))
         try:
             if draft.refused is not None:
                 raise RefusedRow(draft.refused)
-            rows += _rows_of(sft, draft.name, *encoded[draft.name], encoder)
+            rows += _rows_of_draft(sft, draft, ids, encoder)
         except RefusedRow as error:
             refused.append(quarantine_row(_STAGE, draft.name, str(error), draft.source))
     return PartResult(rows, refused, {"input": len(drafts), "used": len(drafts) - len(refused)})
 
 
-def _encode(drafts: list[_Draft], encoder: Encoder) -> list[tuple[list[int] | None, list[int]]]:
-    """For each draft the prompt's ids (None for full text) and those of what bears loss."""
-    rendered = [draft.text for draft in drafts if isinstance(draft.text, Rendered)]
+def _encode(
+    texts: list[str | Rendered], encoder: Encoder
+) -> list[tuple[list[int] | None, list[int]]]:
+    """For each text the prompt's ids (None for full text) and those of what bears loss."""
+    rendered = [text for text in texts if isinstance(text, Rendered)]
     prompts = iter(encoder.prompts([text.prompt for text in rendered]))
     completions = iter(encoder.continuations([text.completions[0] for text in rendered]))
-    texts = iter(encoder.texts([d.text for d in drafts if isinstance(d.text, str)]))
+    whole = iter(encoder.texts([text for text in texts if isinstance(text, str)]))
     return [
-        (next(prompts), next(completions))
-        if isinstance(draft.text, Rendered)
-        else (None, next(texts))
-        for draft in drafts
+        (next(prompts), next(completions)) if isinstance(text, Rendered) else (None, next(whole))
+        for text in texts
     ]
+
+
+def _rows_of_draft(
+    sft: SftConfig,
+    draft: _Draft,
+    encoded: list[tuple[list[int] | None, list[int]]],
+    encoder: Encoder,
+) -> list[Row]:
+    """The examples of one source row; those of several turns have the turn in their id."""
+    rows: list[Row] = []
+    for turn, ids in enumerate(encoded):
+        name = draft.name if turn == len(encoded) - 1 else f"{draft.name}:turn-{turn}"
+        rows += _rows_of(sft, name, *ids, encoder)
+    return rows
 
 
 def _rows_of(
     sft: SftConfig, name: str, prompt: list[int] | None, ids: list[int], encoder: Encoder
 ) -> list[Row]:
-    """The examples of one source row: one, or the pieces of a long text."""
+    """The examples of one text: one, or the pieces of a long text without a prompt."""
     if prompt is None:
         whole = [*encoder.prefix, *encoder.inner(ids), encoder.eos_id]
         step = sft.max_sequence_tokens

@@ -1,7 +1,8 @@
 """Layouts of preference data: a row becomes a prompt, its completions and what is known of them.
 
 What comes in: a row in one of six layouts (see `PreferencesConfig.layout`). What goes out:
-a `Judged` group. Every reason why a row is refused is stated here or in `dialogue.py`.
+a `Judged` group. Every reason why a row is refused is stated here, in `dialogue.py` or in
+`beside.py`, which reads what stands beside the prompt.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from raydpo.prompts.chat import Message, is_conversation, message_of, messages_of
-from raydpo.prompts.dialogue import Dialogue, completion_of, prompt_of
+from raydpo.prompts.beside import PROMPT_COLUMNS, prompt_in
+from raydpo.prompts.chat import Message, decoded, is_conversation, message_of, messages_of, parsed
+from raydpo.prompts.columns import Columns
+from raydpo.prompts.dialogue import Dialogue, completion_of
 from raydpo.prompts.rows import RefusedRow
 from raydpo.tables import Row
 
@@ -24,6 +27,10 @@ _LABELS: Final = {
     **dict.fromkeys(("true", "1", "1.0", "yes", "desirable"), True),
     **dict.fromkeys(("false", "0", "0.0", "no", "undesirable"), False),
 }
+_CONVERSATIONS: Final = ("conversations", "conversation", "messages")
+_RESPONSES: Final = ("response_0", "response_1")
+_BETTER: Final = "better_response_id"
+_COMPLETIONS: Final = ("completion", "response", "output")
 
 
 @dataclass(frozen=True)
@@ -45,50 +52,78 @@ class Judged:
 
 def detect(row: Row) -> str | None:
     """The layout of a row, by its columns and values; None where it is none of them."""
+    has_prompt = "instruction" in row or any(name in row for name in PROMPT_COLUMNS)
     if "completions" in row and any(name in row for name in _RATINGS):
         return "ranked"
     if "label" in row and ("messages" in row or {"prompt", "completion"} <= row.keys()):
         return "unpaired"
-    if "chosen" not in row or "rejected" not in row:
-        return None
-    if "conversations" in row:
-        return "sharegpt"
-    chosen: Any = row["chosen"]
-    if "prompt" not in row:
-        is_transcript = isinstance(chosen, str) and ASSISTANT_TURN in chosen
-        return "transcript" if is_transcript else "implicit"
+    if "chosen" in row and "rejected" in row:
+        return _of_pair(row, has_prompt)
+    completed = has_prompt and any(name in row for name in _COMPLETIONS)
+    if "label" in row and (completed or any(name in row for name in _CONVERSATIONS)):
+        return "unpaired"
+    return "explicit" if has_prompt and {*_RESPONSES, _BETTER} <= row.keys() else None
+
+
+def _of_pair(row: Row, has_prompt: bool) -> str:
+    """The layout of a row with `chosen` and `rejected`."""
+    chosen: Any = decoded(row["chosen"])
     # Some sets repeat the prompt's text beside chosen and rejected that hold it all.
-    whole = is_conversation(chosen) and messages_of(chosen)[0]["role"] != "assistant"
-    return "implicit" if whole else "explicit"
+    whole = is_conversation(chosen) and _role(chosen[0]) != "assistant"
+    if "conversations" in row or ("messages" in row and not has_prompt and not whole):
+        return "sharegpt"
+    if "prompt" not in row and isinstance(chosen, str) and ASSISTANT_TURN in chosen:
+        return "transcript"
+    return "explicit" if has_prompt and not whole else "implicit"
 
 
-def judged(row: Row, layout: str) -> Judged:
+def _role(message: dict[str, Any]) -> str | None:
+    try:
+        return message_of(message)["role"]
+    except RefusedRow:
+        return None
+
+
+def judged(columns: Columns, layout: str, has_template: bool = False) -> Judged:
     """A row as a group.
+
+    Args:
+        columns: of the row.
+        layout: see `PreferencesConfig.layout`.
+        has_template: whether the model chats, which decides how an `instruction` is put.
 
     Raises:
         RefusedRow: it is not of this layout, or it cannot be learned from.
     """
-    return _READERS[layout](row)
+    return _READERS[layout](columns, has_template)
 
 
-def _explicit(row: Row) -> Judged:
-    prompt = prompt_of(_value(row, "prompt"))
-    return _pair(
-        prompt,
-        completion_of(_value(row, "chosen"), prompt),
-        completion_of(_value(row, "rejected"), prompt),
-    )
+def _explicit(columns: Columns, has_template: bool) -> Judged:
+    prompt = prompt_in(columns, has_template)
+    chosen, rejected = _both(columns)
+    return _pair(prompt, completion_of(chosen, prompt), completion_of(rejected, prompt))
 
 
-def _implicit(row: Row) -> Judged:
-    chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
+def _both(columns: Columns) -> tuple[Any, Any]:
+    """What is chosen and what is rejected, by name or by the number of the better response."""
+    if columns.row.get("chosen") is not None or columns.row.get(_BETTER) is None:
+        return columns.value("chosen", "chosen"), columns.value("rejected", "rejected")
+    better: Any = columns.value("the number of the chosen response", _BETTER)
+    responses = [columns.value("chosen or rejected", name) for name in _RESPONSES]
+    if str(better) not in ("0", "1"):  # CSV has text
+        raise RefusedRow(f"column {_BETTER!r} is neither 0 nor 1")
+    return responses[int(better)], responses[1 - int(better)]
+
+
+def _implicit(columns: Columns, _has_template: bool) -> Judged:
+    chosen, rejected = map(decoded, _both(columns))
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _implicit_text(chosen, rejected)
     one, other = messages_of(chosen), messages_of(rejected)
     if one == other:
         raise RefusedRow("chosen equals rejected")
     if one[:-1] != other[:-1]:
-        raise RefusedRow("the prompts of chosen and rejected differ")
+        raise RefusedRow("the prompts of chosen and rejected differ, up to their last messages")
     if len(one) < 2:
         raise RefusedRow("chosen and rejected share no prompt")
     prompt = one[:-1]
@@ -111,13 +146,14 @@ def _implicit_text(chosen: str, rejected: str) -> Judged:
     )
 
 
-def _transcript(row: Row) -> Judged:
+def _transcript(columns: Columns, _has_template: bool) -> Judged:
     """`Human:/Assistant:` texts, split at the last `Assistant:`; the prompt stays plain text."""
-    prompt, chosen = _last_turn(_value(row, "chosen"))
-    other, rejected = _last_turn(_value(row, "rejected"))
+    chosen, rejected = _both(columns)
+    prompt, first = _last_turn(chosen)
+    other, second = _last_turn(rejected)
     if prompt != other:
         raise RefusedRow("the prompts of chosen and rejected differ")
-    return _pair(prompt, completion_of(chosen, prompt), completion_of(rejected, prompt))
+    return _pair(prompt, completion_of(first, prompt), completion_of(second, prompt))
 
 
 def _last_turn(text: Any) -> tuple[str, str]:
@@ -131,18 +167,16 @@ def _last_turn(text: Any) -> tuple[str, str]:
     return before + turn, completion
 
 
-def _sharegpt(row: Row) -> Judged:
-    prompt = messages_of(_value(row, "conversations"))
-    system = row.get("system")
-    if isinstance(system, str) and system and prompt[0]["role"] != "system":
-        prompt = [{"role": "system", "content": system}, *prompt]
-    chosen, rejected = message_of(_value(row, "chosen")), message_of(_value(row, "rejected"))
+def _sharegpt(columns: Columns, _has_template: bool) -> Judged:
+    prompt = messages_of(columns.value("the prompt", *_CONVERSATIONS))
+    chosen, rejected = _both(columns)
     return _pair(prompt, completion_of(chosen, prompt), completion_of(rejected, prompt))
 
 
-def _ranked(row: Row) -> Judged:
-    prompt = prompt_of(_value(row, "prompt"))
-    completions, ratings = _value(row, "completions"), _value(row, *_RATINGS)
+def _ranked(columns: Columns, has_template: bool) -> Judged:
+    prompt = prompt_in(columns, has_template)
+    completions = _list(columns.value("the completions", "completions"))
+    ratings = _list(columns.value("the ratings", *_RATINGS))
     if not isinstance(completions, list) or not isinstance(ratings, list):
         raise RefusedRow("completions or ratings are not a list")
     if len(completions) != len(ratings):
@@ -155,14 +189,21 @@ def _ranked(row: Row) -> Judged:
     )
 
 
-def _unpaired(row: Row) -> Judged:
+def _list(value: Any) -> Any:
+    """A list, or the one that stands as JSON text; any other value as it is."""
+    found = parsed(value) if isinstance(value, str) else value
+    return found if isinstance(found, list) else value
+
+
+def _unpaired(columns: Columns, has_template: bool) -> Judged:
     """`prompt` and `completion`, or `messages` whose last one is the completion; and a `label`."""
-    desirable = _label(_value(row, "label"))
-    if row.get("messages") is None:
-        prompt = prompt_of(_value(row, "prompt"))
-        completion = completion_of(_value(row, "completion"), prompt)
+    desirable = _label(columns.value("the label", "label"))
+    conversation = columns.get("the prompt and the completion", *_CONVERSATIONS)
+    if conversation is None:
+        prompt = prompt_in(columns, has_template)
+        completion = completion_of(columns.value("the completion", *_COMPLETIONS), prompt)
     else:
-        *prompt, last = messages_of(row["messages"])
+        *prompt, last = messages_of(conversation)
         if not prompt:
             raise RefusedRow("a conversation of one message has no completion")
         completion = completion_of(last, prompt)
@@ -189,21 +230,13 @@ def _rating(value: Any) -> float:
     return rating
 
 
-def _pair(prompt: str | list[Message], chosen: str, rejected: str) -> Judged:
+def _pair(prompt: str | list[Message], chosen: str | Message, rejected: str | Message) -> Judged:
     if chosen == rejected:
         raise RefusedRow("chosen equals rejected")
     return Judged(Dialogue(prompt, (chosen, rejected)))
 
 
-def _value(row: Row, *names: str) -> Any:
-    """The first of these columns that has a value."""
-    for name in names:
-        if row.get(name) is not None:
-            return row[name]
-    raise RefusedRow(f"no value in column {' or '.join(repr(name) for name in names)}")
-
-
-_READERS: Final[dict[str, Callable[[Row], Judged]]] = {
+_READERS: Final[dict[str, Callable[[Columns, bool], Judged]]] = {
     "explicit": _explicit,
     "implicit": _implicit,
     "transcript": _transcript,

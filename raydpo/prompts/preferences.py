@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,9 @@ from raydpo.errors import DataError
 from raydpo.models import model_config_values
 from raydpo.progress import logger
 from raydpo.prompts import layouts
-from raydpo.prompts.dialogue import Rendered, render
+from raydpo.prompts.beside import context_in, with_context
+from raydpo.prompts.columns import Columns, ColumnUses
+from raydpo.prompts.dialogue import Dialogue, Rendered, render
 from raydpo.prompts.encode import (
     Encoder,
     fit_completion,
@@ -30,6 +32,16 @@ from raydpo.prompts.encode import (
 )
 from raydpo.prompts.layouts import Judged
 from raydpo.prompts.mismatches import NO_OTHER_PROMPT, Mismatches
+from raydpo.prompts.reading import (
+    Reading,
+    columns_of,
+    later_readings,
+    most_frequent_layout,
+    plain_because,
+    repeats_prompt,
+    with_head,
+    without_repeated_prompt,
+)
 from raydpo.prompts.rows import (
     Ids,
     RefusedRow,
@@ -68,9 +80,10 @@ class _Draft:
 
 @dataclass
 class _State:
-    """What is remembered from part to part: the layout, hashes of ids, a spare completion."""
+    """What is remembered from part to part: how rows are read, hashes of ids, a spare completion."""
 
-    layout: str | None = None
+    reading: Reading
+    uses: ColumnUses
     ids: Ids = field(default_factory=Ids)
     mismatches: Mismatches = field(default_factory=Mismatches)
 
@@ -100,7 +113,9 @@ def existing_preferences_stage(
     config: Config, preferences: PreferencesConfig, folder: Folder
 ) -> Stage:
     """What the table of this preference data is made from."""
-    return source_stage(config, preferences, folder, _STAGE, content_of(preferences))
+    readings = later_readings(preferences, preferences.system_prompt)
+    content = {**content_of(preferences), **readings}
+    return source_stage(config, preferences, folder, _STAGE, content)
 
 
 def preference_parts(
@@ -108,6 +123,7 @@ def preference_parts(
     rows: Iterable[SourceRow],
     tokenizer: PreTrainedTokenizerBase,
     rows_per_part: int,
+    uses: ColumnUses | None = None,
 ) -> Iterator[PartResult]:
     """The table of preferences and its quarantine, part by part.
 
@@ -116,43 +132,64 @@ def preference_parts(
         rows: the source.
         tokenizer: the model's.
         rows_per_part: source rows of one part.
+        uses: notes what becomes of each column.
 
     Raises:
-        DataError: the first row that can be read has no known layout.
+        DataError: none of the first rows has a known layout.
         ModelError: a conversation, and the chat template is missing or not prefix-stable.
     """
-    encoder, state = make_encoder(tokenizer), _State()
+    head, rows = with_head(rows)
+    reading = _reading(preferences, head, bool(tokenizer.chat_template))
+    encoder, state = make_encoder(tokenizer), _State(reading, uses or ColumnUses())
     for chunk in chunks(rows, rows_per_part):
-        if state.layout is None:
-            state.layout = _layout(preferences, chunk)
         drafts = [_draft(preferences, source, tokenizer, state) for source in chunk]
         yield _encode_part(preferences, drafts, encoder, state)
 
 
-def _layout(preferences: PreferencesConfig, chunk: list[SourceRow]) -> str | None:
-    """The configured layout, or that of the first row that can be read."""
-    first = next((source.row for source in chunk if source.row is not None), None)
-    if first is None:
-        return None
-    if preferences.id_column is not None and preferences.id_column not in first:
+def _reading(preferences: PreferencesConfig, head: list[Row], has_template: bool) -> Reading:
+    """The configured layout, or that of most of the first rows, and what else they show."""
+    if not head:
+        return Reading(None)
+    found = columns_of(head)
+    if preferences.id_column is not None and preferences.id_column not in found:
         raise DataError(
-            f"{preferences.path} has the columns {', '.join(sorted(first))}",
+            f"{preferences.path} has the columns {', '.join(found)}",
             f"ids stand in column {preferences.id_column!r} (preferences.id_column)",
             "set it to the column that holds them, or remove it: ids are hashes then",
         )
+    layout = _layout(preferences, head)
+    plain = plain_because(head, "auto", has_template, preferences.system_prompt)
+    if layout in ("transcript", "implicit"):
+        plain = "the prompt is a part of the texts of chosen and rejected"
+    strips = layout != "transcript" and repeats_prompt(_dialogues(head, layout))
+    if strips:
+        logger.info("[preferences] completions begin with their prompts: they are taken off")
+    return Reading(layout, plain, strips)
+
+
+def _layout(preferences: PreferencesConfig, head: list[Row]) -> str:
     if preferences.layout != "auto":
         return preferences.layout
-    found = layouts.detect(first)
+    found = most_frequent_layout(_STAGE, head, layouts.detect)
     if found is None:
         raise DataError(
-            f"{preferences.path} has the columns {', '.join(sorted(first))}",
-            "preference data has `chosen` and `rejected` (with `prompt` or `conversations`, or with "
-            "the prompt inside them), `prompt`, `completions` and `ratings`, or `prompt`, "
-            "`completion` and `label`",
+            f"{preferences.path} has the columns {', '.join(columns_of(head))}",
+            "preference data has `chosen` and `rejected` (with a prompt, or with the prompt "
+            "inside them), a prompt, `completions` and `ratings`, or a prompt, `completion` and "
+            "`label`; docs/data.md lists the names",
             "rename the columns, or set preferences.layout",
         )
     logger.info("[preferences] layout: %s (found by columns and values)", found)
     return found
+
+
+def _dialogues(head: list[Row], layout: str) -> Iterator[Dialogue]:
+    """What can be read of the first rows."""
+    for row in head:
+        try:
+            yield layouts.judged(Columns(row), layout).dialogue
+        except RefusedRow:
+            continue
 
 
 def _draft(
@@ -163,17 +200,35 @@ def _draft(
 ) -> _Draft:
     name = row_name(source)
     try:
-        row = usable_row(source)
+        columns = Columns(usable_row(source))
+    except RefusedRow as error:
+        return _Draft(source, name, refused=str(error))
+    try:
         if preferences.id_column is not None:
-            name = state.ids.given(row, preferences.id_column)
-        assert state.layout is not None
-        group = layouts.judged(row, state.layout)
+            columns.get("the id", preferences.id_column)
+            name = state.ids.given(columns.row, preferences.id_column)
+        group = _group(columns, state.reading, bool(tokenizer.chat_template))
         if preferences.id_column is None:
-            name = state.ids.hashed([group.dialogue.prompt, group.dialogue.completions])
+            name = state.ids.hashed([group.dialogue.asked, group.dialogue.completions])
         rendered = render(group.dialogue, tokenizer, preferences.system_prompt)
         return _Draft(source, name, group, rendered)
     except RefusedRow as error:
         return _Draft(source, name, refused=str(error))
+    finally:
+        state.uses.add(columns)
+
+
+def _group(columns: Columns, reading: Reading, has_template: bool) -> Judged:
+    """The row as a group, with what stands beside its prompt."""
+    if reading.layout is None:
+        raise RefusedRow("none of the layouts' columns")
+    group = layouts.judged(columns, reading.layout, has_template)
+    dialogue = group.dialogue
+    if reading.strips_prompt:
+        dialogue = without_repeated_prompt(dialogue)
+    return replace(
+        group, dialogue=with_context(dialogue, context_in(columns), reading.plain_because)
+    )
 
 
 def _encode_part(
@@ -194,7 +249,7 @@ def _encode_part(
             good.append((draft, row))
         except RefusedRow as error:
             refused.append(quarantine_row(_STAGE, draft.name, str(error), draft.source))
-    if state.layout == "unpaired":
+    if state.reading.layout == "unpaired":
         good, without = state.mismatches.added(good)
         refused += [quarantine_row(_STAGE, d.name, NO_OTHER_PROMPT, d.source) for d in without]
     rows = [row for _, row in good]
@@ -242,10 +297,12 @@ def _row(
     cut = prompt != ids[0]
     return {
         "group_id": name,
-        "prompt_id": content_hash(group.dialogue.prompt),
+        "prompt_id": content_hash(group.dialogue.asked),
         "prompt": encoder.decode_plain(prompt) if cut else rendered.prompt.text,
         "prompt_ids": prompt,
-        "completion_texts": [w if a == b else encoder.decode(b) for w, a, b in words],
+        "completion_texts": [
+            w if isinstance(w, str) and a == b else encoder.decode(b) for w, a, b in words
+        ],
         "completions": completions,
         "rewards": None if group.ratings is None else list(group.ratings),
         **_judgement(preferences, group, completions),

@@ -10,16 +10,19 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from raydpo.config import Config, PromptsConfig
 from raydpo.config_content import content_of
 from raydpo.context import check_context
 from raydpo.errors import DataError
 from raydpo.models import model_config_values
+from raydpo.prompts.beside import Context, context_in, instruction_in, with_context
 from raydpo.prompts.chat import Message
+from raydpo.prompts.columns import Columns, ColumnUses
 from raydpo.prompts.dialogue import Dialogue, prompt_of, render
 from raydpo.prompts.encode import Encoder, Text, fit_prompt, make_encoder
+from raydpo.prompts.reading import columns_of, later_readings, plain_because, with_head
 from raydpo.prompts.rows import (
     Ids,
     RefusedRow,
@@ -41,7 +44,8 @@ if TYPE_CHECKING:
     from raydpo.parts import Table
 
 _STAGE: Final = "prompts"
-_COLUMNS: Final = ("prompt", "messages", "text")
+_COLUMNS: Final = ("prompt", "messages", "text", "question", "query", "conversations")
+_INSTRUCTION: Final = "instruction"
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,12 @@ class _Draft:
 
 @dataclass
 class _State:
-    """What is remembered from part to part: hashes, never texts."""
+    """What is remembered from part to part: how rows are read, and hashes, never texts."""
 
+    plain_because: str | None
+    uses: ColumnUses
     ids: Ids = field(default_factory=Ids)
     prompts: set[bytes] = field(default_factory=set[bytes])
-    has_row: bool = False
 
 
 def run_prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder, what: str) -> Table:
@@ -89,7 +94,9 @@ def run_prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder, wh
 
 def prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder) -> Stage:
     """What the table of these prompts is made from."""
-    return source_stage(config, prompts, folder, _STAGE, content_of(prompts))
+    readings = later_readings(prompts, prompts.system_prompt)
+    content = {**content_of(prompts), **readings}
+    return source_stage(config, prompts, folder, _STAGE, content)
 
 
 def prompt_parts(
@@ -97,6 +104,7 @@ def prompt_parts(
     rows: Iterable[SourceRow],
     tokenizer: PreTrainedTokenizerBase,
     rows_per_part: int,
+    uses: ColumnUses | None = None,
 ) -> Iterator[PartResult]:
     """The table of prompts and its quarantine, part by part.
 
@@ -105,71 +113,83 @@ def prompt_parts(
         rows: the source.
         tokenizer: the model's.
         rows_per_part: source rows of one part.
+        uses: notes what becomes of each column.
 
     Raises:
-        DataError: the first row that can be read has no column with prompts or ids.
+        DataError: none of the first rows has a column with prompts or ids.
         ModelError: a conversation, and no chat template.
     """
-    encoder, state = make_encoder(tokenizer), _State()
+    head, rows = with_head(rows)
+    _check_columns(prompts, head)
+    chats = bool(tokenizer.chat_template)
+    plain = plain_because(head, prompts.chat, chats, prompts.system_prompt)
+    encoder, state = make_encoder(tokenizer), _State(plain, uses or ColumnUses())
     for chunk in chunks(rows, rows_per_part):
-        _check_columns(prompts, chunk, state)
-        drafts = [_draft(prompts, source, tokenizer, state.ids) for source in chunk]
+        drafts = [_draft(prompts, source, tokenizer, state) for source in chunk]
         yield _encode_part(prompts, drafts, encoder, state)
 
 
-def _check_columns(prompts: PromptsConfig, chunk: list[SourceRow], state: _State) -> None:
-    """Hold the first readable row against the columns that are asked for."""
-    first = next((source.row for source in chunk if source.row is not None), None)
-    if state.has_row or first is None:
-        return
-    state.has_row = True
-    wanted = [prompts.column] if prompts.column else list(_COLUMNS)
-    if not any(column in first for column in wanted):
+def _check_columns(prompts: PromptsConfig, head: list[Row]) -> None:
+    """Hold the first readable rows against the columns that are asked for."""
+    found = columns_of(head)
+    wanted = [prompts.column] if prompts.column else [*_COLUMNS, _INSTRUCTION]
+    if head and not any(column in found for column in wanted):
         raise DataError(
-            f"{prompts.path} has the columns {', '.join(sorted(first))}",
+            f"{prompts.path} has the columns {', '.join(found)}",
             f"prompts stand in column {' or '.join(repr(column) for column in wanted)}",
             "set `column` of this prompts section to the column that holds them",
         )
-    if prompts.id_column is not None and prompts.id_column not in first:
+    if head and prompts.id_column is not None and prompts.id_column not in found:
         raise DataError(
-            f"{prompts.path} has the columns {', '.join(sorted(first))}",
+            f"{prompts.path} has the columns {', '.join(found)}",
             f"ids stand in column {prompts.id_column!r} (id_column)",
             "set `id_column` to the column that holds them, or remove it: ids are hashes then",
         )
 
 
 def _draft(
-    prompts: PromptsConfig, source: SourceRow, tokenizer: PreTrainedTokenizerBase, ids: Ids
+    prompts: PromptsConfig, source: SourceRow, tokenizer: PreTrainedTokenizerBase, state: _State
 ) -> _Draft:
     name = row_name(source)
     try:
-        row = usable_row(source)
-        if prompts.id_column is not None:
-            name = ids.given(row, prompts.id_column)
-        content = _content(prompts, row)
-        if prompts.id_column is None:
-            name = ids.hashed(content)
-        prompt = _as_chat(prompts, content)
-        text = render(Dialogue(prompt), tokenizer, prompts.system_prompt).prompt
-        return _Draft(source, name, None if isinstance(prompt, str) else prompt, text)
+        columns = Columns(usable_row(source))
     except RefusedRow as error:
         return _Draft(source, name, None, Text(""), str(error))
+    try:
+        if prompts.id_column is not None:
+            columns.get("the id", prompts.id_column)
+            name = state.ids.given(columns.row, prompts.id_column)
+        content = _content(prompts, columns, bool(tokenizer.chat_template))
+        context = context_in(columns)
+        dialogue = _dialogue(prompts, content, context, state)
+        if prompts.id_column is None:
+            name = state.ids.hashed(dialogue.asked if context.names else content)
+        text = render(dialogue, tokenizer, prompts.system_prompt).prompt
+        messages = None if isinstance(dialogue.prompt, str) else dialogue.prompt
+        return _Draft(source, name, messages, text)
+    except RefusedRow as error:
+        return _Draft(source, name, None, Text(""), str(error))
+    finally:
+        state.uses.add(columns)
 
 
-def _content(prompts: PromptsConfig, row: Row) -> str | list[Message]:
-    columns = [prompts.column] if prompts.column else _COLUMNS
-    value: Any = next((row[c] for c in columns if row.get(c) is not None), None)
+def _content(prompts: PromptsConfig, columns: Columns, has_template: bool) -> str | list[Message]:
+    if prompts.column is not None:
+        return prompt_of(columns.value("the prompt", prompts.column))
+    value = columns.get("the prompt", *_COLUMNS)
+    if value is None and columns.row.get(_INSTRUCTION) is not None:
+        return instruction_in(columns, has_template and prompts.chat != "never")
     if value is None:
-        raise RefusedRow(f"no value in column {' or '.join(repr(c) for c in columns)}")
+        raise RefusedRow(f"no value in column {' or '.join(map(repr, _COLUMNS[:3]))}")
     return prompt_of(value)
 
 
-def _as_chat(prompts: PromptsConfig, content: str | list[Message]) -> str | list[Message]:
-    if isinstance(content, str):
-        return [{"role": "user", "content": content}] if prompts.chat == "always" else content
-    if prompts.chat == "never":
+def _dialogue(
+    prompts: PromptsConfig, content: str | list[Message], context: Context, state: _State
+) -> Dialogue:
+    if not isinstance(content, str) and prompts.chat == "never":
         raise RefusedRow("a conversation, and `chat` is 'never'")
-    return content
+    return with_context(Dialogue(content), context, state.plain_because)
 
 
 def _encode_part(

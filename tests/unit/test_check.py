@@ -119,6 +119,19 @@ def test_the_counts_and_reasons_of_the_data_are_shown(pairs_job: Job, pairs_file
     assert problem.value == "preferences: 1 of 11 rows are refused (9.09%)"
 
 
+def test_every_column_is_named_with_what_becomes_of_it(
+    pairs_job: Job, sampling_job: Job, pairs_file: str
+) -> None:
+    facts = check(pairs_job(sft={"data": pairs_file, "max_sequence_tokens": 8})).facts
+    for line in (
+        "  column 'prompt': used as the prompt",
+        "  column 'rejected': used as rejected",
+        "  column 'n': ignored",
+    ):
+        assert line in facts
+    assert "  column 'prompt': used as the prompt" in check(sampling_job()).facts
+
+
 def test_rows_limits_what_is_read(pairs_job: Job) -> None:
     lines, problems = run_check(pairs_job(), rows=3)
     assert problems == []

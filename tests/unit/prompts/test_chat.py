@@ -48,7 +48,7 @@ def test_share_gpt_turns_become_messages() -> None:
         ([{"from": "martian", "value": "a"}], "unknown speaker"),
         ([{"role": "user", "content": None}], "not text"),
         ([{"role": "user", "content": [{"type": "image"}]}], "not text"),
-        ([{"role": "assistant", "content": "a", "tool_calls": [{"id": 1}]}], "tool calls"),
+        ([{"role": "assistant", "content": "a", "tool_calls": [{"id": 1}]}], "no name"),
     ],
 )
 def test_what_is_no_list_of_text_messages_is_refused(value: Any, reason: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from raydpo.prompts.columns import Columns
 from raydpo.prompts.layouts import detect, judged
 from raydpo.prompts.rows import RefusedRow
 
@@ -64,12 +65,6 @@ def test_layouts_are_found_by_columns_and_values(row: Any, layout: str | None) -
         (TEXTS, "implicit", "which?", (" the first", " none")),
         (SHAREGPT, "sharegpt", [USER], ("the first", "none")),
         (
-            {**SHAREGPT, "system": "brief"},
-            "sharegpt",
-            [{"role": "system", "content": "brief"}, USER],
-            ("the first", "none"),
-        ),
-        (
             TRANSCRIPT,
             "transcript",
             "\n\nHuman: a\n\nAssistant: b\n\nHuman: which?\n\nAssistant:",
@@ -81,7 +76,7 @@ def test_layouts_are_found_by_columns_and_values(row: Any, layout: str | None) -
 def test_a_row_becomes_a_prompt_and_its_completions(
     row: Any, layout: str, prompt: Any, completions: tuple[str, ...]
 ) -> None:
-    group = judged(row, layout)
+    group = judged(Columns(row), layout)
     assert group.dialogue.prompt == prompt
     assert group.dialogue.completions == completions
     assert group.ratings == ((1.0, 3.5, 2.0) if layout == "ranked" else None)
@@ -128,4 +123,4 @@ def test_a_row_becomes_a_prompt_and_its_completions(
 )
 def test_what_cannot_be_learned_from_is_refused(layout: str, row: Any, reason: str) -> None:
     with pytest.raises(RefusedRow, match=reason):
-        judged(row, layout)
+        judged(Columns(row), layout)

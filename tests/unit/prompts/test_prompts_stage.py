@@ -120,7 +120,7 @@ def test_the_column_is_chosen_or_given(tokenizer) -> None:
 
 @pytest.mark.parametrize("section", [{"column": "nothing"}, {}, {"id_column": "nothing"}])
 def test_a_wrong_column_is_an_error_that_lists_the_columns(tokenizer, section: Any) -> None:
-    row = {"question": "x"} if not section else {"question": "x", "prompt": "y"}
+    row = {"title": "x"} if not section else {"title": "x", "prompt": "y"}
     with pytest.raises(DataError, match="has the columns"):
         _part(tokenizer, [row], **section)
 

@@ -9,6 +9,7 @@ import pytest
 
 from raydpo.config import ModelConfig, PreferencesConfig
 from raydpo.models import load_tokenizer
+from raydpo.prompts.columns import Columns
 from raydpo.prompts.encode import Encoder
 from raydpo.prompts.layouts import detect, judged
 from raydpo.prompts.mismatches import NO_OTHER_PROMPT
@@ -45,7 +46,7 @@ def row_of(number: int, prompt: int | None = None) -> dict[str, Any]:
 )
 def test_unpaired_rows_are_found_and_read(row: Any, prompt: Any) -> None:
     assert detect(row) == "unpaired"
-    group = judged(row, "unpaired")
+    group = judged(Columns(row), "unpaired")
     assert group.dialogue.prompt == prompt
     assert (len(group.dialogue.completions), group.desirable, group.ratings) == (1, True, None)
 
@@ -61,7 +62,7 @@ def test_unpaired_rows_are_found_and_read(row: Any, prompt: Any) -> None:
 )
 def test_rows_without_a_judgement_or_completion_are_refused(changes: Any, reason: str) -> None:
     with pytest.raises(RefusedRow, match=reason):
-        judged({**PLAIN, **changes}, "unpaired")
+        judged(Columns({**PLAIN, **changes}), "unpaired")
 
 
 @pytest.mark.parametrize(
@@ -81,13 +82,13 @@ def test_rows_without_a_judgement_or_completion_are_refused(changes: Any, reason
     ],
 )
 def test_a_label_may_be_a_word_that_says_it(label: Any, desirable: bool) -> None:
-    assert judged({**PLAIN, "label": label}, "unpaired").desirable is desirable
+    assert judged(Columns({**PLAIN, "label": label}), "unpaired").desirable is desirable
 
 
 @pytest.mark.parametrize("label", ["maybe", "", "2", "-1", "nan", 2, float("nan"), [1], {}])
 def test_a_label_that_says_neither_is_refused(label: Any) -> None:
     with pytest.raises(RefusedRow, match="the label is neither true nor false"):
-        judged({**PLAIN, "label": label}, "unpaired")
+        judged(Columns({**PLAIN, "label": label}), "unpaired")
 
 
 def test_labels_of_a_csv_file_are_read(tokenizer, tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""How a source is read, found from many of its rows: one bad first row never decides a run.
+
+What comes in: the first rows of a source. What goes out: its layout, whether plain prompts
+become user messages, whether completions repeat their prompts; and what the cache key must say.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raydpo.progress import logger
+from raydpo.prompts.beside import CONVERSATION_COLUMNS, PROMPT_COLUMNS
+from raydpo.prompts.chat import TEMPLATE_KEYS, decoded, is_conversation
+from raydpo.prompts.dialogue import Dialogue
+from raydpo.prompts.rows import RefusedRow
+from raydpo.prompts.sources import SourceRow, SourceSection, location, source_rows
+from raydpo.tables import Row
+
+#: Rows that are looked at before the first one is read.
+HEAD_ROWS: Final = 1000
+_PLAIN: Final = "the source's first rows have none, so its plain text stays plain"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a source are read.
+
+    Args:
+        layout: the most frequent one; None where no row has any.
+        plain_because: why plain prompts stay plain; None where they become user messages.
+        strips_prompt: whether completions begin with their prompt, which is taken away.
+    """
+
+    layout: str | None
+    plain_because: str | None = _PLAIN
+    strips_prompt: bool = False
+
+
+def with_head(rows: Iterable[SourceRow]) -> tuple[list[Row], Iterator[SourceRow]]:
+    """The first readable rows, and all rows from the first on."""
+    iterator = iter(rows)
+    head = list(itertools.islice(iterator, HEAD_ROWS))
+    return [row.row for row in head if row.row is not None], itertools.chain(head, iterator)
+
+
+def columns_of(head: Iterable[Row]) -> list[str]:
+    """All columns of some rows, sorted."""
+    return sorted({name for row in head for name in row})
+
+
+def most_frequent_layout(
+    what: str, head: list[Row], detect: Callable[[Row], str | None]
+) -> str | None:
+    """The layout of most rows; of equally many the one that comes first."""
+    counts = Counter(layout for row in head if (layout := detect(row)) is not None)
+    if not counts:
+        return None
+    (found, _), *others = counts.most_common()
+    if others:
+        said = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        logger.warning("[%s] rows of several layouts: %s; all are read as %s", what, said, found)
+    return found
+
+
+def plain_because(
+    head: list[Row], chat: str, has_template: bool, system_prompt: str | None
+) -> str | None:
+    """Why plain prompts stay plain; None where they become user messages.
+
+    Args:
+        head: the source's first rows.
+        chat: `always`, `never` or `auto`, which asks for it where a prompt is more than text.
+        has_template: whether the model has a chat template.
+        system_prompt: the section's.
+    """
+    if chat == "never":
+        return "`chat` is 'never'"
+    if chat == "always":
+        return None
+    if not has_template:
+        return "the model has no chat template"
+    if system_prompt is not None or any(row.get(c) for row in head for c in CONVERSATION_COLUMNS):
+        return None
+    return _PLAIN
+
+
+def repeats_prompt(dialogues: Iterable[Dialogue]) -> bool:
+    """Whether most plain prompts stand at the start of their completions too."""
+    repeated = [_repeats(d) for d in dialogues if isinstance(d.prompt, str)]
+    return bool(repeated) and 2 * sum(repeated) > len(repeated)
+
+
+def without_repeated_prompt(dialogue: Dialogue) -> Dialogue:
+    """The dialogue, its plain prompt taken away from the start of its completions.
+
+    Raises:
+        RefusedRow: nothing is left of a completion, or some of them repeat it and others do not.
+    """
+    prompt = dialogue.prompt
+    if not isinstance(prompt, str) or not any(_begins(c, prompt) for c in dialogue.completions):
+        return dialogue
+    if not _repeats(dialogue):
+        raise RefusedRow("some completions repeat the prompt, and others do not")
+    rest = tuple(str(completion)[len(prompt) :] for completion in dialogue.completions)
+    if not all(text.strip() for text in rest):
+        raise RefusedRow("empty completion, after the prompt that it repeats")
+    return Dialogue(prompt, rest, dialogue.arguments)
+
+
+def _repeats(dialogue: Dialogue) -> bool:
+    prompt = str(dialogue.prompt)
+    return bool(dialogue.completions) and all(_begins(c, prompt) for c in dialogue.completions)
+
+
+def _begins(completion: Any, prompt: str) -> bool:
+    """Whether a completion begins with the whole prompt, and not with a longer word."""
+    if not isinstance(completion, str) or not completion.startswith(prompt):
+        return False
+    around = completion[len(prompt) - 1 : len(prompt) + 1]
+    return not (len(around) == 2 and around.isalnum())
+
+
+def later_readings(section: SourceSection, system_prompt: str | None) -> dict[str, list[str]]:
+    """What the first rows bring that versions before 0.2 did not read, for a stage's key.
+
+    A table that such a version made of them is made again; all others are kept.
+    """
+    head, _ = with_head(source_rows(*location(section), section.limit))
+    found = {name for row in head for name in _not_read_before(row)}
+    if system_prompt is not None and any(_plain_prompt(row) for row in head):
+        found.add("system_prompt beside plain text")
+    return {"later_readings": sorted(found)} if found else {}
+
+
+def _not_read_before(row: Row) -> Iterator[str]:
+    is_sharegpt = {"conversations", "chosen", "rejected"} <= row.keys()
+    for name in (*CONVERSATION_COLUMNS, "chat_template_kwargs"):
+        if row.get(name) and not (is_sharegpt and name == "system"):
+            yield name
+    if "prompt" not in row and isinstance(row.get("chosen"), str):
+        yield from (name for name in (*PROMPT_COLUMNS, "instruction") if row.get(name))
+    answers = (row.get("chosen"), row.get("completion"), *_list(row.get("completions")))
+    if isinstance(row.get("prompt"), str) and any(_begins(a, row["prompt"]) for a in answers):
+        yield "repeated prompt"
+    for value in row.values():
+        messages = decoded(value)
+        if messages is not value:
+            yield "messages as JSON text"
+        for message in messages if isinstance(messages, list) else [messages]:
+            if isinstance(message, dict) and is_conversation([message]):
+                yield from (key for key in TEMPLATE_KEYS if message.get(key))
+                if isinstance(message.get("content"), list):
+                    yield "content of several parts"
+
+
+def _plain_prompt(row: Row) -> bool:
+    return any(isinstance(row.get(name), str) for name in (*PROMPT_COLUMNS, "text", "chosen"))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
