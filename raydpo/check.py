@@ -78,7 +78,7 @@ def check(config: Config, rows: int | None = None) -> Report:
         config: the job.
         rows: read only so many rows of each source; without it all of them.
     """
-    from raydpo import check_data, check_models, check_online, check_resources
+    from raydpo import check_data, check_models, check_online, check_resources, check_rewards
 
     findings = Findings()
     findings.attempt(_check_run_directory, config, findings)
@@ -88,6 +88,7 @@ def check(config: Config, rows: int | None = None) -> Report:
     findings.attempt(check_config_fits, config)
     check_online.check_online(config, findings)
     check_data.check_data(config, rows, findings)
+    check_rewards.check_rewards(config, findings)
     return Report(tuple(findings.facts), tuple(findings.example), tuple(findings.problems))
 
 

@@ -20,6 +20,7 @@ from raydpo.imports import uncollected
 
 if TYPE_CHECKING:
     from raydpo.config import Config
+    from raydpo.storage import Folder
 
 #: Rows of each source that `run` and the stage commands look at before they start.
 _ROWS_LOOKED_AT: Final = 1000
@@ -41,12 +42,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command(options)
-    except RaydpoError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except Exception as error:  # noqa: BLE001 - no traceback reaches the user
+        _print_failure(error, options.run_directory)
+        return 1
+    finally:
+        if options.run_directory is not None:
+            print(_where(options.run_directory), file=sys.stderr)
+
+
+def _print_failure(error: Exception, run: Folder | None) -> None:
+    """Say what failed in a few lines; the traceback goes to a file where it tells more."""
+    from raydpo.failures import explained, has_more_to_tell, keep_traceback
+
+    told = explained(error)
+    print(f"{type(told).__name__}: {told}", file=sys.stderr)
+    if has_more_to_tell(error, told):
+        print(f"  traceback: {keep_traceback(error, run)}", file=sys.stderr)
+
+
+def _where(run: Folder) -> str:
+    return f"run directory: {run.uri} (raydpo show {run.uri})"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="raydpo", description="Distributed preference optimization on Ray."
     )
     parser.add_argument("--version", action="version", version=f"raydpo {__version__}")
+    parser.set_defaults(run_directory=None)  # commands that write a run name it
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add(commands, "run", "the whole round: prompts in, a better policy and a report out", _run)
     for name, text in _STAGES.items():
@@ -127,6 +146,7 @@ def _run(options: argparse.Namespace) -> int:
     start_logging(options.verbose)
     if _refused(config):
         return 1
+    _name_run_directory(config, options)
     with uncollected():
         from raydpo.pipeline import run_round
 
@@ -153,6 +173,7 @@ def _online(options: argparse.Namespace) -> int:
     check_sections_of_rounds(config)
     if _refused(config):
         return 1
+    _name_run_directory(config, options)
     with uncollected():
         from raydpo.online import run_online
     from raydpo.online_summary import online_table
@@ -174,6 +195,7 @@ def _sft(options: argparse.Namespace) -> int:
     start_logging(options.verbose)
     if _refused(config):
         return 1
+    _name_run_directory(config, options)
     with uncollected():
         from raydpo.pipeline import run_sft
 
@@ -189,6 +211,7 @@ def _score(options: argparse.Namespace) -> int:
     start_logging(options.verbose)
     if _refused(config):
         return 1
+    _name_run_directory(config, options)
     with uncollected():
         from raydpo.pipeline import run_score
 
@@ -197,6 +220,15 @@ def _score(options: argparse.Namespace) -> int:
         print(f"{name:24} {value:,.6g}")
     print(f"table: {table.folder.uri}/part-*.parquet")
     return 0
+
+
+def _name_run_directory(config: Config, options: argparse.Namespace) -> None:
+    """Say where the run is, first; `main` says it again, last."""
+    from raydpo.progress import logger
+    from raydpo.run import run_folder
+
+    options.run_directory = run_folder(config.output, config.name)
+    logger.info("%s", _where(options.run_directory))
 
 
 def _refused(config: Config) -> bool:
@@ -249,7 +281,10 @@ def _annotate_export(options: argparse.Namespace) -> int:
 
 def _annotate_import(options: argparse.Namespace) -> int:
     from raydpo.annotate import import_run
+    from raydpo.storage import folder_of
 
+    options.run_directory = folder_of(options.run)
+    print(_where(options.run_directory), file=sys.stderr)
     print(json.dumps(import_run(options.run, options.file), indent=1))
     return 0
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -16,11 +18,35 @@ import ray
 import ray.data
 
 from raydpo.config import Config
+from raydpo.errors import ClusterError
 from raydpo.plan import Resources
 from raydpo.progress import logger
 
 #: Processes that Ray keeps idle at least; by itself it keeps as many as there are CPUs.
 _IDLE_PROCESSES: Final = 4
+#: How long the port of a cluster may take to answer; Ray itself would wait for minutes.
+_ANSWER_SECONDS: Final = 10.0
+#: What helps, by what Ray says in the class or text of its error.
+_WAYS_OUT: Final = (
+    (
+        r"Failed to connect to Ray cluster",  # though its port answers
+        "where the cluster asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH to it; else see that this is the port of Ray's GCS (6379)",
+    ),
+    (
+        r"Authentication|Unauthenticated|auth.token|RAY_AUTH",
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
+    ),
+    (
+        r"[Vv]ersion",
+        "use the Ray and the Python of the cluster here: `ray --version` there and here tells",
+    ),
+    (
+        r"Connection\w*Error|TimeoutError|OSError|gaierror|reach",
+        "look whether it runs (`ray status --address ADDRESS`) and mend `ray_address` or "
+        "RAY_ADDRESS; without them a cluster is started on this machine",
+    ),
+)
 
 
 @contextmanager
@@ -37,7 +63,11 @@ def connected(config: Config) -> Generator[None]:
 
 
 def start(address: str | None = None) -> None:
-    """Connect to `address`, to RAY_ADDRESS, or to a cluster made on this machine."""
+    """Connect to `address`, to RAY_ADDRESS, or to a cluster made on this machine.
+
+    Raises:
+        ClusterError: Ray cannot be reached there, or refuses, or does not start here.
+    """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray Train takes one checkpoint at a look, and sees the end of a training at the next one.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
@@ -48,7 +78,11 @@ def start(address: str | None = None) -> None:
     local: dict[str, Any] = (
         {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     )
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=verbose, **local)
+    try:
+        _refuse_silent_port(address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=verbose, **local)
+    except Exception as error:
+        raise _no_cluster(address, error) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -57,6 +91,28 @@ def start(address: str | None = None) -> None:
     # It warns, once, that the progress bars are off: raydpo has lines of its own.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logger.info("Ray %s: %s", address or "on this machine", cluster_size())
+
+
+def _refuse_silent_port(address: str | None) -> None:
+    """Ask the port of an address, where it names one."""
+    named = re.fullmatch(r"(?:ray://)?\[?([^\[\]/\s]+?)\]?:(\d+)", address or "")
+    if named:
+        socket.create_connection((named[1], int(named[2])), timeout=_ANSWER_SECONDS).close()
+
+
+def _no_cluster(address: str | None, error: Exception) -> ClusterError:
+    said = f"{type(error).__name__}: {error}"
+    first = next(line for line in said.splitlines() if line.strip())[:300]
+    where = f"Ray at {address}" if address else "Ray on this machine"
+    fitting = (way for pattern, way in _WAYS_OUT if re.search(pattern, said))
+    way_out = next(
+        fitting, "read the traceback; Ray's own logs lie in /tmp/ray/session_latest/logs"
+    )
+    return ClusterError(
+        f"{where} cannot be used: {first}",
+        "a command that computes is connected to a Ray cluster of the same version",
+        way_out,
+    )
 
 
 def _prepare_own_cluster() -> None:

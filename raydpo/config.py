@@ -215,11 +215,17 @@ class ClassifierReading(Section):
     """The text that the classifier reads."""
 
 
+def _one_path_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 class RewardConfig(ClassifierReading):
     """One scorer of completions: a Python function or a sequence classifier."""
 
     function: Resolved[str | None] = None
-    """`package.module:name` of a function (prompts, completions) -> rewards, lists of equal length."""
+    """`package.module:name` of a function, called by name with lists of `prompts` and `completions`; it returns a list of numbers."""
+    depends_on: Resolved[Annotated[tuple[LocalPath, ...], BeforeValidator(_one_path_or_many)]] = ()
+    """Files and folders that the function reads: when one changes, its scores are made again."""
     classifier: Resolved[PathOrName | None] = None
     """A sequence-classification model: folder, URI or hub name."""
     implicit: Resolved[bool] = False
@@ -240,6 +246,14 @@ class RewardConfig(ClassifierReading):
         if [self.function is None, self.classifier is None, not self.implicit].count(False) != 1:
             raise ValueError(
                 "a reward takes exactly one of `function`, `classifier` and `implicit`: give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _functions_read_files(self) -> RewardConfig:
+        if self.depends_on and self.function is None:
+            raise ValueError(
+                "`depends_on` is for a `function`: a model's own files are looked at anyway"
             )
         return self
 

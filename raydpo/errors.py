@@ -5,11 +5,13 @@
     |-- DataError        an input file, a row or a table is wrong
     |   `-- QuarantineBudgetError  more rows were refused than the run allows
     |-- ModelError       a model, tokenizer or chat template cannot be used as asked
+    |-- ClusterError     Ray cannot be reached, or lost a task, a process or a node
     |-- EngineError      a sampling engine got no place in the cluster, or died too often
     |-- RunError         the run directory cannot be used as asked
     |   |-- RunLockedError         another live process holds the directory
     |   `-- ManifestError          a manifest is unreadable or of another run
-    `-- NumericsError    a loss, gradient or log-probability is not what it must be
+    |-- NumericsError    a loss, gradient or log-probability is not what it must be
+    `-- UnexpectedError  an exception of Python or of a library that nothing explains
 
 Every message states the value that was met, the rule that it breaks and the way
 out. All of them pickle, so that they cross Ray's process borders unchanged.
@@ -56,6 +58,10 @@ class ModelError(RaydpoError):
     """A model, tokenizer or chat template cannot be used as asked."""
 
 
+class ClusterError(RaydpoError):
+    """Ray cannot be reached, or lost a task, a process or a node."""
+
+
 class EngineError(RaydpoError):
     """A sampling engine got no place in the cluster, or died too often."""
 
@@ -76,12 +82,8 @@ class NumericsError(RaydpoError):
     """A loss, gradient or log-probability is not what it must be."""
 
 
-def said_by(error: BaseException, most_characters: int = 300) -> str:
-    """What a library's error says, in one line: its first ones, or its type where it is mute."""
-    line = " ".join(str(error).split())
-    if len(line) > most_characters:
-        line = line[:most_characters] + " ..."
-    return line or type(error).__name__
+class UnexpectedError(RaydpoError):
+    """An exception of Python or of a library that nothing explains."""
 
 
 @contextmanager
@@ -94,14 +96,14 @@ def own_errors() -> Generator[None]:
     try:
         yield
     except Exception as error:
-        own = _own_error(error)
-        if own is None:
+        own = own_error(error)
+        if own is None or own is error:
             raise
         raise own from error
 
 
-def _own_error(error: BaseException) -> RaydpoError | None:
-    """The raydpo error inside an exception that Ray wrapped, if there is one."""
+def own_error(error: BaseException) -> RaydpoError | None:
+    """The raydpo error inside an exception that Ray wrapped, as it was raised, if there is one."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -109,8 +111,14 @@ def _own_error(error: BaseException) -> RaydpoError | None:
         if current is None or id(current) in seen:
             continue
         if isinstance(current, RaydpoError):
-            return current
+            return _as_raised(current)
         seen.add(id(current))
         pending += [getattr(current, "cause", None), current.__cause__, current.__context__]
         pending += getattr(current, "worker_failures", {}).values()  # of Ray Train
     return None
+
+
+def _as_raised(error: RaydpoError) -> RaydpoError:
+    """Ray raises a subclass of its own of the error, whose text is the worker's traceback."""
+    cause = getattr(error, "cause", None)
+    return _as_raised(cause) if isinstance(cause, RaydpoError) else error

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from raydpo import __version__
 from raydpo.checked import check_hashes, check_sizes, read_checked, size_and_hash, write_checked
-from raydpo.errors import DataError, ManifestError
+from raydpo.errors import ConfigError, DataError, ManifestError
 from raydpo.progress import logger
 from raydpo.storage import (
     Folder,
@@ -37,6 +37,9 @@ _PLAN: Final = "plan.json"
 _RECORDS: Final = "_parts"
 #: Stands in a plan for a table that is read part by part: the parts' records say from which ones.
 _PART_BY_PART: Final = "part by part"
+#: Where Ray lays the working directories of jobs, and how their folders begin.
+_JOB_PACKAGES: Final = "working_dir_files"
+_JOB_PACKAGE: Final = "_ray_pkg_"
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,22 @@ class Stage:
 
 
 def run_folder(output: str, name: str) -> Folder:
-    """The directory of a run."""
-    return folder_of(output).child(name)
+    """The directory of a run.
+
+    Raises:
+        ConfigError: it would lie in the temporary folder of a Ray job.
+    """
+    run = folder_of(output).child(name)
+    parts = run.local_path().parts if run.is_local else ()
+    if _JOB_PACKAGES in parts or any(part.startswith(_JOB_PACKAGE) for part in parts):
+        raise ConfigError(
+            f"output {output!r} is in this Ray job's own copy of the working directory, {run.uri}",
+            "a run directory outlives the job: Ray deletes that copy, and the next submission would "
+            "start anew in another one",
+            "set `output` to an absolute path that all nodes share, or a URI: add for example "
+            "`--set output=/shared/runs` to the command",
+        )
+    return run
 
 
 def round_folder(run: Folder, round_index: int) -> Folder:

@@ -52,6 +52,11 @@ class Folder:
         filesystem, path = self._locate(name)
         return filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
+    def is_file(self, name: str) -> bool:
+        """Whether `name` is there and is a file."""
+        filesystem, path = self._locate(name)
+        return filesystem.get_file_info(path).type == pafs.FileType.File
+
     def files(self, recursive: bool = False) -> dict[str, int]:
         """Names of the files in this folder, relative to it, with their sizes in bytes."""
         return {name: info.size for name, info in self._infos(recursive).items()}

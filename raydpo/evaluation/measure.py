@@ -83,6 +83,22 @@ def score_unit(judges: tuple[RewardConfig, ...]) -> str:
     return named if judge.weight == 1 else f"{judge.weight:g} × {named}"
 
 
+def are_shares(judges: tuple[RewardConfig, ...]) -> bool:
+    """Whether the judges' weighted sum lies in [0, 1]: probabilities, of weights that allow it."""
+    weights = [judge.weight for judge in judges]
+    return all(map(_is_probability, judges)) and min(weights) >= 0 and sum(weights) <= 1
+
+
+def mean_score(scores: list[float], prompts: list[str], shares: bool) -> metrics.Estimate:
+    """Mean of judge scores; `shares` says that they lie in [0, 1], as its interval then does."""
+    estimate = metrics.clustered_mean(scores, prompts)
+    return metrics.as_share(estimate) if shares else estimate
+
+
+def _is_probability(judge: RewardConfig) -> bool:
+    return judge.classifier is not None and judge.output == "probability"
+
+
 def _judge(config: Config, judges: tuple[RewardConfig, ...]) -> Json:
     rewards = config.labeling.reward if config.labeling else ()
     labelled_by = {(reward.function, reward.classifier) for reward in rewards}
@@ -99,15 +115,15 @@ def _model_values(samples: list[Sample], judges: tuple[RewardConfig, ...]) -> Js
     ended = [float(sample.finish_reason == "stop") for sample in samples]
     repetition = metrics.repetition_share(ids, prompts)
     return {
-        "score": metrics.clustered_mean(_scores(samples), prompts).as_json(),
+        "score": mean_score(_scores(samples), prompts, are_shares(judges)).as_json(),
         "score_by_judge": {
-            judge.scorer: metrics.clustered_mean(
-                [sample.values[judge.scorer] for sample in samples], prompts
+            judge.scorer: mean_score(
+                [sample.values[judge.scorer] for sample in samples], prompts, _is_probability(judge)
             ).as_json()
             for judge in judges
         },
         "completion_tokens": metrics.clustered_mean(_lengths(samples), prompts).as_json(),
-        "finished_share": metrics.clustered_mean(ended, prompts).as_json(),
+        "finished_share": metrics.as_share(metrics.clustered_mean(ended, prompts)).as_json(),
         "distinct_2": metrics.distinct_2(ids),
         "repetition_share": repetition.as_json() if repetition else None,
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,18 +32,22 @@ class Estimate:
         standard_error: clustered by prompt; None where fewer than two prompts leave it unknown.
         prompts: number of clusters.
         observations: number of completions, pairs or comparisons.
+        share: whether it is a mean of values in [0, 1], as shares and probabilities are.
     """
 
     mean: float
     standard_error: float | None
     prompts: int
     observations: int
+    share: bool = False
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """Ends of the 95 % confidence interval."""
+        """Ends of the 95 % confidence interval; of a share they lie in [0, 1]."""
         if self.standard_error is None:
             return None
+        if self.share:
+            return _wilson(self.mean, self.standard_error, self.prompts)
         half = Z_95 * self.standard_error
         return self.mean - half, self.mean + half
 
@@ -92,6 +96,11 @@ def clustered_ratio(
 def clustered_mean(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
     """Mean over observations, its standard error clustered by prompt (see `clustered_ratio`)."""
     return clustered_ratio(values, [1.0] * len(values), prompts)
+
+
+def as_share(estimate: Estimate) -> Estimate:
+    """The same estimate of values in [0, 1]: its interval stays there (see `_wilson`)."""
+    return replace(estimate, share=True)
 
 
 def paired_difference(
@@ -145,7 +154,8 @@ def separation(
     of_good, area, _ = _influence(_share_below(good, bad), good_prompts, prompts)
     above = [1 - share for share in _share_below(bad, good)]
     of_bad, _, _ = _influence(above, bad_prompts, prompts)
-    return Estimate(area, _root_of_sum(of_good + of_bad), len(prompts), len(good) + len(bad))
+    error = _root_of_sum(of_good + of_bad)
+    return Estimate(area, error, len(prompts), len(good) + len(bad), share=True)
 
 
 def kl_per_completion(
@@ -203,9 +213,7 @@ def win_rate(
         wins.append(float((gaps + 1).sum()) / 2)
         meetings.append(float(gaps.size))
     estimate = clustered_ratio(wins, meetings, shared)
-    return Estimate(
-        estimate.mean, estimate.standard_error, estimate.prompts, int(math.fsum(meetings))
-    )
+    return replace(estimate, observations=int(math.fsum(meetings)), share=True)
 
 
 def pair_accuracy(
@@ -213,7 +221,7 @@ def pair_accuracy(
 ) -> Estimate:
     """Weighted share of pairs whose margin is positive; a margin of 0 counts one half."""
     right = [0.5 * (1 + np.sign(margin)) for margin in margins]
-    return weighted_mean(right, weights, prompts)
+    return as_share(weighted_mean(right, weights, prompts))
 
 
 def weighted_mean(
@@ -246,7 +254,7 @@ def repetition_share(
         bigrams = _bigrams(ids)
         repeats.append(float(len(bigrams) - len(set(bigrams))))
         totals.append(float(len(bigrams)))
-    return clustered_ratio(repeats, totals, prompts) if sum(totals) else None
+    return as_share(clustered_ratio(repeats, totals, prompts)) if sum(totals) else None
 
 
 def _difference(
@@ -304,6 +312,27 @@ def _influence(
     total = math.fsum(sizes)
     mean = math.fsum(sums) / total
     return (sums - mean * sizes) / total, mean, int(total)
+
+
+def _wilson(mean: float, standard_error: float, prompts: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, for as many independent draws as its error stands for.
+
+    With z = 1.96 and n = m (1 - m) / SE^2, the number of independent 0/1 draws that would have
+    this standard error (Wilson 1927; clusters as in Korn and Graubard 1998, without their t):
+
+        ( m + z^2/2n  -+  z sqrt( m (1-m)/n + z^2/4n^2 ) ) / ( 1 + z^2/n )
+
+    A share of exactly 0 or 1 has a standard error of 0, which says nothing: n is then the number
+    of prompts, as if the completions of a prompt always agreed.
+    """
+    variance = max(0.0, mean * (1 - mean))
+    if standard_error == 0 and variance > 0:  # every prompt has this very share
+        return mean, mean
+    draws = variance / standard_error**2 if standard_error > 0 and variance > 0 else prompts
+    ratio = Z_95**2 / draws
+    centre = (mean + ratio / 2) / (1 + ratio)
+    half = Z_95 * math.sqrt(variance / draws + ratio / (4 * draws)) / (1 + ratio)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _root_of_sum(residuals: Floats) -> float | None:

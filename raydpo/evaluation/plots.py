@@ -130,8 +130,8 @@ def score_against_kl(
         axis.errorbar(
             [place],
             [score["mean"]],
-            xerr=_half_width(along),
-            yerr=_half_width(score),
+            xerr=_bar(along),
+            yerr=_bar(score),
             color=colour,
             marker=marker,
             markersize=7,
@@ -183,7 +183,8 @@ def rewards_by_round(runs: dict[str, Sequence[dict[str, Any]]], unit: str) -> by
             (axes[1], rounds, kls),
             (axes[2], [k["mean"] for k in kls], rewards),
         ):
-            means, bars = [v["mean"] for v in values], [_half_width(v) or 0.0 for v in values]
+            means = [v["mean"] for v in values]
+            bars = np.hstack([_bar(v) if v["ci95"] else np.zeros((2, 1)) for v in values])
             axis.errorbar(
                 places, means, bars, fmt=line, color=colour, capsize=3, markersize=5, label=name
             )
@@ -234,10 +235,13 @@ def _edges(values: Sequence[float], bins: int) -> Any:
     return np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
 
 
-def _half_width(estimate: dict[str, Any] | None) -> float | None:
+def _bar(estimate: dict[str, Any] | None) -> Any:
+    """How far the 95 % interval reaches below and above the mean: [2, 1], or None."""
     if estimate is None or estimate["ci95"] is None:
         return None
-    return (estimate["ci95"][1] - estimate["ci95"][0]) / 2
+    low, high = estimate["ci95"]
+    # A mean that was rounded onto its interval's end gives no bar of negative length.
+    return np.maximum([[estimate["mean"] - low], [high - estimate["mean"]]], 0.0)
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

@@ -25,7 +25,7 @@ _GLOSSARY: Final = (
     ("KL", "how far the policy has moved from the reference: the mean over the policy's own completions of the sum over tokens of log policy − log reference, in nats; 0 means the same distribution."),
     ("beta", "the price of that distance: DPO maximizes reward − beta × KL, so a larger beta keeps the policy nearer to the reference."),
     ("win rate", "how often a completion of the policy scores above one of the reference for the same prompt; every sample against every sample, a tie counts half; 50 % means no difference."),
-    ("± and [ ]", "standard error; 95 % confidence interval (1.96 standard errors). Prompts are the units, as completions of one prompt are not independent."),
+    ("± and [ ]", "standard error; 95 % confidence interval: 1.96 standard errors to each side; of shares and probabilities Wilson's, which stays between 0 and 1. Prompts are the units, as completions of one prompt are not independent."),
     ("z", "the difference in standard errors, paired by prompt; beyond ±2 it is hardly chance."),
     ("held-out pairs", "preference pairs kept out of training; accuracy is the share whose chosen completion gained more probability than the rejected one, relative to the reference."),
     ("told apart", "in unpaired data: how often a held-out desirable completion gained more probability, relative to the reference, than an undesirable one; 50 % is chance."),

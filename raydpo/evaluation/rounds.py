@@ -16,6 +16,7 @@ from raydpo.config import Config, ModelConfig, RewardConfig
 from raydpo.errors import NumericsError
 from raydpo.evaluation import metrics
 from raydpo.evaluation.heldout import sample_heldout
+from raydpo.evaluation.measure import are_shares, mean_score
 from raydpo.evaluation.samples import Sample, collect_samples, groups_of_samples
 from raydpo.labeling.stage import score_candidates
 from raydpo.parts import Table
@@ -105,8 +106,9 @@ def _measures(
     prompts = [sample.prompt_id for sample in samples]
     lengths = [float(len(sample.completion_ids)) for sample in samples]
     finished = [float(sample.finish_reason == "stop") for sample in samples]
+    scores_of_samples = [sample.score for sample in samples]
     values = {
-        "reward": metrics.clustered_mean([s.score for s in samples], prompts).as_json(),
+        "reward": mean_score(scores_of_samples, prompts, are_shares(judges)).as_json(),
         "kl_nats_per_completion": _kl(table, original_logps),
         "completion_tokens": metrics.clustered_mean(lengths, prompts).as_json(),
         "finished_share": metrics.clustered_mean(finished, prompts).mean,

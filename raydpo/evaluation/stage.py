@@ -18,8 +18,7 @@ from raydpo.errors import ConfigError
 from raydpo.evaluation.heldout import sample_heldout
 from raydpo.evaluation.publish import Tables, write_report
 from raydpo.evaluation.samples import groups_of_samples
-from raydpo.labeling.rewards import source_fingerprint
-from raydpo.labeling.stage import scoring_work
+from raydpo.labeling.stage import scorer_inputs, scoring_work
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import Table, Target, run_work
 from raydpo.progress import logger
@@ -95,7 +94,7 @@ def evaluation_stage(
 ) -> Stage:
     """What the report on these models, `policy` and `reference`, is made from."""
     evaluation = _section(config)
-    own = _own_inputs(prompts, models, heldout) | _judge_inputs(evaluation.judge)
+    own = _own_inputs(prompts, models, heldout) | scorer_inputs(evaluation.judge)
     settings = _settings(config, evaluation, models)
     return Stage(folder, "evaluation", None, {**inputs, **own}, settings)
 
@@ -121,18 +120,6 @@ def _own_inputs(
     }
 
 
-def _judge_inputs(judges: tuple[RewardConfig, ...]) -> dict[str, str]:
-    inputs: dict[str, str] = {}
-    for judge in judges:
-        if judge.function is not None:
-            inputs[f"source of {judge.scorer}"] = source_fingerprint(judge.function)
-        else:
-            model = ModelConfig(path=str(judge.classifier))
-            inputs[f"weights of {judge.scorer}"] = weights_fingerprint(model)
-            inputs[f"tokenizer of {judge.scorer}"] = tokenizer_fingerprint(model)
-    return inputs
-
-
 def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, ModelConfig]) -> Json:
     """What the numbers and the page depend on, beside the inputs."""
     return {
@@ -148,6 +135,7 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
         ],
         "beta": config.training.objective.kl_beta if config.training else None,
         "seed": config.seed,
+        "share_intervals": "wilson",  # version 0.1 wrote normal ones into metrics.json
         **{name: content_of(model) for name, model in models.items()},
     }
 

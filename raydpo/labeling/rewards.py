@@ -10,18 +10,17 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raydpo.errors import ConfigError, DataError
-from raydpo.storage import sha256
-
-#: (prompts, completions) -> rewards, lists of equal length. What it returns is checked.
-RewardFunction = Callable[[list[str], list[str]], Any]
+from raydpo.labeling.own_code import OwnCode, own_code, own_lines
+from raydpo.labeling.signature import OWED, RewardCall, reward_call
 
 _RULE = "a reward function is given as `package.module:name`"
+_LONGEST_MESSAGE = 300
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,15 @@ class Judged:
     truncated: int = 0
 
 
-def resolve_function(path: str) -> RewardFunction:
-    """Import a reward function.
+def resolve_function(path: str) -> RewardCall:
+    """Import a reward function; what comes back is called with (prompts, completions).
 
     Args:
         path: `package.module:name`; modules beside the working directory are found too.
 
     Raises:
-        ConfigError: there is no such module or attribute, or it cannot be called.
+        ConfigError: there is no such module or attribute, or it cannot be called with
+            prompts and completions.
     """
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
@@ -70,41 +70,47 @@ def resolve_function(path: str) -> RewardFunction:
     if not callable(function):
         raise ConfigError(
             f"labeling.reward.function {path!r} is a {type(function).__name__}",
-            "it is called with (prompts, completions) and returns a list of numbers",
+            OWED,
             f"name a function of {module_name}",
         )
-    return function
+    return reward_call(function, path)
 
 
-def forget_module(path: str) -> None:
-    """Let the next `resolve_function` read the module that `path` names from its file again."""
-    sys.modules.pop(path.partition(":")[0], None)
+def forget_modules(names: Iterable[str]) -> None:
+    """Let the next `resolve_function` read these modules from their files again."""
+    for name in names:
+        sys.modules.pop(name, None)
     importlib.invalidate_caches()
 
 
-def source_fingerprint(path: str) -> str:
-    """Hash of the source of the module that `path` names; what that imports is not seen."""
+def code_of(path: str, depends_on: tuple[str, ...] = ()) -> OwnCode:
+    """What the rewards of the function `path` depend on, with hashes.
+
+    Raises:
+        ConfigError: the function cannot be used, or a file that it depends on is not there.
+    """
     resolve_function(path)
-    file = sys.modules[path.partition(":")[0]].__file__
-    return sha256(Path(file).read_bytes() if file else path.encode())
+    return own_code(path.partition(":")[0], depends_on)
 
 
 def judge_with_function(
-    function: RewardFunction, path: str, prompts: list[str], completions: list[str]
+    function: Callable[..., Any], path: str, prompts: list[str], completions: list[str]
 ) -> Judged:
     """Call the function on all completions; where it raises, on each of them alone.
 
     Raises:
+        ConfigError: it cannot be called with prompts and completions.
         DataError: it raises for every completion, or its result is not a list of that length.
     """
+    call = reward_call(function, path)
     if not completions:  # of a part whose prompts were all refused
         return Judged([])
     try:
-        values = _checked(function(prompts, completions), path, len(prompts))
+        values = _checked(call(prompts, completions), path, len(prompts))
     except DataError:
         raise
-    except Exception as error:  # noqa: BLE001 - a user's function may raise anything
-        return _one_by_one(function, path, prompts, completions, error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
+        return _one_by_one(call, path, prompts, completions, error)
     return Judged([reward_or_refusal(value) for value in values])
 
 
@@ -112,9 +118,9 @@ def reward_or_refusal(value: Any) -> float | Refusal:
     """A finite number as a float; anything else as a reason."""
     if value is None or isinstance(value, str | bytes):
         return Refusal(f"the reward is {value!r}, not a number")
-    try:
-        reward = float(value)
-    except (TypeError, ValueError):
+    try:  # arrays and tensors of one number have `item`
+        reward = float(value.item() if hasattr(value, "item") else value)
+    except Exception:  # noqa: BLE001 - a type of the user's may raise anything
         return Refusal(f"the reward is a {type(value).__name__}, not a number")
     return reward if math.isfinite(reward) else Refusal(f"the reward is {reward}")
 
@@ -133,12 +139,12 @@ def _imported(path: str, module_name: str) -> Any:
             if own
             else f"{module_name} imports it: install it",
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"labeling.reward.function {path!r}: importing {module_name} fails: "
-            f"{type(error).__name__}: {error}",
+            + _described(error),
             "the module can be imported",
-            f"try `python -c 'import {module_name}'`",
+            f"mend that line, and try `python -c 'import {module_name}'`",
         ) from error
 
 
@@ -152,40 +158,56 @@ def _checked(result: Any, path: str, count: int) -> list[Any]:
         values = list(result)
     except TypeError:
         values = None
-    if values is None or isinstance(result, str | dict) or len(values) != count:
+    unordered = isinstance(result, str | bytes | dict | set | frozenset)
+    if values is None or unordered or len(values) != count:
         found = f"{len(values)} values" if values is not None else "no list"
         raise DataError(
             f"reward function {path!r} returned {found} ({type(result).__name__}) "
             f"for {count} completions",
-            "it returns a list with one number for each completion, in their order",
-            "mend the function",
+            OWED,
+            "let it return a list of numbers, in the order of the completions",
         )
     return values
 
 
 def _one_by_one(
-    function: RewardFunction,
+    call: RewardCall,
     path: str,
     prompts: list[str],
     completions: list[str],
-    first: Exception,
+    first: BaseException,
 ) -> Judged:
     """Tell the completions that the function fails on from the others."""
     values: list[float | Refusal] = []
     failed = 0
     for prompt, completion in zip(prompts, completions, strict=True):
         try:
-            (value,) = _checked(function([prompt], [completion]), path, 1)
+            (value,) = _checked(call([prompt], [completion]), path, 1)
             values.append(reward_or_refusal(value))
         except DataError:
             raise
-        except Exception as error:  # noqa: BLE001 - a user's function may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
             failed += 1
-            values.append(Refusal(f"the reward function raised {type(error).__name__}: {error}"))
+            values.append(Refusal(f"the reward function raised {_in_one_line(error)}"))
     if failed == len(prompts):
         raise DataError(
-            f"reward function {path!r} raised {type(first).__name__}: {first}",
-            f"it gives a reward to at least one of {failed} completions",
-            "mend the function, and try it on a few completions in a Python shell",
+            f"reward function {path!r} raised {_described(first)}",
+            OWED,
+            "mend that line; where a completion has no reward, return None for it. "
+            "`raydpo check CONFIG` calls the function on two rows",
         ) from first
     return Judged(values)
+
+
+def _described(error: BaseException) -> str:
+    """An exception with the lines of the user's own files that it came through."""
+    message = str(error).strip()
+    shown = message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + " ..."
+    lines = [f"{type(error).__name__}: {shown}".replace("\n", " "), *own_lines(error)]
+    return "\n    ".join(lines)
+
+
+def _in_one_line(error: BaseException) -> str:
+    """An exception with the innermost line of the user's own, without its code."""
+    where = [line.partition(": ")[0] for line in own_lines(error)[-1:]]
+    return " at ".join([_described(error).partition("\n")[0], *where])

@@ -19,13 +19,14 @@ from raydpo.config_content import content_of
 from raydpo.errors import ConfigError
 from raydpo.labeling.classifier import judge_with_classifier, label_index, load_classifier
 from raydpo.labeling.groups import candidate_id
+from raydpo.labeling.own_code import OwnCode
 from raydpo.labeling.rewards import (
     Judged,
     Refusal,
-    forget_module,
+    code_of,
+    forget_modules,
     judge_with_function,
     resolve_function,
-    source_fingerprint,
 )
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import (
@@ -39,6 +40,7 @@ from raydpo.parts import (
     part_work,
     run_work,
 )
+from raydpo.progress import logger
 from raydpo.run import PartResult, Stage
 from raydpo.storage import Folder, fingerprint
 from raydpo.tables import Row
@@ -81,6 +83,10 @@ def scoring_work(
 ) -> PartWork:
     """The work of `score_candidates` on one or more tables: its workers load the scorers once."""
     check_rewards(rewards)
+    codes = _codes(rewards)
+    for scorer, code in codes.items():
+        text = "[%s] %s is made again when these change: %s"
+        logger.info(text, targets[0].what, scorer, code.covered)
     stages = [
         PartStage(scores_stage(target.folder, target.source, rewards), [target.source], target.what)
         for target in targets
@@ -88,8 +94,9 @@ def scoring_work(
     cuda = any(reward.classifier for reward in rewards) and uses_cuda("auto")
     gpus = max(reward.gpus_per_worker for reward in rewards) if cuda else 0.0
     workers = Workers(max(reward.workers for reward in rewards), gpus=gpus)
-    make = functools.partial(_make_transform, rewards, tuple(sys.path))
-    identity = {**_scorer_inputs(rewards), "rewards": [r.model_dump(mode="json") for r in rewards]}
+    modules = {name for code in codes.values() for name in code.modules}
+    make = functools.partial(_make_transform, rewards, tuple(sys.path), frozenset(modules))
+    identity = {**scorer_inputs(rewards), "rewards": [r.model_dump(mode="json") for r in rewards]}
     job = PartJob(make, workers, fingerprint(identity))
     return part_work(stages, job, max_quarantined_fraction)
 
@@ -100,7 +107,7 @@ def scores_stage(folder: Folder, candidates: Table, rewards: tuple[RewardConfig,
         folder=folder,
         name=STAGE_NAME,
         table="scores",
-        inputs={"candidates": candidates.fingerprint, **_scorer_inputs(rewards)},
+        inputs={"candidates": candidates.fingerprint, **scorer_inputs(rewards)},
         settings={"scorers": [_scorer_settings(reward) for reward in rewards]},
         parts_of=("candidates",),
     )
@@ -154,26 +161,43 @@ def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
     return PartResult(rows, refused, {"scored": len(candidates) - len(refused), **counts})
 
 
-def _make_transform(rewards: tuple[RewardConfig, ...], search: tuple[str, ...]) -> Transform:
-    # The process may have made scorers before: of other folders, and of a source that has changed since.
+def _make_transform(
+    rewards: tuple[RewardConfig, ...], search: tuple[str, ...], modules: frozenset[str]
+) -> Transform:
+    # The process may have made scorers before: of other folders, and of sources that have changed since.
     sys.path[:] = dict.fromkeys((*filter(None, search), *sys.path))
-    for reward in rewards:
-        if reward.function is not None:
-            forget_module(reward.function)
+    forget_modules(modules)
     judges = {reward.scorer: make_judge(reward) for reward in rewards}
     return functools.partial(score_part, judges)
 
 
-def _scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
-    inputs: dict[str, str] = {}
+def scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
+    """Hashes of all that the scorers are made of, by what it is and whose.
+
+    Raises:
+        ConfigError: a function cannot be used, or a file that it depends on is not there.
+        ModelError: a classifier is not there.
+    """
+    inputs = {
+        f"{name or 'source'} of {scorer}": value
+        for scorer, code in _codes(rewards).items()
+        for name, value in code.hashes.items()
+    }
     for reward in rewards:
-        if reward.function is not None:
-            inputs[f"source of {reward.scorer}"] = source_fingerprint(reward.function)
-        else:
+        if reward.classifier is not None:
             model = ModelConfig(path=str(reward.classifier))
             inputs[f"weights of {reward.scorer}"] = weights_fingerprint(model)
             inputs[f"tokenizer of {reward.scorer}"] = tokenizer_fingerprint(model)
     return inputs
+
+
+def _codes(rewards: tuple[RewardConfig, ...]) -> dict[str, OwnCode]:
+    """By scorer, the code of those that are functions."""
+    return {
+        reward.scorer: code_of(reward.function, reward.depends_on)
+        for reward in rewards
+        if reward.function is not None
+    }
 
 
 def _scorer_settings(reward: RewardConfig) -> dict[str, Any]:

@@ -42,9 +42,7 @@ LAYERS = [
         "checked",
         "lock",
         "run",
-        "model_files",
         "models",
-        "weights",
         "cluster",
         "parts",
         "stream",
@@ -53,7 +51,8 @@ LAYERS = [
     STAGES,
     {"round"},
     {"pipeline", "online", "online_record", "online_summary", "show", "annotate"}
-    | {"check", "check_data", "check_models", "check_online", "check_resources"},
+    | {"check", "check_data", "check_models", "check_online", "check_resources", "check_rewards"},
+    {"failures"},
     {"cli"},
 ]
 #: Stage packages do not import each other, but for these.

@@ -68,7 +68,7 @@ def sampling_job(tiny_model: Path, prompts_file: str, tmp_path: Path) -> Job:
             "model": str(tiny_model),
             "prompts": {"path": prompts_file, "max_prompt_tokens": 32},
             "sampling": {"max_completion_tokens": 32},
-            "labeling": {"reward": {"function": "json:dumps"}},
+            "labeling": {"reward": {"function": "tests.integration.rewards:count_e"}},
             "training": {},
         }
         return config_from_values({**values, **changes}, "test")
@@ -286,7 +286,7 @@ def test_a_template_that_is_missing_for_a_conversation(
     problem = _only_problem(pairs_job(model=model, preferences=data))
     assert "no chat template" in problem.value
     missing = pairs_job(model={**model, "chat_template": "missing.jinja"}, preferences=data)
-    assert "missing.jinja': No such file" in str(_only_problem(missing))
+    assert "model.chat_template 'missing.jinja'" in str(_only_problem(missing))
 
 
 def test_zero_pairs_and_zero_prompts(pairs_job: Job, sampling_job: Job, tmp_path: Path) -> None:

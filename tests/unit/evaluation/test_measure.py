@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pytest
 from evaluation_samples import make_config, make_logps, make_metrics, make_samples
@@ -89,6 +90,33 @@ def test_policy_that_is_the_reference_differs_in_nothing():
     assert values["win_rate"]["mean"] == 0.5
     assert values["difference"]["score"]["mean"] == 0.0
     assert values["difference"]["score"]["z"] is None
+
+
+@pytest.mark.parametrize(
+    ("judge", "inside"),
+    [
+        ({"classifier": "c", "label": "x", "output": "probability"}, True),
+        ([{"classifier": "c", "output": "probability", "weight": 0.5, "name": "judge"}], True),
+        ({"classifier": "c", "label": "x", "output": "log_odds"}, False),
+        ({"function": "a:b"}, False),
+    ],
+)
+def test_intervals_of_probabilities_and_shares_stay_between_0_and_1(judge: Any, inside: bool):
+    judges = judge if isinstance(judge, list) else [judge]
+    config = make_config(judge=[{**judge, "name": "judge"} for judge in judges])
+    assert config.evaluation is not None
+    ends = [0.999] * 15 + [0.2]
+    samples = [
+        replace(sample, score=score, values={"judge": score}, finish_reason="stop")
+        for sample, score in zip(make_samples(0.5, seed=0), ends, strict=True)
+    ]
+    pairs = HeldoutPairs(["q", "r", "s"], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+    values = measure(config, config.evaluation, samples, samples, make_logps(samples, 0.1), pairs)
+    shares = [values["policy"][name] for name in ("finished_share", "repetition_share")]
+    shares += [values["win_rate"], values["heldout"]["accuracy"]]
+    assert all(0 <= end <= 1 for share in shares for end in share["ci95"])
+    for score in (values["policy"]["score"], values["policy"]["score_by_judge"]["judge"]):
+        assert (score["ci95"][1] <= 1) is inside
 
 
 def test_metrics_hold_neither_nan_nor_text():

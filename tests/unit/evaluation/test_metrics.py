@@ -264,6 +264,55 @@ def test_interval_is_1_96_standard_errors_on_each_side():
     assert (low, high) == pytest.approx((10 - 3.92, 10 + 3.92), abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("wins", "count", "low", "high"),
+    [(0, 10, 0.0, 0.278), (10, 10, 0.722, 1.0), (9, 10, 0.596, 0.982), (5, 10, 0.237, 0.763)],
+)
+def test_a_share_of_independent_draws_has_wilsons_interval(wins, count, low, high):
+    """Values of Newcombe (1998) and of any table of Wilson's interval."""
+    values = [1.0] * wins + [0.0] * (count - wins)
+    prompts = [f"p{i}" for i in range(count)]
+    share = metrics.pair_accuracy([v - 0.5 for v in values], [1.0] * count, prompts)
+    # The clustered error divides by G - 1, the binomial one by G: at ten prompts a little wider.
+    assert share.ci95 == pytest.approx((low, high), abs=0.02)
+    assert share.standard_error == metrics.clustered_mean(values, prompts).standard_error
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_intervals_of_shares_stay_between_0_and_1_and_hold_the_mean(seed):
+    rng = np.random.default_rng(seed)
+    prompts = [f"p{i // 3}" for i in range(15)]
+    extreme = list(rng.choice([0.0, 1.0], 15, p=[0.07, 0.93]))
+    reference = list(rng.choice([0.0, 1.0], 15, p=[0.93, 0.07]))
+    shares = [
+        metrics.win_rate(extreme, prompts, reference, prompts),
+        metrics.pair_accuracy([v - 0.5 for v in extreme], [1.0] * 15, prompts),
+        metrics.separation(extreme, prompts, reference, prompts),
+        metrics.repetition_share([[1] * 9] * 14 + [[1, 2, 3]], prompts),
+        metrics.as_share(metrics.clustered_mean(extreme, prompts)),
+    ]
+    for share in shares:
+        assert share is not None
+        low, high = share.ci95 or (math.nan, math.nan)
+        assert 0 <= low <= share.mean <= high <= 1
+        assert low < high
+
+
+def test_a_share_that_each_prompt_has_alike_is_certain_and_one_of_0_or_1_is_not():
+    ties = metrics.win_rate([1.0, 2.0], ["a", "b"], [1.0, 2.0], ["a", "b"])
+    assert ties.ci95 == (0.5, 0.5)
+    names = [f"p{i}" for i in range(30)]
+    won = metrics.win_rate([1.0] * 30, names, [0.0] * 30, names)
+    assert won.ci95 == pytest.approx((30 / (30 + 1.96**2), 1.0), abs=1e-3)
+
+
+def test_wilsons_interval_of_many_prompts_is_the_usual_one():
+    rng = np.random.default_rng(3)
+    values = list(rng.choice([0.0, 1.0], 4000))
+    mean = metrics.clustered_mean(values, [f"p{i // 4}" for i in range(4000)])
+    assert metrics.as_share(mean).ci95 == pytest.approx(mean.ci95, abs=1e-3)
+
+
 def test_distinct_2_sees_completions_that_are_all_alike():
     assert metrics.distinct_2([[1, 2, 3], [4, 5, 6]]) == 1.0
     assert metrics.distinct_2([[1, 2, 3]] * 4) == 0.25

@@ -60,6 +60,14 @@ def test_any_scores_can_be_drawn(scores: list[float]):
     assert picture(plots.scores_by_prompt(scores, scores, "reward")).shape[0] > 100
 
 
+def test_bars_reach_as_far_as_the_interval_and_no_further():
+    """Those of a share near 1 are longer below than above it."""
+    near_one = {"mean": 0.98, "ci95": [0.9, 0.995]}
+    assert plots._bar(near_one) == pytest.approx(np.array([[0.08], [0.015]]))
+    rounds = [{"reward": near_one, "kl_nats_per_completion": {"mean": 0.0, "ci95": None}}] * 2
+    assert picture(plots.rewards_by_round({"": rounds}, "reward")).shape[0] > 100
+
+
 def test_a_dollar_sign_in_a_label_is_no_formula():
     plots.score_distributions([0.1], [0.2], r"probability of “$\frac{$”")
 

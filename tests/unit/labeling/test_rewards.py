@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from raydpo.errors import ConfigError, DataError
 from raydpo.labeling.rewards import (
     Refusal,
-    forget_module,
+    code_of,
+    forget_modules,
     judge_with_function,
     resolve_function,
     reward_or_refusal,
-    source_fingerprint,
 )
 
 PROMPTS = ["p0", "p1", "p2"]
@@ -50,7 +51,7 @@ def test_a_forgotten_module_is_read_from_its_file_again(module):
     assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [1, 2, 3]
     module.write_text("def length(prompts, completions):\n    return [0.0] * len(prompts)\n")
     assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [1, 2, 3]
-    forget_module("own_rewards:length")
+    forget_modules(["own_rewards"])
     assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [0, 0, 0]
 
 
@@ -84,18 +85,19 @@ def test_a_module_that_fails_is_named(module):
 
 
 def test_the_fingerprint_is_that_of_the_source(module):
-    before = source_fingerprint("own_rewards:length")
-    assert source_fingerprint("own_rewards:Rules.brevity") == before
+    before = code_of("own_rewards:length").hashes
+    assert code_of("own_rewards:Rules.brevity").hashes == before
     module.write_text(module.read_text() + "# changed\n")
-    assert source_fingerprint("own_rewards:length") != before
+    assert code_of("own_rewards:length").hashes != before
 
 
 def test_a_function_without_source_has_a_fingerprint_too():
-    assert len(source_fingerprint("math:fsum")) == 64
+    assert {name: len(value) for name, value in code_of("math:fmod").hashes.items()} == {"": 64}
 
 
 def test_what_is_no_number_is_refused_and_never_scored():
-    for value in (None, math.nan, math.inf, -math.inf, "0.5", [1.0], object()):
+    two, huge = torch.ones(2), 10**400
+    for value in (None, math.nan, math.inf, "0.5", [1.0], object(), {"x": 1}, two, huge, 1j):
         assert isinstance(reward_or_refusal(value), Refusal), value
     for value, reward in ((2, 2.0), (np.float32(0.5), 0.5), (True, 1.0), (-1e300, -1e300)):
         assert reward_or_refusal(value) == reward
@@ -113,11 +115,14 @@ def test_refused_rewards_leave_the_others_alone():
 
 
 def test_arrays_are_lists_of_rewards():
-    judged = judge_with_function(lambda _p, c: np.arange(len(c)) / 2, "x", PROMPTS, COMPLETIONS)
-    assert judged.values == [0.0, 0.5, 1.0]
+    for values in (np.arange(3) / 2, (np.arange(3) / 2)[:, None], torch.arange(3.0) / 2):
+        judged = judge_with_function(lambda _p, _c, v=values: v, "x", PROMPTS, COMPLETIONS)
+        assert judged.values == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("result", [[1.0, 2.0], [], 3.0, None, "abc", {"a": 1, "b": 2, "c": 3}])
+@pytest.mark.parametrize(
+    "result", [[1.0, 2.0], [], 3.0, None, "abc", {"a": 1, "b": 2, "c": 3}, {1, 2, 3}]
+)
 def test_a_result_of_another_shape_is_an_error(result):
     with pytest.raises(DataError, match="for 3 completions"):
         judge_with_function(lambda _p, _c: result, "x", PROMPTS, COMPLETIONS)
@@ -143,7 +148,4 @@ def test_a_function_that_always_raises_is_an_error():
 
 def test_no_completions_ask_the_function_nothing() -> None:
     """As of a part whose prompts were all refused by the sampler."""
-    assert (
-        judge_with_function(lambda prompts, texts: [max(map(len, texts))], "m:f", [], []).values
-        == []
-    )
+    assert judge_with_function(lambda p, c: [max(map(len, c))], "m:f", [], []).values == []

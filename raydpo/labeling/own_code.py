@@ -1,0 +1,255 @@
+"""The user's own code around a reward function: what its rewards depend on, where it fails.
+
+What comes in: the import path of a function, and files that its section declares. What goes
+out: hashes of its module, of the user's own modules that this imports at any depth, and of
+the declared files; and, of an exception, the lines of the user's own files. What is
+installed, and Python's library, is not the user's own.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.machinery
+import importlib.util
+import linecache
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import raydpo
+from raydpo.errors import ConfigError
+from raydpo.storage import Folder, fingerprint, folder_of, sha256
+
+#: Frames of the user's own files that a message shows.
+_MOST_FRAMES: Final = 3
+_LONGEST_LINE: Final = 100
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """What a reward function's results depend on, as far as raydpo can see.
+
+    Attributes:
+        hashes: by what is hashed: the function's own module under "", `module NAME` for the
+            others, `file PATH` for what is declared.
+        modules: dotted names of all these modules and of the packages around them.
+        undeclared: files that the source names and nobody declared.
+    """
+
+    hashes: dict[str, str]
+    modules: tuple[str, ...]
+    undeclared: tuple[str, ...]
+
+    @property
+    def covered(self) -> str:
+        """What the hashes cover, in words."""
+        others = [name for name in self.hashes if name]
+        return ", ".join(["the function's own module", *others])
+
+
+def own_code(module: str, depends_on: tuple[str, ...]) -> OwnCode:
+    """Hash the module of a reward function, what it imports of the user's own, and its files.
+
+    Args:
+        module: dotted name of the function's module, which is imported already.
+        depends_on: paths or URIs of files and folders, as the configuration has them.
+
+    Raises:
+        ConfigError: a declared file is not there, or a module's source cannot be read.
+    """
+    files = _own_modules(module)
+    hashes = {"": sha256(_content(files[module])) if module in files else sha256(module.encode())}
+    for name, file in sorted(files.items()):
+        if name != module and (content := _content(file)):  # an empty __init__.py says nothing
+            hashes[f"module {name}"] = sha256(content)
+    hashes |= {f"file {name}": _content_hash(path) for name, path in _short_names(depends_on)}
+    names = {name for module_name in (module, *files) for name in _with_parents(module_name)}
+    return OwnCode(hashes, tuple(sorted(names)), _undeclared(files, depends_on))
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is the user's own: neither installed, nor Python's, nor raydpo's."""
+    path = Path(file)
+    if file.startswith("<") or {"site-packages", "dist-packages"} & set(path.parts):
+        return False
+    return not any(path.is_relative_to(folder) for folder in _foreign_folders())
+
+
+def own_lines(error: BaseException) -> list[str]:
+    """The lines of the user's own files that an exception came through, the innermost last."""
+    frames = [
+        (frame.filename, frame.lineno, frame.name)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if is_own(frame.filename)
+    ]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno, "<module>"))
+    return [_frame_line(*frame) for frame in frames[-_MOST_FRAMES:]]
+
+
+def _frame_line(file: str, line: int | None, function: str) -> str:
+    code = linecache.getline(file, line or 0).strip()
+    shown = code if len(code) <= _LONGEST_LINE else code[:_LONGEST_LINE] + " ..."
+    return f"{file}:{line}, in {function}: {shown}"
+
+
+@cache
+def _foreign_folders() -> tuple[Path, ...]:
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    python = {Path(path) for name in names if (path := sysconfig.get_path(name))}
+    return (*python, Path(str(raydpo.__file__)).parent)
+
+
+def _own_modules(module: str) -> dict[str, Path]:
+    """Files of the module and of the user's own modules that it imports, by dotted name."""
+    importlib.invalidate_caches()
+    package = module.partition(".")[0]
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file:
+        found[module] = Path(file)
+    waiting = [*_with_parents(module)[:-1], *_imported_names(module, found.get(module))]
+    while waiting:
+        name = waiting.pop()
+        for part in _with_parents(name):
+            if part in seen or part == module:
+                continue
+            seen.add(part)
+            origin = _origin(part)
+            if origin is not None and (is_own(str(origin)) or _of_package(part, package)):
+                found[part] = origin
+                waiting += _imported_names(part, origin)
+    return found
+
+
+def _of_package(name: str, package: str) -> bool:
+    """Whether a module is of the package that the reward function is in: it may be installed."""
+    return name.partition(".")[0] == package and package not in sys.stdlib_module_names
+
+
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _origin(name: str) -> Path | None:
+    """The file of a module, found without importing anything; None where it has none."""
+    top, *inner = name.split(".")
+    if top in sys.stdlib_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    for count in range(len(inner)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        full = ".".join([top, *inner[: count + 1]])
+        spec = importlib.machinery.PathFinder.find_spec(full, spec.submodule_search_locations)
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+
+
+def _imported_names(module: str, file: Path | None) -> list[str]:
+    """Dotted names that a source file imports, at its top or inside of functions."""
+    tree = _tree(file)
+    is_package = file is not None and file.stem == "__init__"
+    package = module if is_package else module.rpartition(".")[0]
+    return [name for node in ast.walk(tree) for name in _names_of(node, package)]
+
+
+def _names_of(node: ast.AST, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = package.split(".")[: len(package.split(".")) - node.level + 1]
+        base = ".".join([*(above if node.level else []), *([node.module] if node.module else [])])
+        if base:
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+    elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        first = node.args[0] if node.args else None
+        if isinstance(first, ast.Constant) and isinstance(first.value, str):
+            yield first.value
+
+
+def _tree(file: Path | None) -> ast.Module:
+    """The syntax tree of a source file; an empty one of what is no Python source."""
+    if file is None or file.suffix != ".py":
+        return ast.Module([], [])
+    try:
+        return ast.parse(_content(file))
+    except (SyntaxError, ValueError):  # of a module that is imported nowhere yet
+        return ast.Module([], [])
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{file}, which a reward function imports, cannot be read: {error.strerror}",
+            "rewards are made again when the code that they come from has changed",
+            "make it readable",
+        ) from error
+
+
+def _short_names(paths: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The paths with names that do not change when the folder around them is moved."""
+    names = [path.rstrip("/").rpartition("/")[2] for path in paths]
+    return [
+        (name if names.count(name) == 1 else path, path)
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _content_hash(path: str) -> str:
+    """Hash of a declared file, or of all files in a declared folder but for hidden ones."""
+    target = folder_of(path)
+    parent, _, name = target.uri.rpartition("/")
+    try:
+        if Folder(parent or "/").is_file(name):
+            return Folder(parent or "/").sha256(name)
+        shown = [n for n in target.files(recursive=True) if not _is_hidden(n)]
+        if shown:
+            return fingerprint({name: target.sha256(name) for name in shown})
+        why = f"there is no such file, and no folder with files in it ({target.uri})"
+    except OSError as error:
+        why = str(error)
+    raise ConfigError(
+        f"depends_on {path!r}: {why}",
+        "what a reward function reads is declared by paths of files or folders that can be read",
+        "mend the path; relative ones start in the folder that the command runs in",
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__pycache__")) for part in name.split("/"))
+
+
+def _undeclared(files: dict[str, Path], depends_on: tuple[str, ...]) -> tuple[str, ...]:
+    """Files that the sources name in a text of their own, but for those that are hashed."""
+    hashed = [Path(path).expanduser().absolute() for path in depends_on if "://" not in path]
+    hashed += [file.absolute() for file in files.values()]
+    found: dict[str, None] = {}
+    for file in files.values():
+        for text in _texts(_tree(file)):
+            named = [folder / text for folder in (Path.cwd(), file.absolute().parent)]
+            there = next((path for path in named if path.is_file()), None)
+            if there is not None and not any(there.is_relative_to(path) for path in hashed):
+                found[text] = None
+    return tuple(found)
+
+
+def _texts(tree: ast.Module) -> Iterator[str]:
+    """Texts in a source that may be a file's name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+            if 0 < len(text) < 256 and text.isprintable() and ("." in text or "/" in text):
+                yield text

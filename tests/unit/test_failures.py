@@ -1,0 +1,169 @@
+"""What a person reads of an exception that raydpo did not raise, and what goes to a file."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import traceback
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+from raydpo import cli, failures
+from raydpo.errors import (
+    ClusterError,
+    ConfigError,
+    DataError,
+    RaydpoError,
+    UnexpectedError,
+    own_errors,
+)
+from raydpo.failures import explained, has_more_to_tell, keep_traceback
+from raydpo.run import run_folder
+from raydpo.storage import Folder
+
+
+def of_a_task(cause: Exception) -> Exception:
+    """The exception that Ray raises in the driver for one that a task raised."""
+    with pytest.raises(type(cause)) as caught:
+        raise cause
+    trace = "".join(traceback.format_exception(caught.value))
+    text = f"\x1b[36mray::f()\x1b[39m (pid=1)\n{trace}"
+    return cast(Any, RayTaskError("f", text, caught.value)).as_instanceof_cause()
+
+
+def test_an_error_of_raydpo_arrives_without_rays_class_around_it() -> None:
+    wrapped = of_a_task(ConfigError("value", "rule", "way out"))
+    assert len(str(wrapped).splitlines()) > 3
+    with pytest.raises(ConfigError) as caught, own_errors():
+        raise wrapped
+    assert type(caught.value) is ConfigError
+    assert str(caught.value) == "value\n  rule: rule\n  way out: way out"
+    assert str(explained(wrapped)) == str(caught.value)
+    assert has_more_to_tell(wrapped, explained(wrapped))
+
+
+def test_an_error_that_was_raised_here_stays_itself() -> None:
+    error = DataError("value", "rule", "way out")
+    with pytest.raises(DataError) as caught, own_errors():
+        raise error
+    assert caught.value is error
+    assert error.__cause__ is None
+    assert not has_more_to_tell(error, explained(error))
+
+
+def test_a_fault_in_a_task_is_told_with_its_lines_and_cause() -> None:
+    told = explained(of_a_task(KeyError("answer")))
+    assert type(told) is ClusterError
+    first, line = told.value.splitlines()
+    assert first == "a process on the cluster failed: KeyError: 'answer'"
+    assert line.strip().startswith(f"{__file__}:")
+    assert line.endswith("in of_a_task: raise cause")
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "way_out"),
+    [
+        (ActorDiedError(), "ActorDiedError: The actor died", "Ray's logs say why"),
+        (WorkerCrashedError(), "WorkerCrashedError", "crash in native code"),
+        (OutOfMemoryError("node 1 ran out of memory"), "ran out of memory", "more memory"),
+    ],
+)
+def test_what_ray_lost_is_told_in_three_lines_with_a_way_out(error, said, way_out) -> None:
+    told = explained(error)
+    assert type(told) is ClusterError
+    assert said in told.value
+    assert way_out in told.way_out
+    assert len(str(told).splitlines()) == 3
+
+
+def test_what_nobody_foresaw_is_told_by_its_lines() -> None:
+    with pytest.raises(ValueError, match="Expecting") as caught:
+        json.loads("{")
+    told = explained(caught.value)
+    assert has_more_to_tell(caught.value, told)
+    where = Path(keep_traceback(caught.value, None))
+    assert type(told) is UnexpectedError
+    assert told.value.startswith("JSONDecodeError: Expecting property name")
+    assert f"{__file__}:" in told.value
+    assert "Traceback (most recent call last)" in where.read_text()
+
+
+def test_a_traceback_lies_in_the_run_directory_or_elsewhere_if_it_cannot(tmp_path: Path) -> None:
+    error = ValueError("x")
+    inside = keep_traceback(error, Folder(str(tmp_path / "run")))
+    assert inside.startswith(f"{tmp_path}/run/errors/traceback-")
+    assert "ValueError: x" in Path(inside).read_text()
+    (tmp_path / "file").write_text("")
+    elsewhere = keep_traceback(error, Folder(str(tmp_path / "file")))
+    assert "ValueError: x" in Path(elsewhere).read_text()
+    assert not elsewhere.startswith(str(tmp_path / "file"))
+
+
+def test_a_command_ends_without_a_traceback_whatever_happens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("[")  # `annotate import` reads it
+    assert cli.main(["annotate", "import", str(folder), str(tmp_path / "absent.jsonl")]) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert told.splitlines()[0] == told.splitlines()[-1]
+    assert f"run directory: {folder} (raydpo show {folder})" in told
+
+
+@pytest.mark.parametrize("kind", RaydpoError.__subclasses__())
+def test_every_error_pickles(kind: type[RaydpoError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("value", "rule", "way out")))
+    assert (type(error), str(error)) == (kind, str(kind("value", "rule", "way out")))
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "/tmp/ray/session_2026/runtime_resources/working_dir_files/_ray_pkg_0123abcd/runs",
+        "/var/ray/s/runtime_resources/working_dir_files/s3_bucket_job/runs",
+    ],
+)
+def test_a_run_directory_in_a_jobs_temporary_folder_is_refused(output: str) -> None:
+    with pytest.raises(ConfigError, match="own copy of the working directory") as caught:
+        run_folder(output, "run")
+    assert "--set output=/shared/runs" in caught.value.way_out
+
+
+def test_a_relative_output_is_refused_in_a_job_and_taken_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "working_dir_files/_ray_pkg_1"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    with pytest.raises(ConfigError, match="output 'runs'"):
+        run_folder("runs", "run")
+    assert run_folder(str(tmp_path / "runs"), "run").uri == f"{tmp_path}/runs/run"
+    assert run_folder("s3://bucket/runs", "run").uri == "s3://bucket/runs/run"
+    monkeypatch.chdir(tmp_path)
+    assert run_folder("runs", "run").uri == f"{tmp_path}/runs/run"
+
+
+def test_a_job_with_a_relative_output_ends_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "working_dir_files/_ray_pkg_1"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    (package / "data.jsonl").write_text('{"text": "hello"}\n')
+    job = {"name": "run", "model": "absent", "sft": {"data": "data.jsonl"}}
+    (package / "job.yaml").write_text(yaml.safe_dump(job))
+    assert cli.main(["sft", "job.yaml"]) == 1
+    assert "own copy of the working directory" in capsys.readouterr().err
+    assert not (package / "runs").exists()
+
+
+def test_rays_own_exceptions_are_known_by_their_names() -> None:
+    import ray.exceptions
+
+    assert all(hasattr(ray.exceptions, name) for name in failures._WAYS_OUT)
