@@ -41,7 +41,7 @@ def test_each_candidate_gets_the_log_ratio_summed_over_its_tokens(tmp_path, make
         candidates=table(tmp_path / "c", "candidates", candidates),
         policy_logps=table(tmp_path / "p", "reference", policy),
         reference_logps=table(tmp_path / "r", "reference", reference),
-        scorer="implicit",
+        reward=RewardConfig(implicit=True),
         what="test",
     )
     found = {
