@@ -6,7 +6,6 @@ What comes in: the configuration. What goes out: facts and problems in `Findings
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 from typing import TYPE_CHECKING, Any, Final
@@ -15,11 +14,16 @@ from raydpo.check import Findings
 from raydpo.config import Config, ModelConfig, RewardConfig
 from raydpo.context import check_context
 from raydpo.errors import ConfigError, ModelError
+from raydpo.model_files import read_tensors, refuse_unusable_files
 from raydpo.models import (
+    CAUSAL_LM,
+    CLASSIFIER,
+    SCALAR_HEAD,
+    Kind,
+    check_weights,
     load_tokenizer,
     local_folder,
     model_config_values,
-    refuse_remote_code,
     tokenizer_fingerprint,
 )
 from raydpo.padding import describe_chosen
@@ -34,10 +38,12 @@ _CPU_HEAD_DIMS: Final = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 def check_models(config: Config, findings: Findings) -> None:
     """The policy's model, and the reference's where it is another."""
-    own = findings.attempt(_check_model, "model", config.model, findings)
+    own = findings.attempt(_check_model, "model", config.model, _kinds(config), findings)
     if config.reference.model is None:
         return
-    other = findings.attempt(_check_model, "reference.model", config.reference.model, findings)
+    other = findings.attempt(
+        _check_model, "reference.model", config.reference.model, [CAUSAL_LM], findings
+    )
     if own is not None and other is not None and own.get_vocab() != other.get_vocab():
         findings.note(
             ModelError(
@@ -79,45 +85,28 @@ def parameter_count(model: ModelConfig) -> int:
     Raises:
         ModelError: there are no such files, or one is damaged.
     """
-    folder = local_folder(model)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(
-            f"model {model.path!r}: {folder} has no *.safetensors file",
-            "weights are read from safetensors only: other formats may run code",
-            "load the model once in transformers and `save_pretrained` it again",
-        )
-    total = 0
-    for file in files:
-        try:
-            with open(file, "rb") as stream:
-                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-                entries = {k: v for k, v in header.items() if k != "__metadata__"}
-                end = max((v["data_offsets"][1] for v in entries.values()), default=0)
-                whole = stream.tell() + end <= file.stat().st_size
-        except (ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
-            raise _damaged(str(file), type(error).__name__) from error
-        if not whole:
-            raise _damaged(str(file), "it is shorter than its header says")
-        total += sum(math.prod(v["shape"]) for v in entries.values())
-    return total
+    return sum(math.prod(tensor.shape) for tensor in read_tensors(local_folder(model)).values())
 
 
-def _damaged(file: str, why: str) -> ModelError:
-    return ModelError(
-        f"{file} is damaged: {why}",
-        "a safetensors file is whole",
-        "copy or download the model again",
-    )
+def _kinds(config: Config) -> list[Kind]:
+    """What the policy's folder is loaded as in the stages of the job."""
+    trained = config.training is not None and config.training.objective.scalar_head
+    if not trained:
+        return [CAUSAL_LM]
+    samples = config.prompts is not None or config.sft is not None
+    return [CAUSAL_LM, SCALAR_HEAD] if samples else [SCALAR_HEAD]
 
 
-def _check_model(what: str, model: ModelConfig, findings: Findings) -> PreTrainedTokenizerBase:
+def _check_model(
+    what: str, model: ModelConfig, kinds: list[Kind], findings: Findings
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model that can be used."""
-    folder = local_folder(model)
-    refuse_remote_code(folder)
+    refuse_unusable_files(local_folder(model))
     values = model_config_values(model)
     findings.attempt(_check_architecture, model, values)
     count = findings.attempt(parameter_count, model)
+    for kind in kinds if count is not None else []:
+        findings.attempt(check_weights, model, kind)
     findings.attempt(tokenizer_fingerprint, model)  # reads model.chat_template
     tokenizer = load_tokenizer(model)
     embeddings = _value(values, "vocab_size")
@@ -255,10 +244,9 @@ def _check_reward(what: str, reward: RewardConfig, findings: Findings, config: C
     from raydpo.labeling.classifier import label_index
 
     source = ModelConfig(path=str(reward.classifier))
-    refuse_remote_code(local_folder(source))
     values = model_config_values(source)
     label = findings.attempt(label_index, reward)
-    findings.attempt(parameter_count, source)
+    findings.attempt(check_weights, source, CLASSIFIER)
     load_tokenizer(source)
     if label is not None:
         findings.facts.append(

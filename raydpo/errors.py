@@ -86,6 +86,14 @@ class UnexpectedError(RaydpoError):
     """An exception of Python or of a library that nothing explains."""
 
 
+def said_by(error: BaseException, most_characters: int = 300) -> str:
+    """What a library's error says, in one line: its first ones, or its type where it is mute."""
+    line = " ".join(str(error).split())
+    if len(line) > most_characters:
+        line = line[:most_characters] + " ..."
+    return line or type(error).__name__
+
+
 @contextmanager
 def own_errors() -> Generator[None]:
     """Inside the block, a raydpo error that Ray wrapped is raised as it was in the worker.

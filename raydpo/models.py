@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
-import re
 import shutil
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig
-from raydpo.errors import ModelError
+from raydpo.errors import ModelError, said_by
+from raydpo.model_files import ADAPTER_FILE, read_mapping, read_tensors, refuse_unusable_files
 from raydpo.padding import set_padding_token
 from raydpo.storage import Folder, fingerprint
+from raydpo.weights import (
+    Exceptions,
+    loading_report,
+    refuse_unsound,
+    report_of,
+    without_reports,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,10 +35,9 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.jinja")
 #: What transformers calls the head of a decoder that classifies sequences.
 _SCALAR_HEAD = "score.weight"
-#: Names of buffers that older checkpoints of any architecture hold (transformers 5 leaves them out).
-_OLD_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
-_ADAPTER_FILE = "adapter_config.json"
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", _ADAPTER_FILE)
+#: Layers that a classifier's file may still hold: a decoder's output layer and an encoder's pooler.
+_UNUSED_BY_CLASSIFIERS = r"^(lm_head|embed_out)\.(weight|bias)$|(^|\.)pooler\.dense\.(weight|bias)$"
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER_FILE)
 
 
 def local_folder(model: ModelConfig) -> Path:
@@ -60,32 +66,66 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: it cannot be loaded, or nothing in it can be a padding token.
     """
+    import tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = load_with(AutoTokenizer, model)
+    folder = _usable_folder(model)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of model {model.path!r} cannot be loaded: {said_by(error)}",
+            "the folder holds a tokenizer.json (or a vocabulary) that the installed tokenizers "
+            f"{tokenizers.__version__} reads",
+            "install the tokenizers and transformers that wrote it, or copy the tokenizer's files "
+            "again from where the model is from",
+        ) from error
     _set_pad_token(tokenizer, model)
     if model.chat_template is not None:
         tokenizer.chat_template = _template_file(model.chat_template)
     return tokenizer
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a folder is loaded as.
+
+    Attributes:
+        auto_class: name of the class of transformers that loads it.
+        values: changes of its configuration.
+        exceptions: what its files may lack or hold beside this kind's weights.
+    """
+
+    auto_class: str
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    exceptions: Exceptions = field(default_factory=Exceptions)
+
+    def of_transformers(self) -> Any:
+        """The class itself."""
+        import transformers
+
+        return getattr(transformers, self.auto_class)
+
+
+CAUSAL_LM: Final = Kind("AutoModelForCausalLM")
+#: A model with a head of one number, which may be new.
+SCALAR_HEAD: Final = Kind(
+    "AutoModelForSequenceClassification",
+    {"num_labels": 1},
+    Exceptions(frozenset({_SCALAR_HEAD}), _UNUSED_BY_CLASSIFIERS),
+)
+CLASSIFIER: Final = Kind(
+    "AutoModelForSequenceClassification", exceptions=Exceptions(unused=_UNUSED_BY_CLASSIFIERS)
+)
+
+
 def load_causal_lm(model: ModelConfig) -> PreTrainedModel:
     """The model with float32 parameters, in evaluation mode, on the CPU.
 
     Raises:
-        ModelError: transformers cannot load it.
+        ModelError: see `load_model`.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    loaded: PreTrainedModel = load_with(
-        AutoModelForCausalLM,
-        model,
-        dtype=torch.float32,
-        attn_implementation=model.attn_implementation,
-        use_safetensors=True,  # the older format is a pickle, which can run code
-    )
-    return loaded.eval()
+    return load_model(model, CAUSAL_LM)
 
 
 def load_scalar_head(model: ModelConfig) -> PreTrainedModel:
@@ -95,51 +135,75 @@ def load_scalar_head(model: ModelConfig) -> PreTrainedModel:
     reward model keeps its own.
 
     Raises:
-        ModelError: transformers cannot load it, or more than the head would be new.
+        ModelError: see `load_model`; only the head may be new.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    loaded, found = load_with(
-        AutoModelForSequenceClassification,
-        model,
-        dtype=torch.float32,
-        attn_implementation=model.attn_implementation,
-        use_safetensors=True,
-        num_labels=1,
-        output_loading_info=True,
-    )
-    new = sorted(found["missing_keys"])
-    if new not in ([], [_SCALAR_HEAD]):
-        raise ModelError(
-            f"model {model.path!r} has no weights for {', '.join(new)}",
-            f"as a reward model only its head, {_SCALAR_HEAD}, may be new",
-            "use a causal language model of transformers' decoders, such as Llama, Qwen or GPT-2",
-        )
-    if new:
+    loaded = load_model(model, SCALAR_HEAD)
+    if _SCALAR_HEAD not in read_tensors(local_folder(model)):
         torch.nn.init.zeros_(loaded.get_parameter(_SCALAR_HEAD))
+    return loaded
+
+
+def load_model(model: ModelConfig, kind: Kind) -> PreTrainedModel:
+    """The one way in which files become a model; float32, in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: transformers cannot load it, or its files hold other weights than its
+            architecture has: some missing, left over or of another shape.
+    """
+    import torch
+
+    tensors = read_tensors(_usable_folder(model))
+    try:
+        with without_reports():
+            loaded, found = load_with(
+                kind.of_transformers(),
+                model,
+                dtype=torch.float32,
+                attn_implementation=model.attn_implementation,
+                use_safetensors=True,  # the older format is a pickle, which can run code
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report
+                **kind.values,
+            )
+    except ModelError:
+        check_weights(model, kind)  # says which weights are at fault, where it is the weights
+        raise
+    refuse_unsound(model.path, loaded, report_of(found, kind.exceptions), tensors)
     return loaded.eval()
 
 
+def check_weights(model: ModelConfig, kind: Kind) -> None:
+    """Find by headers alone what `load_model` would stop at; no weights are read.
+
+    Raises:
+        ModelError: see `load_model`.
+    """
+    tensors = read_tensors(_usable_folder(model))
+    empty = meta_model(model, kind)
+    report = loading_report(empty, tensors, kind.exceptions)
+    refuse_unsound(model.path, empty, report, tensors)
+
+
 def load_with(auto_class: Any, model: ModelConfig, **arguments: Any) -> Any:
-    """What an `Auto` class of transformers makes of the model's local folder.
+    """What a class of transformers makes of the model's local folder.
 
     Args:
-        auto_class: such as `transformers.AutoModelForCausalLM`.
+        auto_class: such as `transformers.AutoConfig`.
         model: where it is.
         arguments: of the class's `from_pretrained`.
 
     Raises:
         ModelError: the folder asks to run code of its own, or transformers cannot load it.
     """
-    folder = local_folder(model)
-    refuse_remote_code(folder)
+    folder = _usable_folder(model)
     name = str(auto_class.__name__)
     try:
         return auto_class.from_pretrained(folder, **arguments)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise ModelError(
-            f"model {model.path!r} cannot be loaded: {error}",
+            f"model {model.path!r} cannot be loaded: {said_by(error)}",
             f"its folder holds what transformers' {name} loads; weights are safetensors",
             f"try `{name}.from_pretrained(folder)` alone; `save_pretrained(folder)` of a model and "
             "of its tokenizer writes all that is needed",
@@ -148,13 +212,41 @@ def load_with(auto_class: Any, model: ModelConfig, **arguments: Any) -> Any:
 
 def meta_causal_lm(model: ModelConfig) -> PreTrainedModel:
     """What `load_causal_lm` returns, on the `meta` device: shapes, and no memory for weights."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    empty = _on_meta(AutoModelForCausalLM, model)
-    folder = local_folder(model)
-    if (folder / "generation_config.json").is_file():
-        empty.generation_config = GenerationConfig.from_pretrained(folder)
+    empty = meta_model(model, CAUSAL_LM)
+    if (local_folder(model) / "generation_config.json").is_file():
+        empty.generation_config = load_with(GenerationConfig, model)
     return empty
+
+
+def meta_scalar_head(model: ModelConfig) -> PreTrainedModel:
+    """What `load_scalar_head` returns, on the `meta` device."""
+    return meta_model(model, SCALAR_HEAD)
+
+
+def meta_model(model: ModelConfig, kind: Kind) -> PreTrainedModel:
+    """A model without weights, on the `meta` device.
+
+    Raises:
+        ModelError: transformers cannot make it of its config.json.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    config = load_with(AutoConfig, model, **kind.values)
+    try:
+        with torch.device("meta"):
+            empty: PreTrainedModel = kind.of_transformers().from_config(
+                config, dtype=torch.float32, attn_implementation=model.attn_implementation
+            )
+    except Exception as error:
+        raise ModelError(
+            f"model {model.path!r}: no model can be made of its config.json: {said_by(error)}",
+            f"transformers' {kind.auto_class} knows its model_type, and its sizes fit together",
+            "take the config.json that was saved with the weights",
+        ) from error
+    return empty.eval()
 
 
 def inner_prefix(model: ModelConfig) -> str:
@@ -162,112 +254,53 @@ def inner_prefix(model: ModelConfig) -> str:
 
     Some files of the hub leave it out; what transformers saves has it.
     """
-    return f"{_causal_lm_class(model).base_model_prefix}."
-
-
-def missing_weights(model: ModelConfig, needed: set[str], found: set[str]) -> set[str]:
-    """Tensors of a model's files that other files of its architecture lack.
-
-    Not missing are names that differ by `inner_prefix`, and what older checkpoints hold and
-    transformers leaves out when it loads them: buffers, such as masks and rotary frequencies.
-
-    Args:
-        model: of the architecture.
-        needed: names in its files.
-        found: names in the others.
-    """
-    if needed <= found:
-        return set()
-    prefix = inner_prefix(model)
-    there = {name.removeprefix(prefix) for name in found}
-    missing = {name for name in needed if name.removeprefix(prefix) not in there}
-    if not missing:
-        return missing
-    own: Any = _causal_lm_class(model)._keys_to_ignore_on_load_unexpected or ()
-    ignored = re.compile("|".join((*own, *_OLD_BUFFERS)))
-    weights = {name.removeprefix(prefix) for name in meta_causal_lm(model).state_dict()}
-    return {n for n in missing if n.removeprefix(prefix) in weights or not ignored.search(n)}
-
-
-def _causal_lm_class(model: ModelConfig) -> Any:
     from transformers import AutoConfig, PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CLASSES
 
-    return CLASSES.get(type(load_with(AutoConfig, model)), PreTrainedModel)  # pyright: ignore
-
-
-def meta_scalar_head(model: ModelConfig) -> PreTrainedModel:
-    """What `load_scalar_head` returns, on the `meta` device."""
-    from transformers import AutoModelForSequenceClassification
-
-    return _on_meta(AutoModelForSequenceClassification, model, num_labels=1)
-
-
-def _on_meta(auto_class: Any, model: ModelConfig, **values: Any) -> PreTrainedModel:
-    """A model without weights; `values` change its configuration."""
-    import torch
-    from transformers import AutoConfig
-
-    folder = local_folder(model)
-    refuse_remote_code(folder)
-    with torch.device("meta"):
-        empty: PreTrainedModel = auto_class.from_config(
-            AutoConfig.from_pretrained(folder, **values),
-            dtype=torch.float32,
-            attn_implementation=model.attn_implementation,
-        )
-    return empty.eval()
+    known: Any = CLASSES.get(type(load_with(AutoConfig, model)), PreTrainedModel)  # pyright: ignore
+    return f"{known.base_model_prefix}."
 
 
 def model_config_values(model: ModelConfig) -> dict[str, Any]:
     """The content of the model's config.json.
 
     Raises:
-        ModelError: it is missing, or not JSON.
+        ModelError: it is missing, or no mapping.
     """
     path = local_folder(model) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not path.is_file():
         raise ModelError(
-            f"{path}: {error}",
-            "a model folder holds a config.json",
+            f"{path.parent} has no config.json",
+            "a model folder holds one; a LoRA adapter is merged into its base first",
             "point `model` at the folder that `save_pretrained` wrote",
-        ) from error
-
-
-def refuse_remote_code(folder: Path) -> None:
-    """Stop at a model whose files ask to run code of their own.
-
-    Raises:
-        ModelError: its config.json or tokenizer_config.json has an `auto_map`.
-    """
-    for path in (folder / "config.json", folder / "tokenizer_config.json"):
-        if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
-            raise ModelError(
-                f"{path} asks to run code of its own (auto_map)",
-                "raydpo runs no code that a model folder brings",
-                "use a model whose architecture is part of transformers",
-            )
+        )
+    return read_mapping(path)
 
 
 def adapter_base(model: ModelConfig) -> ModelConfig | None:
     """The model that a LoRA adapter's folder is for; None where the folder is a whole model.
 
     Raises:
-        ModelError: the adapter does not name its base.
+        ModelError: the adapter does not name its base, or names an adapter.
     """
-    path = local_folder(model) / _ADAPTER_FILE
+    path = local_folder(model) / ADAPTER_FILE
     if not path.is_file():
         return None
-    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    name = read_mapping(path).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
         raise ModelError(
             f"{path} names no base_model_name_or_path",
             "an adapter is used on the model that it was trained on",
             "save the adapter again with the PEFT library, or write the base's name there",
         )
-    return model.model_copy(update={"path": base, "revision": None})
+    base = model.model_copy(update={"path": name, "revision": None})
+    if (local_folder(base) / ADAPTER_FILE).is_file():
+        raise ModelError(
+            f"{path} names {name!r} as its base, which is an adapter itself",
+            "an adapter's base is a whole model",
+            "write the name of the model that it was trained on as base_model_name_or_path",
+        )
+    return base
 
 
 def weights_fingerprint(model: ModelConfig) -> str:
@@ -303,6 +336,13 @@ def _file_hash(path: Path, *_state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _usable_folder(model: ModelConfig) -> Path:
+    """The local folder, whose JSON files can be read and ask to run no code."""
+    folder = local_folder(model)
+    refuse_unusable_files(folder)
+    return folder
+
+
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
     if model.pad_token is not None:
         known = tokenizer.get_vocab()
@@ -320,10 +360,10 @@ def _set_pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> No
 def _template_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(
-            f"model.chat_template {path!r}: {error.strerror}",
-            "it is a file with a Jinja chat template",
+            f"model.chat_template {path!r}: {getattr(error, 'strerror', None) or said_by(error)}",
+            "it is a file in UTF-8 with a Jinja chat template",
             "check the path, or remove the key to use the tokenizer's own template",
         ) from error
 

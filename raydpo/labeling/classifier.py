@@ -22,7 +22,7 @@ from raydpo.labeling.pooling import (
     without_padding_id,
 )
 from raydpo.labeling.rewards import Judged, Refusal, reward_or_refusal
-from raydpo.models import load_tokenizer, load_with, model_config_values
+from raydpo.models import CLASSIFIER, load_model, load_tokenizer, load_with, model_config_values
 from raydpo.progress import logger
 
 if TYPE_CHECKING:
@@ -60,22 +60,19 @@ def load_classifier(reward: RewardConfig) -> Classifier:
 
     Raises:
         ConfigError: `label` is missing, or not one of the model's labels.
-        ModelError: transformers cannot load it.
+        ModelError: see `models.load_model`.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     source = ModelConfig(path=str(reward.classifier))
     tokenizer = load_tokenizer(source)
     tokenizer.truncation_side = "right" if reward.input == "completion" else "left"
-    model = load_with(
-        AutoModelForSequenceClassification, source, dtype=torch.float32, use_safetensors=True
-    )
+    model: Any = load_model(source, CLASSIFIER)
     without_padding_id(model, _pad_id(tokenizer))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     label = label_index(reward)
     longest = _max_tokens(model, tokenizer)
-    loaded = Classifier(model.eval().to(device), tokenizer, reward, label, longest, batch_size=1)
+    loaded = Classifier(model.to(device), tokenizer, reward, label, longest, batch_size=1)
     return replace(loaded, batch_size=_batch_size(loaded))
 
 

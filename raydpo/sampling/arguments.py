@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.context import engine_overrides, model_context
 from raydpo.errors import ConfigError, ModelError
-from raydpo.models import local_folder, model_config_values, refuse_remote_code
+from raydpo.models import CAUSAL_LM, check_weights, local_folder, model_config_values
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
@@ -118,6 +118,7 @@ def engine_arguments(
         "max_num_seqs": engines.max_batch_sequences,
         "max_num_batched_tokens": engines.max_batch_tokens,
         "enforce_eager": not cuda if eager is None else eager,
+        "load_format": "safetensors",  # `auto` takes consolidated.safetensors where there is one
         "trust_remote_code": False,
         "generation_config": "vllm",  # the model's own would change temperature or top_p in silence
         "logprobs_mode": "raw_logprobs",
@@ -180,10 +181,10 @@ def load_engine(model: ModelConfig, arguments: dict[str, Any]) -> LLMEngine:
     """A vLLM engine with the model's weights.
 
     Raises:
-        ModelError: the model brings code of its own, or vLLM cannot load it.
+        ModelError: see `models.check_weights`; or vLLM cannot load it.
     """
     folder = local_folder(model)
-    refuse_remote_code(folder)
+    check_weights(model, CAUSAL_LM)  # vLLM skips weights that it has no place for
     from vllm import EngineArgs, LLMEngine
     from vllm.usage.usage_lib import UsageContext
 

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.errors import EngineError, ModelError, RaydpoError
+from raydpo.model_files import TensorHeader, read_tensors
 from raydpo.models import (
+    CAUSAL_LM,
     adapter_base,
     load_with,
     local_folder,
-    missing_weights,
+    meta_model,
     weights_fingerprint,
 )
 from raydpo.sampling.arguments import engine_dtype
+from raydpo.weights import loading_report
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
@@ -79,7 +82,7 @@ class HeldWeights:
         self._engine = engine
         self._model = loaded.model
         self._architecture = architecture(loaded.model)
-        self._tensors = _tensor_names(loaded.model)
+        self._tensors = read_tensors(local_folder(loaded.model))
         self._base: str | None = loaded.fingerprint
         self._adapters = 0
         self.fingerprint: str | None = loaded.fingerprint
@@ -119,7 +122,8 @@ class HeldWeights:
         Raises:
             ModelError: they are of another model, or do not come.
         """
-        missing = self._missing({spec.name for spec in delivery.tensors}, self._architecture)
+        sent = {t.name: TensorHeader("", t.dtype, t.shape) for t in delivery.tensors}
+        missing = self._missing(sent)
         if missing:
             raise _another_model("the weights that are sent", sorted(missing)[:4])
         what, before = "the weights that are sent", (self.fingerprint, self._base)
@@ -198,16 +202,16 @@ class HeldWeights:
         values = architecture(model)
         keys = self._architecture.keys() | values.keys()
         differing = {k for k in keys if self._architecture.get(k) != values.get(k)}
-        missing = self._missing(_tensor_names(model), values)
+        missing = self._missing(read_tensors(local_folder(model)))
         if differing or missing:
             names = sorted(differing) or sorted(missing)[:4]
             raise _another_model(f"the weights in {model.path}", names)
 
-    def _missing(self, names: set[str], architecture: dict[str, Any]) -> set[str]:
-        missing = missing_weights(self._model, self._tensors, names)
-        if architecture.get("tie_word_embeddings"):
-            missing.discard("lm_head.weight")  # some files repeat the embedding under this name
-        return missing
+    def _missing(self, tensors: dict[str, TensorHeader]) -> frozenset[str]:
+        """Weights of the engine that other tensors of its architecture would leave as they were."""
+        if self._tensors.keys() <= tensors.keys():
+            return frozenset()
+        return loading_report(meta_model(self._model, CAUSAL_LM), tensors).missing
 
 
 def _another_model(what: str, names: list[str]) -> ModelError:
@@ -216,24 +220,6 @@ def _another_model(what: str, names: list[str]) -> ModelError:
         "a live engine takes weights of the architecture that it was started with",
         "push a model trained from the same base, or start engines of its own for it",
     )
-
-
-def _tensor_names(model: ModelConfig) -> set[str]:
-    """Names of all tensors in a folder's safetensors; only their headers are read."""
-    from safetensors import safe_open
-
-    names: set[str] = set()
-    for path in sorted(local_folder(model).glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                names |= set(file.keys())
-        except Exception as error:  # safetensors' own errors derive from Exception alone
-            raise ModelError(
-                f"{path}: {error}",
-                "weights are whole safetensors files",
-                "restore the file, or delete the stage's folder: it is made again",
-            ) from error
-    return names
 
 
 def _in_vllm(model: str, call: Any, *arguments: Any, **named: Any) -> Any:

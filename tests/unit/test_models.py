@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 
 from raydpo.config import ModelConfig
 from raydpo.errors import ModelError
@@ -12,7 +12,6 @@ from raydpo.models import (
     load_causal_lm,
     load_tokenizer,
     local_folder,
-    missing_weights,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
@@ -63,23 +62,3 @@ def test_padding_token_comes_from_the_configuration(stories260k) -> None:
     assert load_tokenizer(config).pad_token == "<s>"
     with pytest.raises(ModelError, match=r"model\.pad_token 'nothing'"):
         load_tokenizer(config.model_copy(update={"pad_token": "nothing"}))
-
-
-def test_weights_are_missing_where_transformers_would_make_them_up(tiny_model) -> None:
-    model = ModelConfig(path=str(tiny_model))
-    weights = {"model.embed_tokens.weight", "model.norm.weight"}
-    old = {"model.layers.0.self_attn.rotary_emb.inv_freq"}
-    without_prefix = {name.removeprefix("model.") for name in weights}
-    assert missing_weights(model, weights | old, without_prefix) == set()
-    assert missing_weights(model, without_prefix, weights) == set()
-    lacking = {"model.embed_tokens.weight"}
-    assert missing_weights(model, weights | old, lacking) == {"model.norm.weight"}
-
-
-def test_a_bias_is_no_buffer_because_its_name_looks_like_one(tmp_path) -> None:
-    """GPT-2's pattern for its old masks matches the name of a real bias."""
-    config = GPT2Config(n_embd=32, n_layer=1, n_head=1, vocab_size=32, n_positions=16)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
-    model = ModelConfig(path=str(tmp_path / "gpt2"))
-    bias, mask = "transformer.h.0.attn.c_attn.bias", "h.0.attn.bias"
-    assert missing_weights(model, {bias, mask}, set()) == {bias}

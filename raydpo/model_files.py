@@ -1,0 +1,228 @@
+"""What lies in a model folder: JSON files, and the tensors of its safetensors files.
+
+What comes in: a local folder. What goes out: the content of its JSON files and the headers of
+its tensors, both without running code and without reading weights, or an error that names
+the file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from raydpo.errors import ModelError, said_by
+
+ADAPTER_FILE: Final = "adapter_config.json"
+#: What transformers reads of a model and its tokenizer beside their weights.
+_JSON_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "model.safetensors.index.json",
+    ADAPTER_FILE,
+)
+_WHOLE_FILE: Final = "model.safetensors"
+_INDEX_FILE: Final = "model.safetensors.index.json"
+#: Keys of a config.json whose weights are stored as other numbers than they stand for.
+_QUANTIZED: Final = ("quantization_config", "compression_config")
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a safetensors file says of one tensor: its file's name, its dtype and its shape."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that holds a mapping.
+
+    Raises:
+        ModelError: it cannot be read, or holds something else.
+    """
+    rule = "it is a JSON file with a mapping, as `save_pretrained` writes it"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {said_by(error)}",
+            rule,
+            "copy or download the model again, or `save_pretrained` it again",
+        ) from error
+    if not isinstance(value, dict):
+        raise ModelError(
+            f"{path} holds {type(value).__name__}, not a mapping",
+            rule,
+            "copy or download the model again, or `save_pretrained` it again",
+        )
+    return value
+
+
+def refuse_unusable_files(folder: Path) -> None:
+    """Stop at JSON files that cannot be read, and at those that ask to run code of their own.
+
+    Raises:
+        ModelError: transformers would read it in part, or run what the folder brings.
+    """
+    for name in _JSON_FILES:
+        if (folder / name).is_file():
+            read_mapping(folder / name)
+    refuse_remote_code(folder)
+
+
+def refuse_remote_code(folder: Path) -> None:
+    """Stop at a model whose files ask to run code of their own.
+
+    Raises:
+        ModelError: its config.json or tokenizer_config.json has an `auto_map`.
+    """
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if path.is_file() and "auto_map" in read_mapping(path):
+            raise ModelError(
+                f"{path} asks to run code of its own (auto_map)",
+                "raydpo runs no code that a model folder brings",
+                "use a model whose architecture is part of transformers",
+            )
+
+
+def read_tensors(folder: Path) -> dict[str, TensorHeader]:
+    """Headers of all tensors of a whole model, by name; no weights are read.
+
+    Raises:
+        ModelError: the folder is an adapter's or quantized, a file is missing, damaged or one
+            too many, or a tensor stands in two files.
+    """
+    _refuse_another_kind(folder)
+    tensors: dict[str, TensorHeader] = {}
+    for file in weight_files(folder):
+        for name, header in read_headers(file).items():
+            if name in tensors:
+                raise ModelError(
+                    f"{folder}: {name} stands in {tensors[name].file} and in {header.file}",
+                    "each weight stands in one file, or nobody can say which one counts",
+                    "`save_pretrained` the model again, into an empty folder",
+                )
+            tensors[name] = header
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads, and vLLM too.
+
+    Transformers takes `model.safetensors`, else the files of the index. vLLM takes every
+    safetensors file, but for those that an index leaves out.
+
+    Raises:
+        ModelError: there are none, one is missing, or the two libraries would load others.
+    """
+    there = {path.name for path in folder.glob("*.safetensors")}
+    indexed = _indexed_files(folder)
+    missing = sorted((indexed or set()) - there)
+    if missing:
+        raise ModelError(
+            f"{folder} has no {first_few(missing)}",
+            f"every file that {_INDEX_FILE} names is there",
+            "copy or download the model again",
+        )
+    by_transformers = {_WHOLE_FILE} if _WHOLE_FILE in there else indexed or set()
+    by_vllm = there if indexed is None else indexed
+    if not by_transformers:
+        found = f"only {first_few(sorted(there))}" if there else "no *.safetensors file"
+        raise ModelError(
+            f"{folder} has {found}",
+            f"weights are in {_WHOLE_FILE}, or in files that {_INDEX_FILE} names: other formats "
+            "may run code",
+            "load the model once in transformers and `save_pretrained` it again",
+        )
+    if by_transformers != by_vllm:
+        raise ModelError(
+            f"{folder} holds {first_few(sorted(by_transformers ^ by_vllm))} beside "
+            f"{first_few(sorted(by_transformers & by_vllm) or sorted(by_transformers))}",
+            "the safetensors files of a folder are one model: transformers (training) and vLLM "
+            "(sampling) would load different ones here",
+            "move what is not this model's out of the folder, such as backups, optimizer states, "
+            "adapters and shards of another save",
+        )
+    return sorted(folder / name for name in by_transformers)
+
+
+def read_headers(file: Path) -> dict[str, TensorHeader]:
+    """Headers of one safetensors file.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {
+                name: TensorHeader(file.name, part.get_dtype(), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+    except Exception as error:  # safetensors' own errors derive from Exception alone
+        pointer = _is_pointer(file)
+        raise ModelError(
+            f"{file} is damaged: {'a pointer of git-lfs' if pointer else said_by(error)}",
+            "it is a whole safetensors file",
+            "run `git lfs pull` in its folder" if pointer else "copy or download the model again",
+        ) from error
+
+
+def first_few(names: list[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _indexed_files(folder: Path) -> set[str] | None:
+    """Names of the files in the index; None without one."""
+    path = folder / _INDEX_FILE
+    if not path.is_file():
+        return None
+    weight_map = read_mapping(path).get("weight_map")
+    names: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ModelError(
+            f"{path} has no weight_map from names of weights to names of files",
+            "the index says which file of the folder each weight is in",
+            "copy or download the model again, or `save_pretrained` it again",
+        )
+    return set(names)
+
+
+def _is_pointer(file: Path) -> bool:
+    """Whether a file is what git-lfs leaves where the content was not fetched."""
+    if not file.is_file():
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(24).startswith(b"version https://git-lfs")
+
+
+def _refuse_another_kind(folder: Path) -> None:
+    """Stop at folders whose tensors are not a model's weights as they are."""
+    if (folder / ADAPTER_FILE).is_file():
+        base = read_mapping(folder / ADAPTER_FILE).get("base_model_name_or_path")
+        raise ModelError(
+            f"{folder} is a LoRA adapter ({ADAPTER_FILE}) of {base!r}",
+            "a whole model is needed here",
+            "merge it: peft's `PeftModel.from_pretrained(base, folder).merge_and_unload()`, then "
+            "`save_pretrained` into another folder",
+        )
+    config = read_mapping(folder / "config.json") if (folder / "config.json").is_file() else {}
+    for key in _QUANTIZED:
+        if config.get(key):
+            method = config[key].get("quant_method") if isinstance(config[key], dict) else None
+            raise ModelError(
+                f"{folder}/config.json has a {key}: the weights are quantized ({method})",
+                "policy, reference and classifiers have weights of 16 bits or more, so that all "
+                "stages compute with the same ones",
+                "use the model that this one was quantized from, or dequantize and save it again",
+            )
