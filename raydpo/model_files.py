@@ -91,6 +91,22 @@ def refuse_remote_code(folder: Path) -> None:
             )
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Stop at the folder of a LoRA adapter.
+
+    Raises:
+        ModelError: it is one; the base is named.
+    """
+    if (folder / ADAPTER_FILE).is_file():
+        base = read_mapping(folder / ADAPTER_FILE).get("base_model_name_or_path")
+        raise ModelError(
+            f"{folder} is a LoRA adapter ({ADAPTER_FILE}) of {base!r}",
+            "a whole model is needed here",
+            "merge it: peft's `PeftModel.from_pretrained(base, folder).merge_and_unload()`, then "
+            "`save_pretrained` into another folder",
+        )
+
+
 def read_tensors(folder: Path) -> dict[str, TensorHeader]:
     """Headers of all tensors of a whole model, by name; no weights are read.
 
@@ -98,7 +114,8 @@ def read_tensors(folder: Path) -> dict[str, TensorHeader]:
         ModelError: the folder is an adapter's or quantized, a file is missing, damaged or one
             too many, or a tensor stands in two files.
     """
-    _refuse_another_kind(folder)
+    refuse_adapter(folder)
+    _refuse_quantized(folder)
     tensors: dict[str, TensorHeader] = {}
     for file in weight_files(folder):
         for name, header in read_headers(file).items():
@@ -206,20 +223,13 @@ def _is_pointer(file: Path) -> bool:
         return stream.read(24).startswith(b"version https://git-lfs")
 
 
-def _refuse_another_kind(folder: Path) -> None:
-    """Stop at folders whose tensors are not a model's weights as they are."""
-    if (folder / ADAPTER_FILE).is_file():
-        base = read_mapping(folder / ADAPTER_FILE).get("base_model_name_or_path")
-        raise ModelError(
-            f"{folder} is a LoRA adapter ({ADAPTER_FILE}) of {base!r}",
-            "a whole model is needed here",
-            "merge it: peft's `PeftModel.from_pretrained(base, folder).merge_and_unload()`, then "
-            "`save_pretrained` into another folder",
-        )
+def _refuse_quantized(folder: Path) -> None:
     config = read_mapping(folder / "config.json") if (folder / "config.json").is_file() else {}
     for key in _QUANTIZED:
         if config.get(key):
-            method = config[key].get("quant_method") if isinstance(config[key], dict) else None
+            method = (
+                config[key].get("quant_method") if isinstance(config[key], dict) else config[key]
+            )
             raise ModelError(
                 f"{folder}/config.json has a {key}: the weights are quantized ({method})",
                 "policy, reference and classifiers have weights of 16 bits or more, so that all "

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig
 from raydpo.errors import ModelError, said_by
-from raydpo.model_files import ADAPTER_FILE, read_mapping, read_tensors, refuse_unusable_files
+from raydpo.model_files import (
+    ADAPTER_FILE,
+    read_mapping,
+    read_tensors,
+    refuse_adapter,
+    refuse_unusable_files,
+)
 from raydpo.padding import set_padding_token
 from raydpo.storage import Folder, fingerprint
 from raydpo.weights import (
@@ -72,6 +78,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     folder = _usable_folder(model)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer("a")  # some values of its files are read only now
     except Exception as error:
         raise ModelError(
             f"the tokenizer of model {model.path!r} cannot be loaded: {said_by(error)}",
@@ -269,9 +276,10 @@ def model_config_values(model: ModelConfig) -> dict[str, Any]:
     """
     path = local_folder(model) / "config.json"
     if not path.is_file():
+        refuse_adapter(path.parent)
         raise ModelError(
             f"{path.parent} has no config.json",
-            "a model folder holds one; a LoRA adapter is merged into its base first",
+            "a model folder holds one",
             "point `model` at the folder that `save_pretrained` wrote",
         )
     return read_mapping(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -283,13 +285,13 @@ def comes_to_be(file: Path, text: str) -> bool:
 
 
 def test_a_model_that_vllm_cannot_load_is_an_error_that_says_so(
-    ray_cluster: None, tmp_path: Path
+    ray_cluster: None, tiny_model: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(
-        '{"architectures": ["NoSuchModel"], "model_type": "none"}'
-    )
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "architectures": ["NoSuchModel"]}))
     with (
         pytest.raises(ModelError, match="vLLM cannot load it"),
-        engine_pool(ModelConfig(path=str(tmp_path)), settings(0), MAX_PROMPT_TOKENS, "test"),
+        engine_pool(ModelConfig(path=str(folder)), settings(0), MAX_PROMPT_TOKENS, "test"),
     ):
         pass

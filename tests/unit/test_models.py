@@ -1,6 +1,7 @@
 """Models are loaded from safetensors only, and without running code that they bring."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from transformers import AutoModelForCausalLM
 from raydpo.config import ModelConfig
 from raydpo.errors import ModelError
 from raydpo.models import (
+    adapter_base,
     load_causal_lm,
     load_tokenizer,
     local_folder,
+    model_config_values,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
@@ -62,3 +65,40 @@ def test_padding_token_comes_from_the_configuration(stories260k) -> None:
     assert load_tokenizer(config).pad_token == "<s>"
     with pytest.raises(ModelError, match=r"model\.pad_token 'nothing'"):
         load_tokenizer(config.model_copy(update={"pad_token": "nothing"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("tokenizer.json", {"model": {"type": "BPE2"}}),  # of a newer tokenizers
+        ("tokenizer.json", {"version": "9.0"}),
+        ("tokenizer_config.json", {"model_max_length": []}),
+        ("tokenizer_config.json", {"added_tokens_decoder": 3}),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_refused(tiny_model, tmp_path, name, change) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**values, **change}))
+    with pytest.raises(ModelError) as refused:
+        load_tokenizer(ModelConfig(path=str(folder)))
+    assert refused.value.value.startswith(
+        f"the tokenizer of model {str(folder)!r} cannot be loaded"
+    )
+    assert len(str(refused.value).splitlines()) == 3
+
+
+def test_an_adapter_that_is_its_own_base_is_refused(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path)})
+    )
+    for question in (adapter_base, weights_fingerprint):
+        with pytest.raises(ModelError, match="which is an adapter itself"):
+            question(ModelConfig(path=str(tmp_path)))
+
+
+def test_an_adapter_is_no_policy(tmp_path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    for question in (model_config_values, load_causal_lm):
+        with pytest.raises(ModelError, match=r"LoRA adapter .* of 'org/base'"):
+            question(ModelConfig(path=str(tmp_path)))
