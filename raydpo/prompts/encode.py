@@ -2,7 +2,8 @@
 
 What comes in: text, plain or rendered by a chat template. What goes out: token ids. The
 rules: BOS stands once, at the start; a completion is encoded on its own, so that no token
-straddles the boundary; EOS stands once, at its end, unless the completion was cut.
+straddles the boundary; one end token stands at its end (EOS, or see `end_tokens.py`),
+unless the completion was cut.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.errors import ConfigError, DataError, ModelError
+from raydpo.prompts.end_tokens import EndTokens, end_tokens
 from raydpo.prompts.rows import RefusedRow
 
 if TYPE_CHECKING:
@@ -35,15 +37,20 @@ class Encoder:
     Args:
         tokenizer: the model's.
         prefix: ids that stand before every plain text: BOS, or nothing.
-        eos_id: the id that ends a completion.
+        end: the tokens that end a completion.
         anchors: texts that keep the tokenizer from putting a space before a continuation,
             with their ids; empty where it puts none.
     """
 
     tokenizer: PreTrainedTokenizerBase
     prefix: tuple[int, ...]
-    eos_id: int
+    end: EndTokens
     anchors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def eos_id(self) -> int:
+        """The tokenizer's end-of-sequence token."""
+        return self.end.eos
 
     def prompts(self, texts: list[Text]) -> list[list[int]]:
         """Token ids of prompts: BOS once, no EOS at the end."""
@@ -73,16 +80,19 @@ class Encoder:
         return [ids for ids in done if ids is not None]
 
     def finished(self, ids: list[int]) -> list[int]:
-        """A completion's ids with EOS once, at the end; what a template puts after it is dropped.
+        """A completion's ids with one end token; what a template puts after it is dropped.
 
         Raises:
-            RefusedRow: there is no token before EOS, or a special token stands inside.
+            RefusedRow: there is no token before it, or a special token stands inside.
         """
-        end = ids.index(self.eos_id) if self.eos_id in ids else len(ids)
-        after = self.decode(ids[end + 1 :])
-        if after.strip():
+        first = next((i for i, one in enumerate(ids) if one in (self.end.eos, self.end.turn)), None)
+        if first is None:
+            return [*self.inner(ids), self.end.eos]
+        is_turn = ids[first] == self.end.turn
+        after = [one for one in ids[first + 1 :] if not (is_turn and one == self.end.eos)]
+        if self.decode(after).strip():
             raise RefusedRow("the end-of-sequence token stands inside the text")
-        return [*self.inner(ids[:end]), self.eos_id]
+        return [*self.inner(ids[:first]), self.end.after_turn if is_turn else self.end.eos]
 
     def inner(self, ids: list[int]) -> list[int]:
         """The ids of a text that BOS and EOS do not stand in.
@@ -140,7 +150,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     return Encoder(
         tokenizer=tokenizer,
         prefix=_prefix(tokenizer),
-        eos_id=int(eos_id),
+        end=end_tokens(tokenizer, int(eos_id)),
         anchors=_anchors(tokenizer),
     )
 

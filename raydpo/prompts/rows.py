@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raydpo.config import Config
+from raydpo.config import Config, PromptsConfig
 from raydpo.config_base import ForwardConfig
 from raydpo.config_content import content_of
 from raydpo.errors import DataError
 from raydpo.models import load_tokenizer, tokenizer_fingerprint
 from raydpo.progress import logger
+from raydpo.prompts.end_tokens import EndTokens, describe_end, end_tokens
 from raydpo.prompts.sources import (
     SourceRow,
     SourceSection,
@@ -134,9 +135,19 @@ def source_stage(
     settings = {
         **content_of(config.model, without=ForwardConfig),
         **content,
+        **(tokens.settings if (tokens := _end_tokens(config, section)) else {}),
         "rows_per_part": config.rows_per_part,
     }
     return Stage(folder=folder, name=table, table=table, inputs=inputs, settings=settings)
+
+
+def _end_tokens(config: Config, section: SourceSection) -> EndTokens | None:
+    """How completions of this source end; None where it has none, or the tokenizer no EOS."""
+    if isinstance(section, PromptsConfig):
+        return None
+    tokenizer = load_tokenizer(config.model)
+    eos: Any = tokenizer.eos_token_id
+    return end_tokens(tokenizer, int(eos)) if eos is not None else None
 
 
 def run_source_stage(
@@ -158,8 +169,14 @@ def run_source_stage(
     """
 
     def results() -> Iterator[PartResult]:
-        rows = source_rows(*location(section), section.limit)
-        yield from make_parts(rows, load_tokenizer(config.model))
+        rows, tokenizer = (
+            source_rows(*location(section), section.limit),
+            load_tokenizer(config.model),
+        )
+        tokens = _end_tokens(config, section)
+        if tokens is not None and (said := describe_end(tokenizer, tokens)):
+            logger.info("[%s] %s", what, said)
+        yield from make_parts(rows, tokenizer)
 
     return write_parts(stage, results(), what, config.max_quarantined_fraction)
 
