@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.check import Findings
 from raydpo.config import Config
+from raydpo.cut_counts import cut_warnings
 from raydpo.errors import QuarantineBudgetError
 from raydpo.fit import check_counts_fit
 from raydpo.models import load_tokenizer
 from raydpo.prompts.columns import ColumnUses
+from raydpo.prompts.end_tokens import describe_end, end_tokens
 from raydpo.prompts.examples import example_parts
 from raydpo.prompts.preferences import preference_parts
 from raydpo.prompts.rows import add_counts, check_not_empty
@@ -66,6 +68,7 @@ def check_data(config: Config, rows: int | None, findings: Findings) -> None:
             findings.attempt(source_fingerprint, *location(section))
         findings.facts.append("data: not tokenized, for there is no tokenizer")
         return
+    findings.facts += _end_of_completions(config, tokenizer)
     for source in _sources(config, rows, tokenizer):
         first = findings.attempt(_read, source, config, findings, rows)
         lines = source.uses.lines(str(tokenizer.chat_template or ""))
@@ -132,6 +135,15 @@ def _sources(
             yield _Source(name, parts, uses, _prompt_example)
 
 
+def _end_of_completions(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What is to be known of the end of completions that the data bring."""
+    eos: Any = tokenizer.eos_token_id
+    if eos is None or (config.preferences is None and config.sft is None):
+        return []
+    said = describe_end(tokenizer, end_tokens(tokenizer, int(eos)))
+    return [said] if said is not None else []
+
+
 def _rows(section: SourceSection, rows: int | None) -> Iterator[SourceRow]:
     limits = [limit for limit in (section.limit, rows) if limit is not None]
     return source_rows(*location(section), min(limits, default=None))
@@ -154,6 +166,7 @@ def _read(source: _Source, config: Config, findings: Findings, rows: int | None)
     said = ", ".join(f"{name} {count}" for name, count in counts.items())
     findings.facts.append(f"{source.name}: {said or 'no rows'}")
     findings.facts += [f"  refused {count}: {reason}" for reason, count in reasons.most_common()]
+    findings.facts += [f"  warning: {line}" for line in cut_warnings(counts)]
     refused, read = counts.get("quarantined", 0), counts.get("input", 0)
     if refused > config.max_quarantined_fraction * read:
         findings.note(

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec
 
 import ray.data
 
+from raydpo.cut_counts import cut_warnings
 from raydpo.errors import QuarantineBudgetError, RaydpoError, own_errors
 from raydpo.progress import Progress, logger
 from raydpo.run import (
@@ -219,6 +220,7 @@ def _commit(part_stage: PartStage, max_quarantined_fraction: float) -> Table:
         check=lambda counts: check_quarantine_budget(stage, counts, max_quarantined_fraction),
     )
     logger.info("[%s] done: %s", part_stage.what, describe_counts(manifest))
+    warn_of_cuts(part_stage.what, manifest)
     return Table(stage.folder, manifest)
 
 
@@ -237,6 +239,12 @@ def check_quarantine_budget(
             f"at most {max_quarantined_fraction:.2%} may be refused (max_quarantined_fraction)",
             f"read the reasons in {stage.folder.uri}/quarantine, mend the input or raise the limit",
         )
+
+
+def warn_of_cuts(what: str, manifest: dict[str, Any]) -> None:
+    """Say in the log where many texts of a stage were cut short."""
+    for line in cut_warnings(manifest["counts"]):
+        logger.warning("[%s] %s", what, line)
 
 
 def describe_counts(manifest: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any, Final
 
 from raydpo import __version__
+from raydpo.cut_counts import cut_warnings
 from raydpo.evaluation.samples import Sample
 from raydpo.storage import fingerprint
 
@@ -138,7 +139,7 @@ def render(inputs: ReportInputs) -> str:
         inputs=inputs,
         headline=headline(inputs.metrics),
         lines=number_lines(inputs.metrics),
-        warnings=warnings(inputs.metrics),
+        warnings=[*warnings(inputs.metrics), *_cut_lines(inputs.counts)],
         price=price(inputs.metrics["kl"]),
         glossary=_GLOSSARY,
         counts=_count_lines(inputs.counts),
@@ -333,6 +334,15 @@ def _in_errors(difference: Json) -> str:
         return ""
     sign = "+" if difference["mean"] > 0 else ""
     return f" ({sign}{number(difference['mean'])}, {abs(difference['z']):.1f} standard errors)"
+
+
+def _cut_lines(counts: dict[str, dict[str, int]]) -> list[str]:
+    """Of each stage that cut many texts short, what a reader must know of it."""
+    return [
+        f"{stage.replace('_', ' ').capitalize()}: {line}."
+        for stage, values in counts.items()
+        for line in cut_warnings(values)
+    ]
 
 
 def _count_lines(counts: dict[str, dict[str, int]]) -> list[tuple[str, list[str], str]]:

@@ -7,6 +7,7 @@ What goes out: their rendered texts, ready for the tokenizer.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raydpo.prompts.chat import (
@@ -20,7 +21,7 @@ from raydpo.prompts.chat import (
     render_prompt,
     with_system,
 )
-from raydpo.prompts.encode import Text
+from raydpo.prompts.encode import Conversation, Text
 from raydpo.prompts.left_out import check_completion_is_whole, check_prompt_is_whole
 from raydpo.prompts.rows import RefusedRow
 
@@ -122,7 +123,8 @@ def render(
         text = render_completion(tokenizer, messages, prompt, completion, arguments)
         check_completion_is_whole(tokenizer, messages, arguments, completion, text)
         completions.append(text)
-    return Rendered(Text(prompt, is_rendered=True), tuple(completions))
+    conversation = Conversation(messages, partial(render_prompt, tokenizer, arguments=arguments))
+    return Rendered(Text(prompt, True, conversation), tuple(completions))
 
 
 def _rendered_plain(dialogue: Dialogue, prompt: str, system_prompt: str | None) -> Rendered:

@@ -8,10 +8,11 @@ unless the completion was cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from raydpo.errors import ConfigError, DataError, ModelError
+from raydpo.errors import ModelError
 from raydpo.prompts.end_tokens import EndTokens, end_tokens
 from raydpo.prompts.rows import RefusedRow
 
@@ -23,11 +24,26 @@ _ANCHORS: Final = ("\n", ".", "=")
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """Messages, and what makes a prompt's text of them."""
+
+    messages: list[dict[str, Any]]
+    render: Callable[[list[dict[str, Any]]], str]
+
+
+@dataclass(frozen=True)
 class Text:
-    """A text on its way to token ids; a chat template's text brings its own BOS."""
+    """A text on its way to token ids.
+
+    Args:
+        text: the text.
+        is_rendered: whether a chat template made it: then it brings its own BOS.
+        conversation: what the template made it of, if it may have to be made again, shorter.
+    """
 
     text: str
     is_rendered: bool = False
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,10 @@ class Encoder:
             raise RefusedRow("the end-of-sequence token stands inside the text")
         return [*self.inner(ids[:first]), self.end.after_turn if is_turn else self.end.eos]
 
+    def is_finished(self, ids: list[int]) -> bool:
+        """Whether a completion has its end token: one that was cut has none."""
+        return ids[-1] in (self.end.eos, self.end.after_turn)
+
     def inner(self, ids: list[int]) -> list[int]:
         """The ids of a text that BOS and EOS do not stand in.
 
@@ -153,55 +173,6 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
         end=end_tokens(tokenizer, int(eos_id)),
         anchors=_anchors(tokenizer),
     )
-
-
-def fit_prompt(ids: list[int], encoder: Encoder, max_tokens: int, policy: str) -> list[int]:
-    """Hold a prompt to its limit; BOS survives every cut.
-
-    Raises:
-        RefusedRow: it is too long, and the policy is `quarantine`; or it ends with EOS.
-        DataError: it is too long, and the policy is `error`.
-        ConfigError: the limit leaves nothing of it.
-    """
-    if ids[-1:] == [encoder.eos_id]:
-        raise RefusedRow("the prompt ends with the end-of-sequence token")
-    if len(ids) <= max_tokens:
-        return ids
-    _refuse_too_long("prompt", len(ids), max_tokens, policy)
-    start = len(encoder.prefix) if tuple(ids[: len(encoder.prefix)]) == encoder.prefix else 0
-    if max_tokens <= start:
-        raise ConfigError(
-            f"max_prompt_tokens: {max_tokens}",
-            f"a cut prompt keeps its {start} special token(s) at the start, and something more",
-            "raise the limit",
-        )
-    if policy == "keep_start":
-        return ids[:max_tokens]
-    return [*ids[:start], *ids[len(ids) - (max_tokens - start) :]]
-
-
-def fit_completion(ids: list[int], max_tokens: int, policy: str) -> list[int]:
-    """Hold a completion to its limit; one that is cut has no EOS.
-
-    Raises:
-        RefusedRow: it is too long, and the policy is `quarantine`.
-        DataError: it is too long, and the policy is `error`.
-    """
-    if len(ids) <= max_tokens:
-        return ids
-    _refuse_too_long("completion", len(ids), max_tokens, policy)
-    return ids[:max_tokens]
-
-
-def _refuse_too_long(kind: str, length: int, max_tokens: int, policy: str) -> None:
-    if policy == "quarantine":
-        raise RefusedRow(f"the {kind} is longer than {max_tokens} tokens")
-    if policy == "error":
-        raise DataError(
-            f"a {kind} of {length} tokens",
-            f"the limit is {max_tokens} tokens, and the policy for longer ones is `error`",
-            "raise the limit, or choose `quarantine` or `keep_start`",
-        )
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

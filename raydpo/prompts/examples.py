@@ -28,13 +28,9 @@ from raydpo.progress import logger
 from raydpo.prompts.beside import PROMPT_COLUMNS, context_in, prompt_in, with_context
 from raydpo.prompts.chat import messages_of
 from raydpo.prompts.columns import Columns, ColumnUses
+from raydpo.prompts.cuts import check_prompt, cut_counts, fit_completion
 from raydpo.prompts.dialogue import Dialogue, Rendered, completion_of, render
-from raydpo.prompts.encode import (
-    Encoder,
-    fit_completion,
-    fit_prompt,
-    make_encoder,
-)
+from raydpo.prompts.encode import Encoder, make_encoder
 from raydpo.prompts.reading import (
     Reading,
     columns_of,
@@ -270,7 +266,11 @@ def _encode_part(sft: SftConfig, drafts: list[_Draft], encoder: Encoder) -> Part
             rows += _rows_of_draft(sft, draft, ids, encoder)
         except RefusedRow as error:
             refused.append(quarantine_row(_STAGE, draft.name, str(error), draft.source))
-    return PartResult(rows, refused, {"input": len(drafts), "used": len(drafts) - len(refused)})
+    answers = [row["token_ids"] for row in rows if row["prompt_tokens"]]
+    cut = sum(not encoder.is_finished(ids) for ids in answers)
+    cuts = cut_counts((sft.too_long,), completions=len(answers), cut_completions=cut)
+    counts = {"input": len(drafts), "used": len(drafts) - len(refused), **cuts}
+    return PartResult(rows, refused, counts)
 
 
 def _encode(
@@ -310,7 +310,7 @@ def _rows_of(
         step = sft.max_sequence_tokens
         pieces = [whole[start : start + step] for start in range(0, len(whole), step)]
         return [_row(f"{name}:{index}", piece, 0) for index, piece in enumerate(pieces)]
-    prompt = fit_prompt(prompt, encoder, sft.max_sequence_tokens - 1, "quarantine")
+    check_prompt(prompt, encoder, sft.max_sequence_tokens - 1)
     room = sft.max_sequence_tokens - len(prompt)
     completion = fit_completion(encoder.finished(ids), room, sft.too_long)
     return [_row(name, [*prompt, *completion], len(prompt))]

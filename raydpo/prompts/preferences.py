@@ -23,13 +23,9 @@ from raydpo.progress import logger
 from raydpo.prompts import layouts
 from raydpo.prompts.beside import context_in, with_context
 from raydpo.prompts.columns import Columns, ColumnUses
+from raydpo.prompts.cuts import cut_counts, fit_completion, fit_prompt, later_cuts
 from raydpo.prompts.dialogue import Dialogue, Rendered, render
-from raydpo.prompts.encode import (
-    Encoder,
-    fit_completion,
-    fit_prompt,
-    make_encoder,
-)
+from raydpo.prompts.encode import Encoder, make_encoder
 from raydpo.prompts.layouts import Judged
 from raydpo.prompts.mismatches import NO_OTHER_PROMPT, Mismatches
 from raydpo.prompts.reading import (
@@ -114,7 +110,8 @@ def existing_preferences_stage(
 ) -> Stage:
     """What the table of this preference data is made from."""
     readings = later_readings(preferences, preferences.system_prompt)
-    content = {**content_of(preferences), **readings}
+    cuts = later_cuts(preferences.too_long_prompt)
+    content = {**content_of(preferences), **readings, **cuts}
     return source_stage(config, preferences, folder, _STAGE, content)
 
 
@@ -239,6 +236,7 @@ def _encode_part(
     completions = iter(encoder.continuations([c for text in texts for c in text.completions]))
     good: list[tuple[_Draft, Row]] = []
     refused: list[Row] = []
+    cut_prompts = 0
     for draft in drafts:
         try:
             if draft.group is None or draft.rendered is None:
@@ -247,14 +245,23 @@ def _encode_part(
             ids = next(prompts), list(itertools.islice(completions, count))
             row = _row(preferences, draft.name, draft.group, draft.rendered, ids, encoder)
             good.append((draft, row))
+            cut_prompts += row["prompt_ids"] != ids[0]
         except RefusedRow as error:
             refused.append(quarantine_row(_STAGE, draft.name, str(error), draft.source))
+    policies = preferences.too_long_prompt, preferences.too_long_completion
+    given = [completion for _, row in good for completion in row["completions"]]
+    cuts = cut_counts(
+        policies,
+        cut_prompts=cut_prompts,
+        completions=len(given),
+        cut_completions=sum(not encoder.is_finished(completion) for completion in given),
+    )
     if state.reading.layout == "unpaired":
         good, without = state.mismatches.added(good)
         refused += [quarantine_row(_STAGE, d.name, NO_OTHER_PROMPT, d.source) for d in without]
     rows = [row for _, row in good]
     kept = [row for row in rows if row["pairs"] or row["desirable"]]
-    return PartResult(kept, refused, _counts(len(drafts), rows))
+    return PartResult(kept, refused, {**_counts(len(drafts), rows), **cuts})
 
 
 def _counts(read: int, rows: list[Row]) -> dict[str, int]:
@@ -286,7 +293,8 @@ def _row(
     ids: tuple[list[int], list[list[int]]],
     encoder: Encoder,
 ) -> Row:
-    prompt = fit_prompt(ids[0], encoder, preferences.max_prompt_tokens, preferences.too_long_prompt)
+    limit, policy = preferences.max_prompt_tokens, preferences.too_long_prompt
+    prompt = fit_prompt(rendered.prompt, ids[0], encoder, limit, policy)
     whole = [encoder.finished(completion) for completion in ids[1]]
     limit, policy = preferences.max_completion_tokens, preferences.too_long_completion
     completions = [fit_completion(completion, limit, policy) for completion in whole]
@@ -294,12 +302,11 @@ def _row(
     if is_pair and completions[0] == completions[1]:
         raise RefusedRow("chosen equals rejected, as tokens")
     words = zip(group.dialogue.completions, whole, completions, strict=True)
-    cut = prompt != ids[0]
     return {
         "group_id": name,
         "prompt_id": content_hash(group.dialogue.asked),
-        "prompt": encoder.decode_plain(prompt) if cut else rendered.prompt.text,
-        "prompt_ids": prompt,
+        "prompt": prompt.text,
+        "prompt_ids": prompt.ids,
         "completion_texts": [
             w if isinstance(w, str) and a == b else encoder.decode(b) for w, a, b in words
         ],

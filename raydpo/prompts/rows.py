@@ -199,7 +199,7 @@ def write_parts(
         DataError: not one row is left.
         QuarantineBudgetError: too many rows were refused.
     """
-    from raydpo.parts import Table, check_quarantine_budget, describe_counts
+    from raydpo.parts import Table, check_quarantine_budget, describe_counts, warn_of_cuts
 
     manifest = open_stage(stage)
     if manifest is not None:
@@ -228,6 +228,7 @@ def write_parts(
 
     manifest = commit(stage, {}, parts=parts, check=check)
     logger.info("[%s] done: %s", what, describe_counts(manifest))
+    warn_of_cuts(what, manifest)
     return Table(stage.folder, manifest)
 
 

@@ -20,8 +20,9 @@ from raydpo.models import model_config_values
 from raydpo.prompts.beside import Context, context_in, instruction_in, with_context
 from raydpo.prompts.chat import Message
 from raydpo.prompts.columns import Columns, ColumnUses
+from raydpo.prompts.cuts import cut_counts, fit_prompt, later_cuts
 from raydpo.prompts.dialogue import Dialogue, prompt_of, render
-from raydpo.prompts.encode import Encoder, Text, fit_prompt, make_encoder
+from raydpo.prompts.encode import Encoder, Text, make_encoder
 from raydpo.prompts.reading import columns_of, later_readings, plain_because, with_head
 from raydpo.prompts.rows import (
     Ids,
@@ -95,7 +96,7 @@ def run_prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder, wh
 def prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder) -> Stage:
     """What the table of these prompts is made from."""
     readings = later_readings(prompts, prompts.system_prompt)
-    content = {**content_of(prompts), **readings}
+    content = {**content_of(prompts), **readings, **later_cuts(prompts.too_long)}
     return source_stage(config, prompts, folder, _STAGE, content)
 
 
@@ -199,12 +200,13 @@ def _encode_part(
     encoded = iter(encoder.prompts([draft.text for draft in good]))
     rows: list[Row] = []
     refused: list[Row] = []
-    duplicates = 0
+    duplicates = cut = 0
     for draft in drafts:
         try:
             if draft.refused is not None:
                 raise RefusedRow(draft.refused)
-            row = _row(prompts, draft, next(encoded), encoder)
+            ids = next(encoded)
+            row = _row(prompts, draft, ids, encoder)
         except RefusedRow as error:
             refused.append(quarantine_row(_STAGE, draft.name, str(error), draft.source))
             continue
@@ -212,16 +214,20 @@ def _encode_part(
             duplicates += 1
             continue
         rows.append(row)
-    return PartResult(rows, refused, {"input": len(drafts), "duplicates": duplicates})
+        cut += row["prompt_ids"] != ids
+    cuts = cut_counts((prompts.too_long,), cut_prompts=cut)
+    counts = {"input": len(drafts), "duplicates": duplicates, **cuts}
+    return PartResult(rows, refused, counts)
 
 
 def _row(prompts: PromptsConfig, draft: _Draft, ids: list[int], encoder: Encoder) -> Row:
-    fitted = fit_prompt(ids, encoder, prompts.max_prompt_tokens, prompts.too_long)
+    limit, policy = prompts.max_prompt_tokens, prompts.too_long
+    fitted = fit_prompt(draft.text, ids, encoder, limit, policy)
     return {
         "prompt_id": draft.name,
-        "prompt": draft.text.text if fitted == ids else encoder.decode_plain(fitted),
+        "prompt": fitted.text,
         "messages": draft.messages,
-        "prompt_ids": fitted,
+        "prompt_ids": fitted.ids,
     }
 
 

@@ -34,6 +34,7 @@ LAYERS = [
         "padding",
         "context",
         "config_file",
+        "cut_counts",
         "progress",
         "storage",
         "split",

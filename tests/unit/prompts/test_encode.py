@@ -1,17 +1,11 @@
-"""BOS once, EOS once, no token across the boundary, and cuts by the stated policy."""
+"""BOS once, EOS once, no token across the boundary."""
 
 from __future__ import annotations
 
 import pytest
 
-from raydpo.errors import ConfigError, DataError, ModelError
-from raydpo.prompts.encode import (
-    Encoder,
-    Text,
-    fit_completion,
-    fit_prompt,
-    make_encoder,
-)
+from raydpo.errors import ModelError
+from raydpo.prompts.encode import Encoder, Text, make_encoder
 from raydpo.prompts.rows import RefusedRow
 from tests.conftest import make_tokenizer
 
@@ -97,36 +91,6 @@ def test_batches_keep_their_order(spacing_tokenizer) -> None:
     spacing = make_encoder(spacing_tokenizer)
     texts = [" a", "ab", "\na", ".", "b ab"]
     assert spacing.continuations(texts) == [spacing.continuations([text])[0] for text in texts]
-
-
-def test_prompt_policies(encoder: Encoder) -> None:
-    (ids,) = encoder.prompts([Text("the film was good and the plot was bad")])
-    assert fit_prompt(ids, encoder, len(ids), "quarantine") == ids
-    assert fit_prompt(ids, encoder, 5, "keep_start") == ids[:5]
-    assert fit_prompt(ids, encoder, 5, "keep_end") == [BOS, *ids[-4:]]
-    with pytest.raises(RefusedRow, match="longer than 5 tokens"):
-        fit_prompt(ids, encoder, 5, "quarantine")
-    with pytest.raises(DataError, match="policy for longer ones is `error`"):
-        fit_prompt(ids, encoder, 5, "error")
-    with pytest.raises(ConfigError, match="max_prompt_tokens: 1"):
-        fit_prompt(ids, encoder, 1, "keep_end")
-
-
-def test_a_prompt_that_ends_with_eos_is_refused(encoder: Encoder) -> None:
-    (ids,) = encoder.prompts([Text("the film</s>")])
-    with pytest.raises(RefusedRow, match="ends with the end-of-sequence token"):
-        fit_prompt(ids, encoder, 100, "quarantine")
-
-
-def test_completion_policies(encoder: Encoder) -> None:
-    ids = _finished(encoder, " good and bad")
-    assert fit_completion(ids, len(ids), "quarantine") == ids
-    assert fit_completion(ids, len(ids) - 1, "keep_start") == ids[:-1]
-    assert EOS not in fit_completion(ids, 2, "keep_start")
-    with pytest.raises(RefusedRow):
-        fit_completion(ids, 2, "quarantine")
-    with pytest.raises(DataError):
-        fit_completion(ids, 2, "error")
 
 
 def test_a_tokenizer_without_eos_is_refused() -> None:
