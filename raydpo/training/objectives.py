@@ -154,7 +154,8 @@ def measure_of(settings: sections.SingleObjective, seed: int, known: GlobalBatch
         case sections.BcoObjective():
             return bco_measure(settings, known)
         case sections.BinaryCringeObjective() | sections.PairwiseCringeObjective():
-            return cringe_measure(settings, seed, known.step if known else 0)
+            assert known is not None, "Cringe draws anew in each step"
+            return cringe_measure(settings, seed, known.step)
         case sections.RewardModelObjective():
             return reward_measure(settings)
         case sections.TdpoObjective():

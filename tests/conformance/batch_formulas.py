@@ -64,10 +64,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a train step gives: metrics with the loss, and the gradient by every place."""
+    """What a train step gives: metrics with the loss, and the gradient by every place.
+
+    `request` is what it asks the model for: how many top logits, and whether the reference's KL.
+    """
 
     metrics: dict[str, Number]
     gradient: dict[Place, Number]
+    request: tuple[int, bool]
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def expected(section: Section, batch: Batch) -> Expected:
         if section["name"] == "sum":
             return _sum_of_terms(section, batch)
         units = list(UNITS[section["name"]](section, batch))
-        return _with_anchor(section, batch, units, _mean(units))
+        loss = Expected(*_mean(units), _request(section))
+        return _with_anchor(section, batch, units, loss)
 
 
 def _sum_of_terms(section: Section, batch: Batch) -> Expected:
@@ -128,10 +133,17 @@ def _sum_of_terms(section: Section, batch: Batch) -> Expected:
             gradient[place] += weight * slope
         named = {f"loss/{term['objective']['name']}": found.metrics["loss"], **found.metrics}
         metrics = named | metrics
-    return Expected({**metrics, "loss": loss}, gradient)
+    asked = [_request(term["objective"]) for term in section["terms"]]
+    request = (max(top_k for top_k, _ in asked), any(kl for _, kl in asked))
+    return Expected({**metrics, "loss": loss}, gradient, request)
 
 
-def _mean(units: list[Unit]) -> Expected:
+def _request(section: Section) -> tuple[int, bool]:
+    return section.get("top_k", 0), section["name"].startswith("tdpo")
+
+
+def _mean(units: list[Unit]) -> tuple[dict[str, Number], dict[Place, Number]]:
+    """Weighted means over the units: of loss and metrics, and of the gradient."""
     total = sum(unit.weight for unit in units)
     metrics: dict[str, Number] = defaultdict(mp.mpf)
     gradient: dict[Place, Number] = defaultdict(mp.mpf)
@@ -145,7 +157,7 @@ def _mean(units: list[Unit]) -> Expected:
             slope = share * _derivative(unit.formula, values, number)
             for place, weight in one.weights.items():
                 gradient[place] += slope * weight
-    return Expected(metrics, gradient)
+    return metrics, gradient
 
 
 def _derivative(formula: Callable[..., Number], values: list[Number], number: int) -> Number:
@@ -174,14 +186,13 @@ def _with_anchor(section: Section, batch: Batch, units: list[Unit], mean: Expect
         )
         for unit in units
     ]
-    anchor = _mean(anchors)
+    values, slopes = _mean(anchors)
     gradient = defaultdict(mp.mpf, mean.gradient)
-    for place, slope in anchor.gradient.items():
+    for place, slope in slopes.items():
         gradient[place] += mp.mpf(factor) * slope
-    loss, nll = mean.metrics["loss"], anchor.metrics["loss"]
-    return Expected(
-        {**mean.metrics, "loss": loss + mp.mpf(factor) * nll, "nll_loss": nll}, gradient
-    )
+    loss, nll = mean.metrics["loss"], values["loss"]
+    metrics = {**mean.metrics, "loss": loss + mp.mpf(factor) * nll, "nll_loss": nll}
+    return Expected(metrics, gradient, mean.request)
 
 
 def _pairs(batch: Batch) -> Iterator[tuple[int, Row, Row]]:
@@ -442,11 +453,13 @@ def _kto(section: Section, batch: Batch) -> Iterator[Unit]:
         # The mean over all that are judged of a side's value is the mean over that side.
         share = mp.mpf(len(judged)) / sum(other[2] == judgement for other in judged)
         reward, logp = knobs["beta"] * h.value, batch.tokens("logps", row, number).value
-        side = "chosen" if judgement else "rejected"
+        good, bad = share * judgement, share * (not judgement)
         metrics = {
-            f"rewards/{side}": share * reward,
-            "rewards/margins": share * (reward if judgement else -reward),
-            f"logps/{side}": share * logp,
+            "rewards/chosen": good * reward,
+            "rewards/rejected": bad * reward,
+            "rewards/margins": (good - bad) * reward,
+            "logps/chosen": good * logp,
+            "logps/rejected": bad * logp,
             "kl": z0,
         }
         preferred = (row, number) if judgement else None
@@ -456,6 +469,14 @@ def _kto(section: Section, batch: Batch) -> Iterator[Unit]:
 
 def _kto_formula(desirable: bool, z0: Number, knobs: dict[str, Number], h: Number) -> Number:
     return formulas.kto(h, desirable, z0, **knobs)
+
+
+def _fine_tuning(_: Section, batch: Batch) -> Iterator[Unit]:
+    """Every token weighs the same, whatever completion it is in."""
+    for row in batch.rows.values():
+        for number, tokens in enumerate(row["completions"]):
+            mean = batch.tokens("logps", row, number, "mean")
+            yield Unit(mp.mpf(len(tokens)), lambda m: -m, [mean], None, {})
 
 
 def _cringe(section: Section, batch: Batch) -> Iterator[Unit]:
@@ -545,4 +566,5 @@ UNITS: dict[str, Callable[[Section, Batch], Iterator[Unit]]] = {
     "orpo": _mean_logp_units(formulas.orpo, "odds_weight", "odds_weight"),
     "kto": _kto,
     "reward_model": _reward_model,
+    "sft": _fine_tuning,
 }

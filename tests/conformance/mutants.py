@@ -172,11 +172,11 @@ def _mutated(function: ast.FunctionDef) -> Iterator[tuple[str, ast.FunctionDef]]
                     continue
                 mutated = copy.deepcopy(function)
                 found = list(ast.walk(mutated.body[place]))[index]
-                _Replace(found, replacement).visit(mutated.body[place])
+                Replace(found, replacement).visit(mutated.body[place])
                 yield ast.unparse(mutated.body[place]), mutated
 
 
-class _Replace(ast.NodeTransformer):
+class Replace(ast.NodeTransformer):
     """Puts `new` in the place of the very node `old`."""
 
     def __init__(self, old: ast.AST, new: ast.AST) -> None:

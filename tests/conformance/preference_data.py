@@ -18,8 +18,22 @@ Row = dict[str, Any]
 #: Completions of the groups, in turn; lengths of the completions, in turn.
 SIZES = [2, 3, 4, 2, 3, 2, 4, 3, 2, 3]
 LENGTHS = [2, 1, 3, 1, 4, 2, 3]
+#: None for a completion of another prompt, which every group has. In the second step one completion is a
+#: bad one, in the last step none is.
+JUDGEMENTS: list[list[bool | None]] = [
+    [True, None],
+    [False, None],
+    [True, True, None],
+    [False, None],
+    [None, True],
+    [True, None],
+    [False, None],
+    [True, False, None],
+    [True, None],
+    [None, True, False],
+]
 #: Columns of `Tables.top_logits`: what the largest `top_k` of the cases asks for.
-MOST_TOP_LOGITS = 5
+MOST_TOP_LOGITS = 8
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Data:
 
 def paired() -> Data:
     """Groups with rankings and pairs; weights and probabilities of pairs differ within a group."""
-    draw = random.Random(5)
+    draw = random.Random(16)
     data = Data([], Tables())
     for number, size in enumerate(SIZES):
         ranking = draw.sample(range(size), size)
@@ -64,11 +78,9 @@ def paired() -> Data:
 
 def unpaired() -> Data:
     """Completions judged one by one, more of them good than bad, and completions of other prompts."""
-    draw = random.Random(7)
+    draw = random.Random(110)
     data = Data([], Tables())
-    judgements: list[list[bool | None]] = [[True, None], [False, True, None], [True], [None, False]]
-    for number in range(len(SIZES)):
-        desirable = judgements[number % len(judgements)]
+    for number, desirable in enumerate(JUDGEMENTS):
         known = {"pairs": [], "ranking": None, "desirable": desirable}
         _add_row(data, number, draw, len(desirable), known)
     return data
@@ -96,7 +108,6 @@ def _add_row(data: Data, number: int, draw: random.Random, size: int, known: Row
 
 def _add_token(tables: Tables, draw: random.Random) -> None:
     reference = -draw.randint(32, 160)
-    # The policy is a little likelier on the whole, so that KTO's reference point is above 0.
     tables.reference.append(reference / 64)
     tables.logps.append(min(reference + draw.randint(-80, 96), -4) / 64)
     tables.kl.append(draw.randint(4, 60) / 64)

@@ -13,7 +13,7 @@ SFT: dict[str, list[Any]] = {"sft_weight": [0.0, 0.6, 1.3]}
 BETA: dict[str, list[Any]] = {"beta": [0.3, 0.8]}
 LENGTH: dict[str, list[Any]] = {"length": ["sum", "mean", {"ld_alpha": 0.3}, {"ld_alpha": 0.7}]}
 SCALED = LENGTH | BETA | SFT
-CRINGE: dict[str, list[Any]] = {"alpha": [0.4, 1.7], "top_k": [4, 2], **SFT}
+CRINGE: dict[str, list[Any]] = {"alpha": [0.4, 1.7], "top_k": [4, 7], **SFT}
 
 #: Of each objective every option and its values; the first are those that all the others are tried with.
 OPTIONS: dict[str, dict[str, list[Any]]] = {
@@ -101,9 +101,21 @@ SUMS: dict[str, Section] = {
     ),
 }
 
+#: What stands for `make_objective` where the stage is `sft`: it has no section `training.objective`.
+FINE_TUNING: Section = {"name": "sft"}
+
+#: Steps that sections are looked at in, where it is not the step `USUAL_STEP`.
+USUAL_STEP = 1
+STEPS = {
+    "kto, where the policy is less likely than the reference": 0,
+    "kto, without a bad completion": 2,
+}
+
 SECTIONS: dict[str, Section] = {
+    **SUMS,
+    "supervised fine-tuning": FINE_TUNING,
     **{name: base(name) for name in OPTIONS},
     **{key: section for name in OPTIONS for key, section in _others(name).items()},
     **TOGETHER,
-    **SUMS,
+    **{name: base("kto") for name in STEPS},
 }

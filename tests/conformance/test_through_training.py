@@ -16,11 +16,10 @@ from raydpo.config import TrainingConfig
 from raydpo.training.composition import rank_micro_batches
 from raydpo.training.objectives import make_objective
 from tests.conformance.held import TOLERANCE, expected, largest_error, shipped
-from tests.conformance.sections import OPTIONS, SECTIONS, SUMS, base
+from tests.conformance.sections import OPTIONS, SECTIONS, STEPS, SUMS, USUAL_STEP, base
 from tests.conformance.training_path import (
     MICRO_BATCH_TOKENS,
     PLAN,
-    STEP,
     dataset,
     trained,
 )
@@ -48,7 +47,7 @@ def test_two_workers_compute_the_formula(name: str) -> None:
 
 def test_one_of_two_workers_has_a_micro_batch_less() -> None:
     for is_unpaired in (False, True):
-        sizes, groups = dataset(is_unpaired).sizes, PLAN.step_groups(STEP)
+        sizes, groups = dataset(is_unpaired).sizes, PLAN.step_groups(USUAL_STEP)
         shares = [
             rank_micro_batches(groups, sizes, 2, rank, MICRO_BATCH_TOKENS, shared=False)
             for rank in (0, 1)
@@ -70,6 +69,7 @@ def test_every_option_of_every_objective_stands_at_two_values() -> None:
     tried = {
         (section["name"], option, repr(value))
         for section in SECTIONS.values()
+        if section["name"] in OPTIONS
         for option, value in section.items()
     }
     for name, options in found.items():
@@ -84,18 +84,20 @@ def test_a_reward_model_has_no_anchor() -> None:
         TrainingConfig.model_validate({"objective": section})
 
 
-@pytest.mark.parametrize("name", [name for name in SECTIONS if "," in name and "sum" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in SECTIONS if "," in name and name not in {**SUMS, **STEPS}]
+)
 def test_every_option_changes_the_loss_or_its_gradient(name: str) -> None:
     """Else a check of its formula would not notice that it is ignored."""
     one, other = (expected(key) for key in (name, SECTIONS[name]["name"]))
     differences = [one.metrics["loss"] - other.metrics["loss"]]
     for place in one.gradient.keys() | other.gradient.keys():
         differences.append(one.gradient.get(place, 0) - other.gradient.get(place, 0))
-    assert max(map(abs, differences)) > 100 * TOLERANCE
+    assert max(map(abs, differences)) > 10 * TOLERANCE
 
 
 def test_the_step_that_is_looked_at_leaves_groups_out() -> None:
-    groups = PLAN.step_groups(STEP)
+    groups = PLAN.step_groups(USUAL_STEP)
     assert 0 < len(groups) < PLAN.groups
     objective = make_objective(TrainingConfig().objective)
     data = dataset(is_unpaired=False)

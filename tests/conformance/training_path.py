@@ -24,27 +24,26 @@ from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, write_groups
 from raydpo.training.head import HeadRequest
 from raydpo.training.loop import Hooks, Step
-from raydpo.training.objectives import make_objective
+from raydpo.training.objectives import Objective, SftObjective, make_objective
 from raydpo.training.sharding import World
 from tests.conformance.batch_formulas import Batch, Place
 from tests.conformance.preference_data import PAIRED, UNPAIRED, Data
-from tests.conformance.sections import Section
+from tests.conformance.sections import FINE_TUNING, USUAL_STEP, Section
 
 SEED = 5
-#: The step that is looked at: neither the first, nor one of all groups.
-STEP = 1
 #: Cuts the step into micro-batches of more groups than one; of two workers one has a micro-batch less.
 MICRO_BATCH_TOKENS = 36
-PLAN = Plan(groups=len(PAIRED.rows), global_batch_groups=5, epochs=2, max_steps=None, seed=SEED)
+PLAN = Plan(groups=len(PAIRED.rows), global_batch_groups=4, epochs=2, max_steps=None, seed=SEED)
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a step computed: its metrics, and gradients other than 0 by place."""
+    """What a step computed: its metrics, and gradients other than 0 by place; what it asked the model for."""
 
     metrics: dict[str, float]
     gradient: dict[Place, float]
+    request: HeadRequest
 
 
 class TablePolicy(nn.Module):
@@ -55,9 +54,11 @@ class TablePolicy(nn.Module):
         for name in ("logps", "kl", "target_logits", "top_logits"):
             values = torch.tensor(getattr(data.tables, name), dtype=torch.float32)
             self.register_parameter(name, nn.Parameter(values))
+        self.request = HeadRequest()
 
     def forward(self, batch: MicroBatch, request: HeadRequest) -> tuple[Tensor | None, ...]:
         """The fields of `TokenOutputs`, of which there are no more than were asked for."""
+        self.request = request  # the last one is that of training
         logits = self.target_logits[batch.targets] if request.top_k else None
         top = self.top_logits[batch.targets, : request.top_k] if request.top_k else None
         kl = self.kl[batch.targets] if request.reference_kl else None
@@ -116,7 +117,7 @@ def data_of(section: Section) -> Data:
     return UNPAIRED if first["name"] == "kto" else PAIRED
 
 
-def batch_of(section: Section, step: int = STEP) -> Batch:
+def batch_of(section: Section, step: int) -> Batch:
     """The rows of a step, for the formulas."""
     data = data_of(section)
     rows = {number: data.rows[number] for number in PLAN.step_groups(step)}
@@ -127,7 +128,7 @@ def trained(
     section: Section,
     tokens: int = MICRO_BATCH_TOKENS,
     workers: int = 1,
-    step: int = STEP,
+    step: int = USUAL_STEP,
     shared: bool = False,
 ) -> Result:
     """One train step.
@@ -143,21 +144,23 @@ def trained(
         return _of_worker(section, tokens, World(0, 1, CPU), step, shared)
     barrier, values = threading.Barrier(workers, timeout=60), {}
     found: dict[int, Result] = {}
+    failures: list[Exception] = []
 
     def work(rank: int) -> None:
         try:
             world = ThreadWorld(rank, workers, CPU, barrier, values)
             found[rank] = _of_worker(section, tokens, world, step, shared)
-        except BaseException:
+        except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
+            failures.append(error)
             barrier.abort()
-            raise
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == workers, "a worker failed"
+    if failures:
+        raise failures[0]
     return _averaged(found)
 
 
@@ -174,7 +177,7 @@ def _averaged(found: dict[int, Result]) -> Result:
     for values in metrics:
         values.pop("grad_norm")
     assert all(values == metrics[0] for values in metrics)
-    return Result(metrics[0], gradient)
+    return Result(metrics[0], gradient, found[0].request)
 
 
 def _is_timing(name: str) -> bool:
@@ -182,24 +185,31 @@ def _is_timing(name: str) -> bool:
 
 
 def _of_worker(section: Section, tokens: int, world: World, step: int, shared: bool) -> Result:
-    settings = TrainingConfig.model_validate(
-        {"objective": section, "max_tokens_per_micro_batch": tokens, "max_grad_norm": None}
-    )
+    settings, objective = _objective(section)
     policy = TablePolicy(data_of(section))
     optimizer = KeepsGradients(policy)
     train_step = WatchedStep(
         module=policy,
         shared=shared,
         data=dataset(data_of(section) is UNPAIRED),
-        objective=make_objective(settings.objective, SEED),
-        settings=settings,
+        objective=objective,
+        settings=settings.model_copy(update={"max_tokens_per_micro_batch": tokens}),
         plan=PLAN,
         world=world,
         optimizer=optimizer,
         hooks=Hooks(_nothing, _nothing, _nothing, _nothing),
     )
     metrics = train_step(step)
-    return Result(metrics, _by_place(optimizer.kept))
+    return Result(metrics, _by_place(optimizer.kept), policy.request)
+
+
+def _objective(section: Section) -> tuple[TrainingConfig, Objective]:
+    """As a worker makes it from the configuration."""
+    rest: dict[str, Any] = {"max_grad_norm": None}
+    if section == FINE_TUNING:
+        return TrainingConfig.model_validate(rest), SftObjective()
+    settings = TrainingConfig.model_validate({"objective": section, **rest})
+    return settings, make_objective(settings.objective, SEED)
 
 
 def _nothing(*_: Any) -> Callable[[], None]:

@@ -41,7 +41,7 @@ def _measure_rankings(outputs: TokenOutputs, batch: MicroBatch) -> Values:
     metrics = _metrics(rewards[:, 0].detach(), rewards[rows, mask.sum(1) - 1].detach())
     metrics["rewards/accuracies"] = share_in_order(rewards.detach(), mask)
     losses = plackett_luce_loss(rewards, mask, beta=1.0)
-    return Values(losses, torch.ones_like(losses).detach(), batch.rankings[:, 0], metrics)
+    return Values(losses, torch.ones_like(losses), batch.rankings[:, 0], metrics)
 
 
 def _metrics(best: Tensor, worst: Tensor) -> dict[str, Tensor]:

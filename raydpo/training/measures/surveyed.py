@@ -50,7 +50,7 @@ def kto_measure(settings: sections.KtoObjective, known: GlobalBatch) -> Measure:
         for group in known.groups
         for index in mismatched_completions(group)
     ]
-    point = kto_reference_point(torch.tensor(mismatched)).item() if mismatched else 0.0
+    point = kto_reference_point(torch.tensor(mismatched)).item()
     judged = [j for j in judgements if j is not None]
     shares = {side: len(judged) / max(judged.count(side), 1) for side in (True, False)}
     return partial(_measure_kto, settings, point, shares)
