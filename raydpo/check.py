@@ -7,7 +7,7 @@ example with its mask, and every problem that was found. Nothing is written.
 from __future__ import annotations
 
 import fcntl
-import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +78,14 @@ def check(config: Config, rows: int | None = None) -> Report:
         config: the job.
         rows: read only so many rows of each source; without it all of them.
     """
-    from raydpo import check_data, check_models, check_online, check_resources, check_rewards
+    from raydpo import (
+        check_data,
+        check_exports,
+        check_models,
+        check_online,
+        check_resources,
+        check_rewards,
+    )
 
     findings = Findings()
     findings.attempt(_check_run_directory, config, findings)
@@ -86,6 +93,7 @@ def check(config: Config, rows: int | None = None) -> Report:
     check_models.check_sections(config, findings)
     check_resources.check_resources(config, findings)
     findings.attempt(check_config_fits, config)
+    check_exports.check_exports(config, findings)
     check_online.check_online(config, findings)
     check_data.check_data(config, rows, findings)
     check_rewards.check_rewards(config, findings)
@@ -99,15 +107,23 @@ def _check_run_directory(config: Config, findings: Findings) -> None:
     if not run.is_local:
         return
     path = run.local_path()
-    parent = next(p for p in (path, *path.parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
+    parent = nearest_folder(path)
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # it has no name, and leaves nothing
+            pass
+    except OSError as error:
         raise ConfigError(
-            f"output {config.output!r}: {parent} cannot be written",
+            f"output {config.output!r}: {parent} cannot be written ({error.strerror})",
             "the run directory is `<output>/<name>`, and this user may create it",
             "set `output` to a folder of your own",
-        )
+        ) from error
     if (path / "lock").is_file():
         _check_lock(path)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path, or the nearest above it that is there; it may be a file."""
+    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _check_lock(path: Path) -> None:

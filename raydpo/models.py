@@ -27,6 +27,7 @@ from raydpo.model_files import (
 )
 from raydpo.padding import set_padding_token
 from raydpo.storage import Folder, fingerprint
+from raydpo.tied_embeddings import holds_two, note_untied
 from raydpo.weights import (
     Exceptions,
     loading_report,
@@ -132,7 +133,9 @@ def load_causal_lm(model: ModelConfig) -> PreTrainedModel:
     Raises:
         ModelError: see `load_model`.
     """
-    return load_model(model, CAUSAL_LM)
+    loaded = load_model(model, CAUSAL_LM)
+    note_untied(loaded)
+    return loaded
 
 
 def load_scalar_head(model: ModelConfig) -> PreTrainedModel:
@@ -218,12 +221,24 @@ def load_with(auto_class: Any, model: ModelConfig, **arguments: Any) -> Any:
 
 
 def meta_causal_lm(model: ModelConfig) -> PreTrainedModel:
-    """What `load_causal_lm` returns, on the `meta` device: shapes, and no memory for weights."""
+    """What `load_causal_lm` returns, on the `meta` device: shapes, and no memory for weights.
+
+    Raises:
+        ModelError: a configuration of the model cannot be read.
+    """
     from transformers import GenerationConfig
 
     empty = meta_model(model, CAUSAL_LM)
-    if (local_folder(model) / "generation_config.json").is_file():
-        empty.generation_config = load_with(GenerationConfig, model)
+    file = local_folder(model) / "generation_config.json"
+    if file.is_file():
+        try:
+            empty.generation_config = GenerationConfig.from_pretrained(file.parent)
+        except Exception as error:  # contradictory settings, or values of other types
+            raise ModelError(
+                f"{file} cannot be read: {said_by(error)}",
+                "it is what transformers' GenerationConfig reads",
+                "mend it, or delete it: then the model has no settings of generation",
+            ) from error
     return empty
 
 
@@ -241,7 +256,9 @@ def meta_model(model: ModelConfig, kind: Kind) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig
 
-    config = load_with(AutoConfig, model, **kind.values)
+    untied = kind == CAUSAL_LM and unties_embeddings(model)
+    values = {"tie_word_embeddings": False} if untied else kind.values
+    config = load_with(AutoConfig, model, **values)
     try:
         with torch.device("meta"):
             empty: PreTrainedModel = kind.of_transformers().from_config(
@@ -256,16 +273,45 @@ def meta_model(model: ModelConfig, kind: Kind) -> PreTrainedModel:
     return empty.eval()
 
 
+def ties_embeddings(model: ModelConfig) -> bool:
+    """Whether a model's output layer is its input embedding.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    return _says_tied(model) and not unties_embeddings(model)
+
+
+def unties_embeddings(model: ModelConfig) -> bool:
+    """Whether a model's config says that its embeddings are tied, and its files hold two.
+
+    Then transformers loads two, and so does all of raydpo.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    return _says_tied(model) and holds_two(local_folder(model), _causal_lm_class(model))
+
+
+def _says_tied(model: ModelConfig) -> bool:
+    from transformers import AutoConfig
+
+    return bool(getattr(load_with(AutoConfig, model), "tie_word_embeddings", False))
+
+
 def inner_prefix(model: ModelConfig) -> str:
     """What stands before the names of the tensors under a model's head, as in `transformer.`.
 
     Some files of the hub leave it out; what transformers saves has it.
     """
+    return f"{_causal_lm_class(model).base_model_prefix}."
+
+
+def _causal_lm_class(model: ModelConfig) -> Any:
     from transformers import AutoConfig, PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING as CLASSES
 
-    known: Any = CLASSES.get(type(load_with(AutoConfig, model)), PreTrainedModel)  # pyright: ignore
-    return f"{known.base_model_prefix}."
+    return CLASSES.get(type(load_with(AutoConfig, model)), PreTrainedModel)  # pyright: ignore
 
 
 def model_config_values(model: ModelConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,16 @@ def make_tiny_model(folder: Path, seed: int, **overrides: object) -> Path:
     model = LlamaForCausalLM(LlamaConfig(**{**values, **overrides}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def liar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose config says tied, and whose file holds an output layer of its own."""
+    folder = tmp_path_factory.mktemp("models") / "liar"
+    make_tiny_model(folder, seed=3, tie_word_embeddings=False)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tie_word_embeddings": True}))
     return folder
 
 

@@ -22,12 +22,14 @@ from raydpo.errors import ModelError, own_errors
 from raydpo.models import (
     inner_prefix,
     local_folder,
+    ties_embeddings,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
 from raydpo.progress import logger
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder
+from raydpo.training.probe import PROBE_FILE
 
 MODEL_FOLDER: Final = "model"
 
@@ -80,14 +82,27 @@ def write_average(
         ModelError: the two models have other tensors.
     """
     source, other = local_folder(policy), local_folder(reference)
+    _check_ties(policy, reference)
     with tempfile.TemporaryDirectory() as partial:
         for file in source.iterdir():
-            if file.is_file() and file.suffix != ".safetensors":
+            if file.is_file() and file.suffix != ".safetensors" and file.name != PROBE_FILE:
                 shutil.copy(file, partial)
         for file in sorted(source.glob("*.safetensors")):
             averages = _averaged_file(file, other, alpha, inner_prefix(policy))
             save_file(averages, Path(partial, file.name), {"format": "pt"})
         target.upload(Path(partial))
+
+
+def _check_ties(policy: ModelConfig, reference: ModelConfig) -> None:
+    """Names of tensors are the policy's: of a tied one, the reference's output layer would be lost."""
+    if ties_embeddings(policy) != ties_embeddings(reference):
+        both = (policy, reference)
+        tied, untied = both if ties_embeddings(policy) else both[::-1]
+        raise ModelError(
+            f"{untied.path} has an output layer of its own, {tied.path} has tied embeddings",
+            "policy and reference are averaged tensor by tensor",
+            "take online.reference 'original' or 'previous', or a reference.model like the policy",
+        )
 
 
 def _averaged_file(file: Path, other: Path, alpha: float, prefix: str) -> dict[str, torch.Tensor]:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.context import engine_overrides, model_context
 from raydpo.errors import ConfigError, ModelError
-from raydpo.models import CAUSAL_LM, check_weights, local_folder, model_config_values
+from raydpo.models import (
+    CAUSAL_LM,
+    check_weights,
+    local_folder,
+    model_config_values,
+    unties_embeddings,
+)
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, SamplingParams
@@ -185,6 +191,9 @@ def load_engine(model: ModelConfig, arguments: dict[str, Any]) -> LLMEngine:
     """
     folder = local_folder(model)
     check_weights(model, CAUSAL_LM)  # vLLM skips weights that it has no place for
+    if unties_embeddings(model):  # vLLM goes by the config, and would leave the output layer out
+        overrides = {**arguments.get("hf_overrides", {}), "tie_word_embeddings": False}
+        arguments = {**arguments, "hf_overrides": overrides}
     from vllm import EngineArgs, LLMEngine
     from vllm.usage.usage_lib import UsageContext
 

@@ -23,6 +23,7 @@ from raydpo.models import (
     load_with,
     local_folder,
     meta_model,
+    unties_embeddings,
     weights_fingerprint,
 )
 from raydpo.sampling.arguments import engine_dtype
@@ -65,7 +66,10 @@ def architecture(model: ModelConfig) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    values = load_with(AutoConfig, adapter_base(model) or model).to_dict()
+    whole = adapter_base(model) or model
+    values = load_with(AutoConfig, whole).to_dict()
+    if unties_embeddings(whole):
+        values["tie_word_embeddings"] = False
     return {key: value for key, value in values.items() if key not in _DOES_NOT_MATTER}
 
 

@@ -9,7 +9,7 @@ loads, and the base model with the adapter merged into its weights.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> No
         seed: of A; with it every worker makes the same adapter.
 
     Raises:
-        ConfigError: no layer has a name that the settings ask for.
+        ConfigError: no layer has a name that the settings ask for, or one shares its weights.
     """
     from peft import inject_adapter_in_model  # an extra, and slow to import
 
@@ -48,6 +48,7 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> No
                 "they are names of linear layers of the model, or all-linear",
                 f"{type(model).__name__} has {_linear_names(model)}",
             ) from error
+    _refuse_tied(model, settings)
 
 
 def save_adapter(
@@ -78,6 +79,20 @@ def save_adapter(
     merged = adapted.merge_and_unload()  # pyright: ignore[reportCallIssue] (peft forwards it)
     assert isinstance(merged, PreTrainedModel)
     return merged
+
+
+def _refuse_tied(model: PreTrainedModel, settings: LoraSettings) -> None:
+    """Merged, an adapter of the one layer would change the other, which was trained without it."""
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if None in ends or ends[0].weight is not ends[1].weight:
+        return
+    if any(hasattr(layer, "base_layer") for layer in ends):
+        raise ConfigError(
+            f"lora.target_modules {settings.target_modules!r} adapts one of two tied layers",
+            f"{type(model).__name__} has one weight for input embedding and output layer, and an "
+            "adapter that is merged into it would change both",
+            "leave these two out of lora.target_modules",
+        )
 
 
 def _peft_config(settings: LoraSettings) -> LoraConfig:

@@ -6,13 +6,12 @@ stage's folder; checkpoints through Ray Train.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,13 +20,12 @@ import torch
 from pyarrow.fs import FileSelector
 from ray.train import Checkpoint
 from ray.train.torch import get_device
-from transformers import PreTrainedModel
 
 from raydpo.config import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
 from raydpo.config_base import ROUNDING_NATS
 from raydpo.config_objective_base import COLUMN_OF_UNIT, Unit
 from raydpo.config_objectives import single_objectives
-from raydpo.errors import DataError, NumericsError
+from raydpo.errors import DataError, ModelError, NumericsError, RaydpoError, RunError
 from raydpo.imports import uncollected
 from raydpo.models import (
     load_causal_lm,
@@ -37,7 +35,7 @@ from raydpo.models import (
     meta_scalar_head,
 )
 from raydpo.parts import Table
-from raydpo.progress import start_logging
+from raydpo.progress import logger, start_logging
 from raydpo.run import read_rows
 from raydpo.split import is_heldout
 from raydpo.storage import Folder, fingerprint, locate
@@ -46,6 +44,7 @@ from raydpo.training.attention.backends import IMPLEMENTATIONS
 from raydpo.training.attention.interface import attention_of, set_attention
 from raydpo.training.checkpoints import newest_whole
 from raydpo.training.composition import Plan
+from raydpo.training.export import MODEL, Trained, export
 from raydpo.training.groups import (
     GroupDataset,
     example_rows,
@@ -56,25 +55,24 @@ from raydpo.training.groups import (
 from raydpo.training.handover import AwaitedJob, GivenJob
 from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, train
-from raydpo.training.lora import save_adapter
 from raydpo.training.metrics_log import MetricsLog
 from raydpo.training.objectives import Objective, SftObjective, make_objective
-from raydpo.training.probe import PROBE_FILE, probe_logps
+from raydpo.training.probe import probe
 from raydpo.training.reward import ended_by_eos, reward_module
 from raydpo.training.sharding import World, current_world, full_parameters
 from raydpo.training.sharing import token_module
 
-#: A numerical failure is the same on every rank and would come again: it is written here
-#: and the workers end, instead of being started again by Ray Train.
+#: What would come again, such as a numerical failure, is written here, and the workers end
+#: instead of being started again by Ray Train.
 ERROR_FILE: Final = "error.json"
+#: How the exported model was held against the trainer.
+EXPORT_FILE: Final = "export.json"
 
 #: What is done with a model's folder and this worker's device; it raises nothing.
 Publish = Callable[[Path, torch.device], object]
 
-#: Folders inside the stage's folder.
+#: Folder inside the stage's folder.
 CHECKPOINTS: Final = "checkpoints"
-MODEL: Final = "model"
-ADAPTER: Final = "adapter"
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def run_worker(arguments: dict[str, Any]) -> None:
         _train(job, world)
     except NumericsError as error:
         if world.rank == 0:
-            job.folder.write_json(ERROR_FILE, [error.value, error.rule, error.way_out])
+            _record(job, error)
 
 
 def _train(job: TrainJob, world: World) -> None:
@@ -210,13 +208,12 @@ def _train_and_export(
         failed=_failure_hook(job, world),
     )
     wrapped = train(module, data, _objective(job), job.settings, plan, world, hooks, resume_from)
-    probed = (
-        None if job.trains_reward_model else probe_logps(wrapped, module.shared, data, plan, world)
-    )
-    parameters = full_parameters(wrapped)
+    probed = probe(wrapped, module.shared, job.trains_reward_model, data, plan, world)
+    lora, rewards = job.settings.lora, job.trains_reward_model
+    trained = Trained(job.model, lora, rewards, full_parameters(wrapped), probed)
     if log is not None:
-        _export(job, parameters, probed, world.device)
         log.close()
+        _export(job, trained, world.device)
 
 
 def _dataset(job: TrainJob) -> GroupDataset:
@@ -335,37 +332,39 @@ def _failure_hook(job: TrainJob, world: World) -> Callable[[Failure], None]:
     return write
 
 
-def _export(
-    job: TrainJob,
-    parameters: dict[str, torch.Tensor],
-    probed: list[dict[str, Any]] | None,
-    device: torch.device,
-) -> None:
-    """Write the final model as a Hugging Face folder, in the run's precision."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = _final_model(job, parameters, Path(folder, ADAPTER))
-        if job.model.precision == "bfloat16":
-            model.bfloat16()
-        model.save_pretrained(Path(folder, MODEL))
-        load_tokenizer(job.model).save_pretrained(Path(folder, MODEL))
-        if probed is not None:
-            Path(folder, MODEL, PROBE_FILE).write_text(json.dumps(probed), encoding="utf-8")
-        with ThreadPoolExecutor(1) as beside:
-            if job.publish is not None:
-                beside.submit(job.publish, Path(folder, MODEL), device)
-            job.folder.upload(Path(folder))
+def _export(job: TrainJob, trained: Trained, device: torch.device) -> None:
+    """Write the final model. Hours of work are in it: whatever goes wrong leaves a way out."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            held = export(trained, Path(folder))
+            job.folder.write_json(EXPORT_FILE, asdict(held))
+            with ThreadPoolExecutor(1) as beside:
+                if job.publish is not None:
+                    beside.submit(job.publish, Path(folder, MODEL), device)
+                job.folder.upload(Path(folder))
+    except ModelError as error:
+        _record(job, error)
+    except Exception as error:
+        logger.exception("[%s] the export failed", job.what)
+        own = RunError(
+            f"the trained model cannot be written: {type(error).__name__}: {error}",
+            f"{job.folder.uri} and the temporary folder {tempfile.gettempdir()} take it",
+            "nothing is lost: the last checkpoint is kept. Mend what the message names, and run "
+            "the same command again: it only exports",
+        )
+        if not job.folder.is_local:  # a store may answer when Ray Train tries again
+            raise own from error
+        _record(job, own)
 
 
-def _final_model(
-    job: TrainJob, parameters: dict[str, torch.Tensor], adapter: Path
-) -> PreTrainedModel:
-    if job.settings.lora is not None:
-        base = load_causal_lm(job.model)
-        return save_adapter(base, job.settings.lora, parameters, job.model.path, adapter)
-    # Takes the parameters over, without a second copy.
-    model = (meta_scalar_head if job.trains_reward_model else meta_causal_lm)(job.model)
-    model.load_state_dict(parameters, assign=True)
-    model.tie_weights()
-    if job.trains_reward_model:  # a text's last token is found by the padding after it
-        model.config.pad_token_id = load_tokenizer(job.model).pad_token_id
-    return model
+def _record(job: TrainJob, error: RaydpoError) -> None:
+    """Leave an error for the driver: raised, Ray Train would start the workers again for it.
+
+    Raises:
+        RaydpoError: not even this can be written.
+    """
+    words = [type(error).__name__, error.value, error.rule, error.way_out]
+    try:
+        job.folder.write_json(ERROR_FILE, words)
+    except OSError:
+        raise error from None

@@ -15,17 +15,20 @@ from typing import Final
 from raydpo.cluster import cluster_size
 from raydpo.config import Config, ModelConfig, TrainerConfig
 from raydpo.config_content import content_of
-from raydpo.errors import NumericsError
+from raydpo.errors import ModelError, NumericsError, RunError
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.plan import workers_can_wait
 from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder
+from raydpo.training.export import MODEL
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
-from raydpo.training.ray_worker import ERROR_FILE, MODEL, Publish, TrainJob
+from raydpo.training.ray_worker import ERROR_FILE, EXPORT_FILE, Publish, TrainJob
 from raydpo.training.workers import EarlyWorkers, count, fit
 
+#: Errors that workers leave in a file, by name.
+_RECORDED: Final = {one.__name__: one for one in (NumericsError, ModelError, RunError)}
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
@@ -173,9 +176,13 @@ def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> Mo
         _train(job, workers)
     _raise_recorded_error(job.folder)
     rows = read_metrics(job.folder)
-    commit_files(
-        stage, weights_fingerprint(trained), {"steps": len(rows), "last_metrics": rows[-1]}
+    held = job.folder.read_json(EXPORT_FILE)
+    facts = {"steps": len(rows), "last_metrics": rows[-1], "export": held}
+    commit_files(stage, weights_fingerprint(trained), facts)
+    text = (
+        "[%s] the exported model, loaded again: %d values, largest difference %.2g (tolerance %g)"
     )
+    logger.info(text, job.what, held["values"], held["largest_difference"], held["tolerance"])
     logger.info("[%s] done: %d steps, loss %.4f", job.what, len(rows), rows[-1]["loss"])
     return trained
 
@@ -214,5 +221,5 @@ def _shown_progress(folder: Folder) -> Generator[None]:
 
 def _raise_recorded_error(folder: Folder) -> None:
     if folder.exists(ERROR_FILE):
-        value, rule, way_out = folder.read_json(ERROR_FILE)
-        raise NumericsError(value, rule, way_out)
+        name, *words = folder.read_json(ERROR_FILE)
+        raise _RECORDED[name](*words)

@@ -46,6 +46,8 @@ LAYERS = [
         "model_files",
         "models",
         "weights",
+        "tied_embeddings",
+        "model_settings",
         "cluster",
         "parts",
         "stream",
@@ -54,7 +56,15 @@ LAYERS = [
     STAGES,
     {"round"},
     {"pipeline", "online", "online_record", "online_summary", "show", "annotate"}
-    | {"check", "check_data", "check_models", "check_online", "check_resources", "check_rewards"},
+    | {
+        "check",
+        "check_data",
+        "check_exports",
+        "check_models",
+        "check_online",
+        "check_resources",
+        "check_rewards",
+    },
     {"failures"},
     {"cli"},
 ]

@@ -53,3 +53,23 @@ def test_another_architecture_is_refused(tiny_model, tmp_path: Path) -> None:
     models = ModelConfig(path=str(tiny_model)), ModelConfig(path=str(wide))
     with pytest.raises(ModelError, match="same architecture"):
         write_average(folder_of(str(tmp_path / "mixed")), *models, 0.5)
+
+
+def test_what_the_trainer_said_of_the_policy_is_not_said_of_an_average(
+    tiny_model, other, tmp_path: Path
+) -> None:
+    policy = shutil.copytree(tiny_model, tmp_path / "policy")
+    (policy / "probe.json").write_text("[]")
+    models = ModelConfig(path=str(policy)), ModelConfig(path=str(other))
+    write_average(folder_of(str(tmp_path / "mixed")), *models, 0.5)
+    assert not (tmp_path / "mixed/probe.json").exists()
+
+
+def test_an_output_layer_of_its_own_is_not_averaged_away(tiny_model, liar, tmp_path: Path) -> None:
+    models = ModelConfig(path=str(tiny_model)), ModelConfig(path=str(liar))
+    with pytest.raises(ModelError, match="output layer of its own"):
+        write_average(folder_of(str(tmp_path / "mixed")), *models, 0.5)
+    with pytest.raises(ModelError, match="output layer of its own"):
+        write_average(folder_of(str(tmp_path / "mixed")), *models[::-1], 0.5)
+    write_average(folder_of(str(tmp_path / "own")), models[1], models[1], 0.5)
+    assert "lm_head.weight" in load_file(tmp_path / "own/model.safetensors")

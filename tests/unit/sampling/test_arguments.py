@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.errors import ConfigError, ModelError
+from raydpo.models import load_causal_lm
 from raydpo.sampling.arguments import (
     engine_arguments,
     engine_dtype,
@@ -135,6 +137,38 @@ def test_engines_batch_as_vllms_offline_interface_does(tiny_model: Path) -> None
     assert done.returncode == 0, done.stderr
     ours, offline = json.loads(done.stdout.splitlines()[-1])
     assert ours == offline == [256, 4096]
+
+
+LOGPS = """
+import json, sys
+from vllm import TokensPrompt
+from raydpo.config import ModelConfig
+from raydpo.sampling.arguments import load_engine, scoring_parameters
+
+path, arguments, ids = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+engine = load_engine(ModelConfig(path=path), arguments)
+engine.add_request("0", TokensPrompt(prompt_token_ids=ids), scoring_parameters())
+(output,) = engine.step()
+print(json.dumps([of[i].logprob for of, i in zip(output.prompt_logprobs[1:], ids[1:])]))
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_has_the_output_layer_that_the_config_denies(liar: Path) -> None:
+    ids = [1, 5, 80, 200, 30]
+    model = load_causal_lm(ModelConfig(path=str(liar)))
+    with torch.no_grad():
+        logps = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    expected = logps.gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    arguments = engine_arguments(ModelConfig(path=str(liar)), sampling(), 10, cuda=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LOGPS, str(liar), json.dumps(arguments), json.dumps(ids)],
+        env={**os.environ, **engine_environment(sampling(), cuda=False)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_cpu_batches_without_room_for_a_sequence_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from raydpo.config import EnginesConfig, ModelConfig
 from raydpo.errors import EngineError, ModelError
-from raydpo.models import adapter_base, weights_fingerprint
+from raydpo.models import adapter_base, load_causal_lm, weights_fingerprint
 from raydpo.sampling.probe import check_drift, drift_tolerance, largest_difference
 from raydpo.sampling.weights import Weights, architecture, weights_of
 from tests.conftest import make_tiny_model
@@ -58,6 +58,16 @@ def test_models_share_an_engine_where_only_their_weights_differ(
     assert architecture(adapter(tmp_path / "adapter", other.path)) == expected
     deeper = make_tiny_model(tmp_path / "deeper", seed=0, num_hidden_layers=3)
     assert architecture(ModelConfig(path=str(deeper))) != expected
+
+
+def test_engines_are_told_of_an_output_layer_that_the_config_denies(
+    tmp_path: Path, liar: Path
+) -> None:
+    model = ModelConfig(path=str(liar))
+    assert architecture(model)["tie_word_embeddings"] is False
+    loaded = load_causal_lm(model)
+    loaded.save_pretrained(tmp_path / "exported")
+    assert architecture(ModelConfig(path=str(tmp_path / "exported"))) == architecture(model)
 
 
 def test_a_drift_is_the_largest_difference_and_never_hides_a_nan() -> None:

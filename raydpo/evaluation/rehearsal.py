@@ -1,0 +1,61 @@
+"""The report's making, tried on made-up numbers before there are any.
+
+What comes in: the configuration. What goes out: nothing, or the error that hours of sampling
+and training would have ended in.
+"""
+
+from __future__ import annotations
+
+from raydpo.config import Config, EvaluationConfig
+from raydpo.config_file import config_to_yaml
+from raydpo.errors import ConfigError, RaydpoError
+from raydpo.evaluation.measure import measure
+from raydpo.evaluation.report import ReportInputs, choose_samples, render
+from raydpo.evaluation.samples import Sample, ScoredCompletions
+
+_PROMPTS = ("a", "b", "c")
+
+
+def rehearse_report(config: Config, evaluation: EvaluationConfig) -> None:
+    """Measure and render three prompts that nobody sampled for; no figures, which take a second.
+
+    Raises:
+        ConfigError: one of it fails.
+    """
+    try:
+        _render(config, evaluation)
+    except RaydpoError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"the report cannot be made: {type(error).__name__}: {error}",
+            "the evaluation ends with an HTML page",
+            "install raydpo with its dependencies again, or take `evaluation` out",
+        ) from error
+
+
+def _render(config: Config, evaluation: EvaluationConfig) -> str:
+    reference, policy = _samples(evaluation, 0.1), _samples(evaluation, 0.2)
+    of_policy, of_reference = ([[value, value] for _ in _PROMPTS] for value in (-0.9, -1.0))
+    logps = ScoredCompletions(list(_PROMPTS), of_policy, of_reference)
+    metrics = measure(config, evaluation, reference, policy, logps, None)
+    return render(
+        ReportInputs(
+            title=config.name,
+            metrics=metrics,
+            figures=[],
+            samples=choose_samples(reference, policy, evaluation.report_samples),
+            counts={},
+            refusals=[],
+            facts=[],
+            config_yaml=config_to_yaml(config),
+        )
+    )
+
+
+def _samples(evaluation: EvaluationConfig, score: float) -> list[Sample]:
+    values = {judge.scorer: score for judge in evaluation.judge}
+    return [
+        Sample(prompt, 0, prompt, "x y", (5, 6), "stop", score * number, values)
+        for number, prompt in enumerate(_PROMPTS)
+    ]

@@ -1,0 +1,153 @@
+"""All of a model's folder but the weights: config, generation config, tokenizer, chat template.
+
+What comes in: a model, with weights or on `meta`, and the folder it is made from. What goes
+out: the same settings in another folder, read back and held against what was meant. A training
+ends with this, and `raydpo check` tries it before anything starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from raydpo.config import ModelConfig
+from raydpo.errors import ModelError, RaydpoError, said_by
+from raydpo.models import load_tokenizer, local_folder
+from raydpo.weights import without_reports
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_GENERATION: Final = "generation_config.json"
+#: Keys of a saved configuration that say who wrote it.
+_WRITER: Final = {"transformers_version", "_name_or_path", "_from_model_config"}
+#: What two tokenizers have to make the same ids of.
+_TEXTS: Final = ("The film was good.", "  two\nlines\t", "naïve 🎬 漢字", "12,345.6 == x[0]")
+_CONVERSATION: Final = [
+    {"role": "user", "content": "What is it?"},
+    {"role": "assistant", "content": "A film."},
+]
+
+
+def save_settings(source: ModelConfig, model: PreTrainedModel, folder: Path, **save: Any) -> None:
+    """Save a model made from `source`, with its tokenizer.
+
+    Args:
+        source: the model that training starts from, with its padding token and template.
+        model: the same architecture; its pad token becomes the tokenizer's where texts are
+            classified, since the last token of a text is found by the padding after it.
+        folder: where it is saved.
+        save: further arguments of `save_pretrained`.
+
+    Raises:
+        ModelError: transformers does not save it.
+    """
+    from safetensors import SafetensorError
+
+    tokenizer = load_tokenizer(source)
+    if model.can_generate():
+        _check_generation(source, model)
+    else:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    try:
+        with without_reports():
+            model.save_pretrained(folder, **save)
+        tokenizer.save_pretrained(folder)
+    except OSError:  # of the disk
+        raise
+    except SafetensorError as error:  # of the disk too
+        raise OSError(str(error)) from error
+    except Exception as error:
+        raise ModelError(
+            f"model {source.path!r} cannot be saved again: {said_by(error)}",
+            "what training makes is saved by transformers with the settings of its base",
+            "mend its config.json or its tokenizer's files: `save_pretrained` of the model, or of "
+            "its tokenizer, shows the same error",
+        ) from error
+
+
+def check_settings(source: ModelConfig, model: PreTrainedModel, folder: Path) -> None:
+    """Read what `save_settings` left, and hold it against the model and its tokenizer.
+
+    Raises:
+        ModelError: something cannot be read, or is not what was saved.
+    """
+    try:
+        differing = _differing(load_tokenizer(source), model, folder)
+    except RaydpoError:
+        raise
+    except Exception as error:
+        raise _not_read_back(source, said_by(error)) from error
+    if differing:
+        raise _not_read_back(source, f"{', '.join(differing)} changed")
+
+
+def _differing(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path
+) -> list[str]:
+    """Names of what a saved folder gives back otherwise."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder).to_dict()
+    found = {"config.json": _content(config) == _content(model.config.to_dict())}
+    if model.can_generate():
+        read = GenerationConfig.from_pretrained(folder).to_dict()
+        meant = model.generation_config.to_dict()  # pyright: ignore (a model that can generate has it)
+        found[_GENERATION] = _content(read) == _content(meant)
+    again: Any = AutoTokenizer.from_pretrained(folder)
+    ours, theirs = _facts(tokenizer), _facts(again)
+    found |= {name: theirs[name] == value for name, value in ours.items()}
+    return [name for name, same in found.items() if not same]
+
+
+def _content(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in _WRITER}
+
+
+def _facts(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What is read of a tokenizer, by name."""
+    facts: dict[str, Any] = {
+        "the vocabulary": tokenizer.get_vocab(),
+        "the special tokens": tokenizer.all_special_tokens,
+        "the padding token": tokenizer.pad_token,
+        "the end-of-sequence token": tokenizer.eos_token,
+        "the beginning-of-sequence token": tokenizer.bos_token,
+        "the chat template": tokenizer.chat_template,
+        "the token ids of a text": [tokenizer(text)["input_ids"] for text in _TEXTS],
+    }
+    if tokenizer.chat_template:
+        facts["a rendered conversation"] = _rendered(tokenizer)
+    return facts
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """A short conversation in the chat template; None where the template refuses it."""
+    try:
+        return tokenizer.apply_chat_template(_CONVERSATION, tokenize=False)
+    except Exception:  # noqa: BLE001 - templates raise what they like; the rows' check says why
+        return None
+
+
+def _check_generation(source: ModelConfig, model: PreTrainedModel) -> None:
+    """Transformers loads a contradictory generation config, and does not save it."""
+    settings: Any = model.generation_config
+    try:
+        settings.validate(strict=True)
+    except Exception as error:
+        own = local_folder(source) / _GENERATION
+        file = own if own.is_file() else own.with_name("config.json")
+        raise ModelError(
+            f"{file}: {said_by(error)}",
+            "the trained model is saved with it, and transformers saves no contradictory settings",
+            "edit that file as the message says (of a hub's model, in a copy of its folder)"
+            + ("; without the file there are no such settings" if file == own else ""),
+        ) from error
+
+
+def _not_read_back(source: ModelConfig, why: str) -> ModelError:
+    return ModelError(
+        f"model {source.path!r}, saved and loaded again, is another: {why}",
+        "what training makes has the config, tokenizer, padding token and template of its base",
+        "save the model and its tokenizer by `save_pretrained` with this transformers, look at "
+        "what changed, and give that folder",
+    )
