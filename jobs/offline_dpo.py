@@ -1,6 +1,7 @@
 """Run a whole round as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/offline_dpo.py --config jobs/offline_dpo.yaml
+    ray job submit --working-dir . -- python jobs/offline_dpo.py --config jobs/offline_dpo.yaml \
+        --set output=/shared/runs
 
 What comes in: `--config`, and any `--set section.key=value`. What goes out: the run
 directory that the configuration names. Submitted again, the job goes on where it stopped.

@@ -1,6 +1,7 @@
 """Run online rounds as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/online_dpo.py --config jobs/online_dpo.yaml
+    ray job submit --working-dir . -- python jobs/online_dpo.py --config jobs/online_dpo.yaml \
+        --set output=/shared/runs
 
 What comes in: `--config`, and any `--set section.key=value`. What goes out: the run
 directory that the configuration names. Submitted again, the job goes on where it stopped.

@@ -1,6 +1,7 @@
 """Run supervised fine-tuning, the stage that makes pi_ref, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/sft.py --config jobs/sft_imdb_gpt2_large.yaml
+    ray job submit --working-dir . -- python jobs/sft.py --config jobs/sft_imdb_gpt2_large.yaml \
+        --set output=/shared/runs
 
 What comes in: `--config`, and any `--set section.key=value`. What goes out: the model, a
 Hugging Face folder in `<output>/<name>/sft/policy/model`.
