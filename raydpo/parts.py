@@ -9,10 +9,11 @@ at-least-once and writes the same bytes each time.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import Any, Final, ParamSpec
 
 import ray.data
 
@@ -30,11 +31,13 @@ from raydpo.run import (
     read_part,
     write_part,
 )
-from raydpo.storage import Folder
+from raydpo.storage import Folder, table_from_parquet
 from raydpo.tables import Row
 
 P = ParamSpec("P")
 
+#: Characters of a reason that a message shows.
+_LONGEST_REASON: Final = 300
 #: Rows of one part of each input table -> what the stage makes of them.
 Transform = Callable[..., PartResult]
 
@@ -235,7 +238,8 @@ def check_quarantine_budget(
     refused, rows = counts.get("quarantined", 0), counts["input"]
     if refused > max_quarantined_fraction * rows:
         raise QuarantineBudgetError(
-            f"the {stage.name} stage refused {refused} of {rows} rows ({refused / rows:.2%})",
+            f"the {stage.name} stage refused {refused} of {rows} rows ({refused / rows:.2%})"
+            + _commonest_reason(stage),
             f"at most {max_quarantined_fraction:.2%} may be refused (max_quarantined_fraction)",
             f"read the reasons in {stage.folder.uri}/quarantine, mend the input or raise the limit",
         )
@@ -245,6 +249,20 @@ def warn_of_cuts(what: str, manifest: dict[str, Any]) -> None:
     """Say in the log where many texts of a stage were cut short."""
     for line in cut_warnings(manifest["counts"]):
         logger.warning("[%s] %s", what, line)
+
+
+def _commonest_reason(stage: Stage) -> str:
+    """Why most of a stage's rows were refused, as a line of a message; empty where nothing says."""
+    folder = stage.folder.child("quarantine")
+    reasons: Counter[str] = Counter()
+    for name in folder.files():
+        if name.startswith("part-"):
+            table = table_from_parquet(folder.read_bytes(name), f"{folder.uri}/{name}")
+            reasons.update(table.column("reason").to_pylist())
+    if not reasons:
+        return ""
+    [(reason, count)] = reasons.most_common(1)
+    return f"\n    most often ({count}): {reason[:_LONGEST_REASON]}"
 
 
 def describe_counts(manifest: dict[str, Any]) -> str:

@@ -1,9 +1,30 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
-from raydpo.parts import Transform, kept_transform
-from raydpo.run import PartResult
+import pytest
+
+from raydpo.errors import QuarantineBudgetError
+from raydpo.parts import Transform, check_quarantine_budget, kept_transform
+from raydpo.run import PartResult, Stage, open_stage, write_part
+from raydpo.storage import Folder
+
+
+def test_too_many_refused_rows_are_told_with_their_commonest_reason(tmp_path: Path) -> None:
+    stage = Stage(Folder(str(tmp_path / "scores")), "scores", "scores", {}, {})
+    open_stage(stage)
+    reasons = [["length: KeyError at my_rewards.py:3, in length", "other"], ["other", "other"]]
+    for index, part in enumerate(reasons):
+        refused = [
+            {"stage": "scores", "id": f"{index}-{n}", "reason": reason, "row": "{}"}
+            for n, reason in enumerate(part)
+        ]
+        write_part(stage, index, PartResult([], refused, {"input": 10}))
+    check_quarantine_budget(stage, {"input": 20, "quarantined": 4}, 0.2)
+    with pytest.raises(QuarantineBudgetError) as caught:
+        check_quarantine_budget(stage, {"input": 20, "quarantined": 4}, 0.1)
+    assert "refused 4 of 20 rows (20.00%)\n    most often (3): other\n" in str(caught.value)
 
 
 def test_a_process_keeps_the_transform_that_it_made_last_for_each_kind_of_stage() -> None:
