@@ -258,7 +258,7 @@ def _commonest_reason(stage: Stage) -> str:
     for name in folder.files():
         if name.startswith("part-"):
             table = table_from_parquet(folder.read_bytes(name), f"{folder.uri}/{name}")
-            reasons.update(table.column("reason").to_pylist())
+            reasons.update(str(row["reason"]) for row in table.to_pylist())
     if not reasons:
         return ""
     [(reason, count)] = reasons.most_common(1)
