@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.jinja")
 #: What transformers calls the head of a decoder that classifies sequences.
 _SCALAR_HEAD = "score.weight"
+#: One of them at least is a tokenizer's own.
+_VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 #: Layers that a classifier's file may still hold: a decoder's output layer and an encoder's pooler.
 _UNUSED_BY_CLASSIFIERS = r"^(lm_head|embed_out)\.(weight|bias)$|(^|\.)pooler\.dense\.(weight|bias)$"
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", ADAPTER_FILE)
@@ -81,8 +83,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         tokenizer("a")  # some values of its files are read only now
     except Exception as error:
+        there = any(path for pattern in _VOCABULARY_FILES for path in folder.glob(pattern))
+        why = said_by(error) if there else "the folder has no vocabulary"
         raise ModelError(
-            f"the tokenizer of model {model.path!r} cannot be loaded: {said_by(error)}",
+            f"the tokenizer of model {model.path!r} cannot be loaded: {why}",
             "the folder holds a tokenizer.json (or a vocabulary) that the installed tokenizers "
             f"{tokenizers.__version__} reads",
             "install the tokenizers and transformers that wrote it, or copy the tokenizer's files "

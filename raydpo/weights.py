@@ -224,7 +224,7 @@ def _is_one_of(name: str, weights: set[str]) -> bool:
 def _way_out(report: LoadingReport) -> str:
     wrapper = next((w for w in _WRAPPERS if any(n.startswith(w) for n in report.unexpected)), None)
     if wrapper is not None:
-        return f"{wrapper!r} before the names is of {_WRAPPERS[wrapper]} instead"
+        return f"names that begin with {wrapper!r} are of a wrapper, {_WRAPPERS[wrapper]} instead"
     if any(0 in shape for shape, _ in report.mismatched.values()):
         return (
             "DeepSpeed ZeRO-3 leaves empty tensors of weights that it did not gather: save again "

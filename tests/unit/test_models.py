@@ -88,6 +88,13 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tiny_model, tmp_path, name, 
     assert len(str(refused.value).splitlines()) == 3
 
 
+def test_a_folder_without_a_tokenizer_says_so(tiny_model, tmp_path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="the folder has no vocabulary"):
+        load_tokenizer(ModelConfig(path=str(folder)))
+
+
 def test_an_adapter_that_is_its_own_base_is_refused(tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": str(tmp_path)})
