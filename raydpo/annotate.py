@@ -6,10 +6,14 @@ What goes out: a JSONL file for people, and the round's preferences table.
 
 from __future__ import annotations
 
+from typing import Final
+
 import yaml
 
+from raydpo.config import Config
 from raydpo.config_file import config_from_values
 from raydpo.errors import RunError
+from raydpo.labeling.kept_votes import note_export, refuse_votes_over_labels
 from raydpo.labeling.people import export_pairs, import_votes
 from raydpo.lock import locked
 from raydpo.parts import Table
@@ -17,6 +21,10 @@ from raydpo.run import read_manifest, round_folder
 from raydpo.storage import Folder, folder_of
 
 PAIRS_FILE = "annotation.jsonl"
+_BY_REWARD: Final = (
+    "the job labels by a reward, and will refuse to replace these votes: set "
+    "`labeling: {people: {}}` in it to go on with them"
+)
 
 
 def export_run(run: str, output: str | None, pairs_per_prompt: int, seed: int) -> tuple[int, str]:
@@ -27,20 +35,37 @@ def export_run(run: str, output: str | None, pairs_per_prompt: int, seed: int) -
     """
     folder = folder_of(run)
     path = output or f"{folder.uri}/{PAIRS_FILE}"
-    return export_pairs(_candidates(folder), path, pairs_per_prompt, seed), path
+    candidates = _candidates(folder)
+    count = export_pairs(candidates, path, pairs_per_prompt, seed)
+    note_export(round_folder(folder, 0), candidates.fingerprint, path)
+    return count, path
 
 
-def import_run(run: str, file: str) -> dict[str, int]:
-    """Build the round's preferences from votes; returns the counts of their manifest.
+def import_run(run: str, file: str, redo_labels: bool = False) -> tuple[dict[str, int], str | None]:
+    """Build the round's preferences from votes.
+
+    Args:
+        run: the run directory.
+        file: of votes.
+        redo_labels: whether finished preferences by rewards are replaced.
+
+    Returns:
+        The counts of the preferences' manifest, and what stands in the way of using them.
 
     Raises:
-        RunError: the run has no candidates yet.
+        RunError: the run has no candidates yet, or preferences that people did not make.
     """
     folder = folder_of(run)
     with locked(folder):
-        limit = _quarantine_limit(folder)
-        table = import_votes(_candidates(folder), file, round_folder(folder, 0), limit)
-    return table.manifest["counts"]
+        config, round_of_run = _config(folder), round_folder(folder, 0)
+        labeling = config.labeling
+        people = labeling.people if labeling is not None else None
+        if people is None and not redo_labels:
+            refuse_votes_over_labels(round_of_run)
+        limit = config.max_quarantined_fraction
+        table = import_votes(_candidates(folder), file, round_of_run, limit, people)
+    by_reward = labeling is not None and bool(labeling.reward)
+    return table.manifest["counts"], _BY_REWARD if by_reward else None
 
 
 def _candidates(run: Folder) -> Table:
@@ -55,7 +80,7 @@ def _candidates(run: Folder) -> Table:
     return Table(folder, manifest)
 
 
-def _quarantine_limit(run: Folder) -> float:
-
+def _config(run: Folder) -> Config:
+    """The job as the run's last command read it."""
     values = yaml.safe_load(run.read_bytes("config.yaml"))
-    return config_from_values(values, f"{run.uri}/config.yaml").max_quarantined_fraction
+    return config_from_values(values, f"{run.uri}/config.yaml")

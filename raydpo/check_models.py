@@ -285,6 +285,10 @@ def _check_peft(config: Config) -> None:
 def _say_what_is_missing(config: Config, findings: Findings) -> None:
     if config.prompts is not None and config.labeling is None:
         findings.facts.append("no `labeling` section: the job ends with sampled candidates")
+    elif config.labeling is not None and config.labeling.people is not None:
+        findings.facts.append(
+            "people label: the job stops after sampling, until `raydpo annotate import`"
+        )
     elif config.training is None and config.sft is None:
         findings.facts.append("no `training` section: the job ends before the policy")
     if config.labeling is None or config.evaluation is None:

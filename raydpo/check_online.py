@@ -50,6 +50,13 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
             "online.pairs), and train, again and again",
             "add what is missing; jobs/online_dpo.yaml is an example",
         )
+    if config.labeling is not None and config.labeling.people is not None:
+        raise ConfigError(
+            "`labeling` has `people`",
+            "rounds label by rewards: each of them would wait for people",
+            "give `labeling` a reward; with people run one round after the other, as runs of "
+            "their own whose `model` is the policy of the one before",
+        )
     if self_play:
         _check_self_play(config)
     elif config.labeling is not None and config.labeling.is_implicit:

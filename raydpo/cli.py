@@ -1,8 +1,8 @@
 """The command line: `raydpo COMMAND CONFIG [--set section.key=value ...]`.
 
-What comes in: arguments. What goes out: an exit status, 0 when all went well and 1 after
-an error that the log explains. Commands import what they need when they run, so that
-`--help` answers at once.
+What comes in: arguments. What goes out: an exit status, 0 when all went well, 1 after an
+error that the log explains, 3 where a run waits for people's votes, and 130 when interrupted.
+Commands import what they need when they run, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 #: Rows of each source that `run` and the stage commands look at before they start.
 _ROWS_LOOKED_AT: Final = 1000
+#: Exit status of a run that cannot go on before people have voted.
+_WAITS: Final = 3
+#: What can be done again by name; as in `pipeline.py`, which is not loaded for `--help`.
+_REDO: Final = ("sample", "score", "label", "reference", "train", "evaluate")
 _STAGES: Final = {
     "sample": "read prompts and sample K candidates for each",
     "label": "... and score them and build preferences",
@@ -74,9 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"raydpo {__version__}")
     parser.set_defaults(run_directory=None)  # commands that write a run name it
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add(commands, "run", "the whole round: prompts in, a better policy and a report out", _run)
+    text = "the whole round: prompts in, a better policy and a report out"
+    _add_redo(_add(commands, "run", text, _run))
     for name, text in _STAGES.items():
-        _add(commands, name, f"up to one stage: {text}", _run, until=name)
+        _add_redo(_add(commands, name, f"up to one stage: {text}", _run, until=name))
     _add(commands, "online", "rounds: the policy of one samples for the next", _online)
     _add(commands, "sft", "supervised fine-tuning: the model that sampling starts from", _sft)
     _add(commands, "score", "log-probabilities of existing completions under the model", _score)
@@ -135,7 +140,25 @@ def _add_annotate(commands: Any) -> None:
     load = actions.add_parser("import", help="build preferences from the votes in a JSONL file")
     load.add_argument("run", help="the run directory that the pairs came from")
     load.add_argument("file", help="the exported file, with `choice` and `annotator` filled in")
+    load.add_argument(
+        "--redo", choices=["label"], help="replace finished preferences that a reward made"
+    )
     load.set_defaults(command=_annotate_import)
+
+
+def _add_redo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--redo",
+        action="append",
+        default=[],
+        choices=_REDO,
+        help="do a finished stage again, though people made it; may be given several times",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list what would be done, kept and done again, and why; nothing is changed",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -146,11 +169,15 @@ def _run(options: argparse.Namespace) -> int:
     start_logging(options.verbose)
     if _refused(config):
         return 1
+    if options.dry_run:
+        return _dry_run(config, options)
     _name_run_directory(config, options)
     with uncollected():
         from raydpo.pipeline import run_round
 
-    result = run_round(config, options.until)
+    result = run_round(config, options.until, redo=options.redo)
+    if result.waits_for is not None:
+        return _say_who_is_waited_for(result.folder.uri.rpartition("/")[0])
     if result.metrics is not None:
         from raydpo.evaluation.summary import summary_table
 
@@ -160,6 +187,25 @@ def _run(options: argparse.Namespace) -> int:
         reward = training is not None and training.objective.scalar_head
         print(f"{'reward model' if reward else 'policy'}: {result.policy.path}")
     return 0
+
+
+def _dry_run(config: Config, options: argparse.Namespace) -> int:
+    with uncollected():
+        from raydpo.dry_run import outlook_of_round
+
+    print(*map(str, outlook_of_round(config, options.until, options.redo)), sep="\n")
+    return 0
+
+
+def _say_who_is_waited_for(run: str) -> int:
+    print(
+        "the candidates are sampled; the run waits for people's votes:\n"
+        f"  raydpo annotate export {run}\n"
+        "  (people fill in `choice` and `annotator`)\n"
+        f"  raydpo annotate import {run} FILE\n"
+        "and then the same command again"
+    )
+    return _WAITS
 
 
 def _online(options: argparse.Namespace) -> int:
@@ -285,7 +331,10 @@ def _annotate_import(options: argparse.Namespace) -> int:
 
     options.run_directory = folder_of(options.run)
     print(_where(options.run_directory), file=sys.stderr)
-    print(json.dumps(import_run(options.run, options.file), indent=1))
+    counts, warning = import_run(options.run, options.file, options.redo is not None)
+    print(json.dumps(counts, indent=1))
+    if warning is not None:
+        print(f"note: {warning}", file=sys.stderr)
     return 0
 
 

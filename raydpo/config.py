@@ -45,6 +45,7 @@ __all__ = [
     "ModelConfig",
     "OnlineConfig",
     "PairsConfig",
+    "PeopleConfig",
     "PreferencesConfig",
     "PromptsConfig",
     "ReferenceConfig",
@@ -290,18 +291,37 @@ class PairsConfig(Section):
     """Share of labels (of rankings: whole ones) turned round, to study noise; 0.5 makes labels random."""
 
 
-class LabelingConfig(Section):
-    """Rewards, and the pairs built from them."""
+class PeopleConfig(Section):
+    """People choose between two completions; `raydpo annotate` takes pairs out and votes in."""
 
-    reward: Resolved[Rewards]
+    min_votes: PositiveInt = 1
+    """A pair needs the votes of so many people; one with fewer is left out, and counted."""
+
+
+class LabelingConfig(Section):
+    """Rewards and the pairs built from them, or people's votes."""
+
+    reward: Resolved[Annotated[tuple[RewardConfig, ...], BeforeValidator(_one_or_many)]] = ()
     """One scorer, or a list of them that are summed with their weights."""
+    people: Resolved[PeopleConfig | None] = None
+    """People label instead: `people: {}`. The run stops after sampling, until votes are imported."""
     pairs: Resolved[PairsConfig] = PairsConfig()
     """How the scores of a prompt's candidates become pairs."""
 
     @property
     def is_implicit(self) -> bool:
         """Whether the run's own model labels."""
-        return self.reward[0].implicit
+        return any(reward.implicit for reward in self.reward)
+
+    @model_validator(mode="after")
+    def _by_rewards_or_by_people(self) -> LabelingConfig:
+        if bool(self.reward) == (self.people is not None):
+            raise ValueError(
+                "either rewards label or people do: give `reward`, or `people: {}`, and not both"
+            )
+        if self.people is not None and self.pairs != PairsConfig():
+            raise ValueError("`pairs` are built from rewards, and people label: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _implicit_stands_alone(self) -> LabelingConfig:

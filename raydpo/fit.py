@@ -54,7 +54,7 @@ def check_config_fits(config: Config) -> None:
         layout = config.preferences.layout
         if layout != "auto":  # that is known when the first row was read
             _check(config.training, _of_layout(layout), f"preferences.layout {layout!r}")
-    elif config.prompts is not None and config.labeling is not None:
+    elif config.prompts is not None and config.labeling is not None and config.labeling.reward:
         _check(config.training, {"pairs", "rankings", "soft labels"}, "`labeling` by rewards")
     elif config.prompts is not None:
         _check(config.training, {"pairs", "soft labels"}, "people's votes")

@@ -81,7 +81,7 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
     stages: list[StageNeeds] = []
     if config.prompts or config.evaluation or config.online:
         stages.append(engine_needs(config))
-    if config.labeling is not None:
+    if config.labeling is not None and config.labeling.reward:
         stages.append(_scorer_needs("labeling.reward", config.labeling.reward))
     if config.training is not None:
         reference = config.reference
@@ -163,7 +163,8 @@ def announce(config: Config, cluster: Resources) -> None:
         late = "when their data are there: the other stages need what they hold"
         when = early if workers_can_wait(config, cluster) else late
         logger.info("[plan] train workers start %s", when)
-    if config.prompts is not None and config.labeling is not None and config.stream_stages:
+    labeling = config.labeling
+    if config.prompts is not None and labeling and labeling.reward and config.stream_stages:
         together = "work at the same time, part by part"
         apart = "work one after the other: there is no room for all at once"
         how = together if stages_can_stream(config, cluster) else apart

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydpo.cluster import cluster_size
-from raydpo.config import Config, LabelingConfig, ModelConfig, RewardConfig
-from raydpo.errors import ConfigError
+from raydpo.config import Config, LabelingConfig, ModelConfig, PeopleConfig, RewardConfig
 from raydpo.evaluation.samples import groups_of_samples
 from raydpo.evaluation.stage import evaluate
 from raydpo.labeling.implicit import implicit_scores, refuse_equal_models
+from raydpo.labeling.kept_votes import refuse_other_candidates, refuse_other_labels
+from raydpo.labeling.people import preferences_of_people
 from raydpo.labeling.preferences import finish_preferences, preferences_work
 from raydpo.labeling.self_play import self_play_preferences
 from raydpo.labeling.stage import scoring_work
@@ -25,7 +26,7 @@ from raydpo.progress import logger
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.prompts.stage import run_prompts_stage
 from raydpo.reference.stage import reference_work, score_reference, verify_reference
-from raydpo.run import PartResult, Stage, commit, open_stage, read_manifest, write_part
+from raydpo.run import PartResult, Stage, commit, open_stage, write_part
 from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.stage import sampling_work
 from raydpo.split import is_heldout
@@ -59,6 +60,7 @@ class Round:
 
     def existing_preferences(self) -> Table:
         """Preference data that the configuration names."""
+        refuse_other_labels(self.folder)
         return run_preferences_stage(
             self.config, self.folder.child("preferences"), self._what("preferences")
         )
@@ -82,10 +84,12 @@ class Round:
             to_reference: the reference scores the preferences as they are.
         """
         config = self.config
-        if config.labeling is None or config.labeling.is_implicit:
+        if config.labeling is None or not config.labeling.reward or config.labeling.is_implicit:
             return
         if not config.stream_stages or not stages_can_stream(config, cluster_size()):
             return
+        refuse_other_labels(self.folder)
+        sampler.refuse_other_candidates(prompts)
         chain = Chain(self._what("sample to reference" if to_reference else "sample to label"))
         candidates = chain.add(sampler._sampling(prompts))
         scores = chain.add(self._scoring(candidates, config.labeling))
@@ -96,7 +100,20 @@ class Round:
 
     def sample(self, prompts: Table) -> Table:
         """K candidates of the configured model for each prompt."""
+        self.refuse_other_candidates(prompts)
         return run_work(self._sampling(prompts))[0]
+
+    def refuse_other_candidates(self, prompts: Table) -> None:
+        """Stop before candidates that people judge are sampled anew.
+
+        Raises:
+            RunError: people have voted on those that are there, or were given pairs of them.
+        """
+        refuse_other_candidates(self.sampling_stage(prompts), self.folder)
+
+    def sampling_stage(self, prompts: Table) -> Stage:
+        """What the candidates are made from."""
+        return self._sampling(prompts).stages[0].stage
 
     def _sampling(self, prompts: Table) -> PartWork:
         config = self.config
@@ -114,10 +131,10 @@ class Round:
         )
 
     def label(self, candidates: Table) -> Table:
-        """Preferences over the candidates, by rewards or by people."""
+        """Preferences over the candidates, by rewards."""
         config = self.config
-        if config.labeling is None:
-            return self._preferences_of_people(candidates)
+        assert config.labeling is not None
+        refuse_other_labels(self.folder)
         if config.labeling.is_implicit:
             scores = self._implicit_scores(candidates, config.labeling.reward[0])
         else:
@@ -143,6 +160,7 @@ class Round:
 
     def self_play(self, candidates: Table, examples: Table) -> Table:
         """Preferences for the data's completions over the policy's own."""
+        refuse_other_labels(self.folder)
         return self_play_preferences(
             config=self.config,
             folder=self.folder.child("preferences"),
@@ -178,18 +196,11 @@ class Round:
             what=self._what("score"),
         )
 
-    def _preferences_of_people(self, candidates: Table) -> Table:
-        """What `raydpo annotate import` built from votes on these very candidates."""
-        folder = self.folder.child("preferences")
-        manifest = read_manifest(folder)
-        if manifest is None or manifest["inputs"].get("candidates") != candidates.fingerprint:
-            raise ConfigError(
-                f"there is no `labeling` section, and no preferences of people in {folder.uri}",
-                "something tells a better completion from a worse one: a reward, or people",
-                "add `labeling:`, or `raydpo annotate export RUN`, let people choose, and "
-                "`raydpo annotate import RUN FILE`",
-            )
-        return Table(folder, manifest)
+    def of_people(self, candidates: Table) -> Table | None:
+        """Preferences by people's votes on these very candidates; None before there are any."""
+        labeling = self.config.labeling
+        people = labeling.people if labeling is not None else None
+        return preferences_of_people(candidates, self.folder, people or PeopleConfig())
 
     def reference(self, preferences: Table) -> Table | None:
         """The reference's log-probs of all completions; None where the objective needs none."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 
@@ -35,6 +35,8 @@ FORMAT: Final = 2
 _MANIFEST: Final = "manifest.json"
 _PLAN: Final = "plan.json"
 _RECORDS: Final = "_parts"
+#: A stage is finished, begun, made from something else than now, or not there.
+State = Literal["done", "begun", "stale", "new"]
 #: Stands in a plan for a table that is read part by part: the parts' records say from which ones.
 _PART_BY_PART: Final = "part by part"
 #: Where Ray lays the working directories of jobs, and how their folders begin.
@@ -131,21 +133,36 @@ def open_stage(stage: Stage, keep_folders: bool = False) -> dict[str, Any] | Non
     Raises:
         ManifestError: the manifest or the plan is damaged.
     """
-    manifest = read_manifest(stage.folder)
-    if manifest is not None:
-        if manifest["key"] == stage.key:
-            check_sizes(stage.folder, stage.folder.files(recursive=True), manifest["files"])
-            return manifest
-        _discard(stage, _difference(manifest, stage), keep_folders)
-    elif stage.folder.exists(_PLAN):
-        plan = read_checked(stage.folder, _PLAN)
-        if plan["key"] != stage.begun.key:
-            _discard(stage, "it was begun, and " + _difference(plan, stage.begun), keep_folders)
-    elif stage.folder.files():
-        _discard(stage, "it holds files, but neither a manifest nor a plan", keep_folders)
+    state, why = look_at(stage)
+    if state == "done":
+        manifest = read_checked(stage.folder, _MANIFEST)
+        check_sizes(stage.folder, stage.folder.files(recursive=True), manifest["files"])
+        return manifest
+    if state == "stale":
+        _discard(stage, why, keep_folders)
     if not stage.folder.exists(_PLAN):
         write_checked(stage.folder, _PLAN, _identity(stage.begun))
     return None
+
+
+def look_at(stage: Stage) -> tuple[State, str]:
+    """How far a stage is, and of a stale one why; nothing is changed.
+
+    Raises:
+        ManifestError: the manifest or the plan is damaged.
+    """
+    manifest = read_manifest(stage.folder)
+    if manifest is not None:
+        same = manifest["key"] == stage.key
+        return ("done", "") if same else ("stale", difference(manifest, stage))
+    if stage.folder.exists(_PLAN):
+        plan = read_checked(stage.folder, _PLAN)
+        same = plan["key"] == stage.begun.key
+        why = "it was begun, and " + difference(plan, stage.begun)
+        return ("begun", "") if same else ("stale", why)
+    if stage.folder.files():
+        return "stale", "it holds files, but neither a manifest nor a plan"
+    return "new", ""
 
 
 def read_manifest(folder: Folder) -> dict[str, Any] | None:
@@ -369,7 +386,7 @@ def _commit_manifest(stage: Stage, manifest: dict[str, Any]) -> dict[str, Any]:
     return written
 
 
-def _difference(found: dict[str, Any], stage: Stage) -> str:
+def difference(found: dict[str, Any], stage: Stage) -> str:
     """Says which input or setting differs from what a manifest or plan names."""
     changed = [
         f"{kind} {name!r} changed"

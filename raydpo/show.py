@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raydpo.errors import ManifestError, RunError
+from raydpo.labeling.kept_votes import is_of_people
 from raydpo.run import read_manifest, read_part
 from raydpo.storage import Folder, folder_of
 
@@ -53,6 +54,8 @@ def _describe(folder: Folder, name: str, rows: int) -> Iterator[str]:
     yield f"\n{name}: done {manifest['committed_at']}, fingerprint {manifest['fingerprint'][:16]}"
     if "counts" in manifest:
         yield "  " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
+    if manifest["table"] == "preferences" and is_of_people(manifest):
+        yield "  made from people's votes"
     for kind, value in manifest["inputs"].items():
         yield f"  from {kind} {str(value)[:16]}"
     if manifest["table"] and manifest.get("parts"):

@@ -17,8 +17,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raydpo.config import PeopleConfig
+from raydpo.config_content import content_of
 from raydpo.errors import DataError, QuarantineBudgetError
 from raydpo.labeling.groups import by_prompt, preference_row, refuse_zero_pairs
+from raydpo.labeling.kept_votes import votes_files
 from raydpo.parts import Table, describe_counts
 from raydpo.progress import logger
 from raydpo.run import PartResult, Stage, commit, open_stage, read_rows, write_part
@@ -87,7 +90,11 @@ def export_pairs(candidates: Table, path: str, pairs_per_prompt: int, seed: int)
 
 
 def import_votes(
-    candidates: Table, path: str, folder: Folder, max_quarantined_fraction: float = 0.01
+    candidates: Table,
+    path: str,
+    folder: Folder,
+    max_quarantined_fraction: float = 0.01,
+    people: PeopleConfig | None = None,
 ) -> Table:
     """Add a file of votes to the run, and build the preferences of all votes so far.
 
@@ -97,6 +104,7 @@ def import_votes(
             `annotator` filled in, a line a vote; lines with neither are unanswered.
         folder: the round's folder; `votes`, `preferences` and `votes-files` are in it.
         max_quarantined_fraction: share of the lines that may be refused.
+        people: how votes become pairs.
 
     Returns:
         The preferences table, a group a prompt that has a pair; its rewards are null.
@@ -106,19 +114,44 @@ def import_votes(
         QuarantineBudgetError: too many lines were refused.
     """
     content = _read_file(path)
-    known = {
+    _check_budget(
+        path, read_votes(_lines(content, 1), _pairs_by_id(candidates)), max_quarantined_fraction
+    )
+    _keep_file(content, votes_files(folder, candidates.fingerprint))
+    preferences = preferences_of_people(candidates, folder, people or PeopleConfig())
+    assert preferences is not None
+    return preferences
+
+
+def preferences_of_people(candidates: Table, folder: Folder, people: PeopleConfig) -> Table | None:
+    """The preferences of all votes on these candidates that the round holds; None without any.
+
+    Args:
+        candidates: the completions that people chose from.
+        folder: the round's folder.
+        people: how votes become pairs.
+
+    Raises:
+        DataError: not a single pair came out.
+    """
+    files = votes_files(folder, candidates.fingerprint)
+    if not files.files():
+        return None
+    votes = _votes_table(candidates, files, folder.child("votes"))
+    preferences = _preferences_table(candidates, votes, folder.child("preferences"), people)
+    return refuse_zero_pairs(
+        preferences,
+        "collect more votes: a pair needs a choice by more than half of its annotators, and "
+        f"labeling.people.min_votes of them ({people.min_votes})",
+    )
+
+
+def _pairs_by_id(candidates: Table) -> dict[str, BlindPair]:
+    return {
         pair.pair_id: pair
         for rows in _prompts(candidates)
         for pair in blind_pairs(rows, candidates.fingerprint)
     }
-    _check_budget(path, read_votes(_lines(content, 1), known), max_quarantined_fraction)
-    files = folder.child("votes-files", candidates.fingerprint[:16])
-    _keep_file(content, files)
-    votes = _votes_table(candidates, files, folder.child("votes"), known)
-    preferences = _preferences_table(candidates, votes, folder.child("preferences"))
-    return refuse_zero_pairs(
-        preferences, "collect more votes: a pair needs a choice by more than half of its annotators"
-    )
 
 
 def blind_pairs(rows: list[Row], candidates_fingerprint: str) -> list[BlindPair]:
@@ -160,9 +193,7 @@ def share_of_votes(choices: Counter[str], side: str) -> float:
     return (choices[side] + choices["tie"] / 2) / choices.total()
 
 
-def _votes_table(
-    candidates: Table, files: Folder, folder: Folder, known: dict[str, BlindPair]
-) -> Table:
+def _votes_table(candidates: Table, files: Folder, folder: Folder) -> Table:
     """All votes of all kept files, in the order of their imports."""
     names = sorted(files.files())
     stage = Stage(
@@ -174,6 +205,7 @@ def _votes_table(
     )
     manifest = open_stage(stage)
     if manifest is None:
+        known = _pairs_by_id(candidates)
         contents = [_lines(files.read_bytes(name), i) for i, name in enumerate(names, 1)]
         write_part(stage, 0, read_votes(itertools.chain(*contents), known))
         manifest = commit(stage, {}, parts=1)
@@ -199,38 +231,52 @@ def read_votes(lines: Iterable[_Line], known: dict[str, BlindPair]) -> PartResul
     return PartResult(rows, refused, {"input": total, "unanswered": unanswered})
 
 
-def _preferences_table(candidates: Table, votes: Table, folder: Folder) -> Table:
-    stage = Stage(
+def people_stage(folder: Folder, candidates: Table, votes: Table, people: PeopleConfig) -> Stage:
+    """What preferences by people are made from."""
+    return Stage(
         folder,
         "preferences",
         "preferences",
         inputs={"candidates": candidates.fingerprint, "votes": votes.fingerprint},
-        settings={"conflicts": CONFLICT_POLICY},
+        settings={"conflicts": CONFLICT_POLICY, **content_of(people)},
     )
+
+
+def _preferences_table(
+    candidates: Table, votes: Table, folder: Folder, people: PeopleConfig
+) -> Table:
+    stage = people_stage(folder, candidates, votes, people)
     manifest = open_stage(stage)
     if manifest is None:
         counted = counted_votes(list(read_rows(votes.folder, votes.manifest)))
         parts = candidates.manifest["parts"]
         for index in range(parts):
             rows = candidates.part(index)
-            write_part(stage, index, people_part(rows, counted, candidates.fingerprint))
+            part = people_part(rows, counted, candidates.fingerprint, people.min_votes)
+            write_part(stage, index, part)
         manifest = commit(stage, {}, parts=parts)
         logger.info("[preferences] done: %s", describe_counts(manifest))
     return Table(folder, manifest)
 
 
 def people_part(
-    candidates: list[Row], counted: dict[str, Counter[str]], candidates_fingerprint: str
+    candidates: list[Row],
+    counted: dict[str, Counter[str]],
+    candidates_fingerprint: str,
+    min_votes: int = 1,
 ) -> PartResult:
     """The preferences of one part of the candidates, from the votes that count."""
     rows: list[Row] = []
-    names = ("pairs", "soft_labels", "ties", "groups_without_pairs")
+    names = ("pairs", "soft_labels", "ties", "too_few_votes", "groups_without_pairs")
     counts = {"input": len(candidates), **dict.fromkeys(names, 0)}
     for group in by_prompt(candidates):
         pairs: list[tuple[int, int]] = []
         shares: list[float] = []
         for pair in blind_pairs(group, candidates_fingerprint):
             if pair.pair_id not in counted:
+                continue
+            if counted[pair.pair_id].total() < min_votes:
+                counts["too_few_votes"] += 1
                 continue
             winner = majority(counted[pair.pair_id])
             if winner == "tie":

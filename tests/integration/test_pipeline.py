@@ -196,14 +196,16 @@ def test_constant_reward_is_an_error_that_says_so(undisturbed, work, ray_cluster
 
 
 def test_votes_of_people_become_the_preferences_that_the_reference_scores(
-    undisturbed, work, ray_cluster
+    undisturbed, work, ray_cluster, capsys
 ) -> None:
     run = copy_of(undisturbed[0], "people", "prompts", "candidates")
     values = yaml.safe_load((work / "job.yaml").read_text())
     kept = {k: v for k, v in values.items() if k not in ("labeling", "training", "evaluation")}
-    (work / "people.yaml").write_text(yaml.safe_dump({**kept, "name": "people"}))
+    job = {**kept, "name": "people", "labeling": {"people": {}}}
+    (work / "people.yaml").write_text(yaml.safe_dump(job))
     reference = ["reference", str(work / "people.yaml")]
-    assert main(reference) == 1  # nobody has judged anything yet
+    assert main(reference) == 3  # nobody has judged anything yet
+    assert f"raydpo annotate export {run}" in capsys.readouterr().out
     assert main(["annotate", "export", str(run)]) == 0
     pairs = [json.loads(line) for line in (run / "annotation.jsonl").open()]
     votes = [{**pair, "choice": "a", "annotator": who} for pair in pairs for who in ("ann", "bo")]

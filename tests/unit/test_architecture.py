@@ -55,7 +55,7 @@ LAYERS = [
     },
     STAGES,
     {"round"},
-    {"pipeline", "online", "online_record", "online_summary", "show", "annotate"}
+    {"dry_run", "pipeline", "online", "online_record", "online_summary", "show", "annotate"}
     | {
         "check",
         "check_data",
@@ -208,7 +208,7 @@ def test_the_numeric_core_runs_without_ray_and_vllm(core: str) -> None:
 def test_the_pipeline_is_imported_by_the_command_line_only() -> None:
     importers = {m for m in without_root() if "raydpo.pipeline" in own_imports(m)}
     assert "raydpo.cli" in importers
-    assert importers <= {"raydpo.cli", "raydpo.online"}
+    assert importers <= {"raydpo.cli", "raydpo.dry_run"}
 
 
 def test_the_command_line_is_imported_by_jobs_only() -> None:

@@ -104,7 +104,7 @@ def test_votes_become_pairs_between_the_texts_that_were_shown(candidates, export
         "p0": {(shown[0]["completion_a"], shown[0]["completion_b"])},
         "p1": {(shown[1]["completion_b"], shown[1]["completion_a"])},
     }
-    assert table.manifest["settings"] == {"conflicts": "majority"}
+    assert table.manifest["settings"] == {"conflicts": "majority", "min_votes": 1}
     counts = table.manifest["counts"]
     assert (counts["pairs"], counts["output"], counts["groups_without_pairs"]) == (2, 2, 1)
     row = next(read_rows(table.folder, table.manifest))
