@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from raydpo.check import Findings
 from raydpo.config import Config
 from raydpo.cut_counts import cut_warnings
-from raydpo.errors import QuarantineBudgetError
+from raydpo.errors import DataError, QuarantineBudgetError
 from raydpo.fit import check_counts_fit
 from raydpo.models import load_tokenizer
 from raydpo.prompts.columns import ColumnUses
@@ -26,6 +26,7 @@ from raydpo.prompts.rows import add_counts, check_not_empty
 from raydpo.prompts.sources import (
     SourceRow,
     SourceSection,
+    files_of_other_splits,
     location,
     source_fingerprint,
     source_rows,
@@ -55,6 +56,7 @@ class _Source:
     """A source of the job: its name, its parts, and how one of its rows is shown."""
 
     name: str
+    section: SourceSection
     parts: Iterable[PartResult]
     uses: ColumnUses
     example: Callable[[Row], Example]
@@ -71,6 +73,7 @@ def check_data(config: Config, rows: int | None, findings: Findings) -> None:
     findings.facts += _end_of_completions(config, tokenizer)
     for source in _sources(config, rows, tokenizer):
         first = findings.attempt(_read, source, config, findings, rows)
+        findings.facts += _unread_files(source.section)
         lines = source.uses.lines(str(tokenizer.chat_template or ""))
         findings.facts += [f"  {line}" for line in lines]
         if first is not None:
@@ -122,17 +125,17 @@ def _sources(
         given = _rows(config.preferences, rows)
         uses = ColumnUses()
         parts = preference_parts(config.preferences, given, tokenizer, size, uses)
-        yield _Source("preferences", parts, uses, _preference_example)
+        yield _Source("preferences", config.preferences, parts, uses, _preference_example)
     if config.sft is not None:
         uses = ColumnUses()
         parts = example_parts(config.sft, _rows(config.sft, rows), tokenizer, size, uses)
-        yield _Source("sft", parts, uses, _sft_example(tokenizer))
+        yield _Source("sft", config.sft, parts, uses, _sft_example(tokenizer))
     evaluation = config.evaluation and config.evaluation.prompts
     for name, section in (("prompts", config.prompts), ("evaluation.prompts", evaluation)):
         if section is not None:
             uses = ColumnUses()
             parts = prompt_parts(section, _rows(section, rows), tokenizer, size, uses)
-            yield _Source(name, parts, uses, _prompt_example)
+            yield _Source(name, section, parts, uses, _prompt_example)
 
 
 def _end_of_completions(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -181,6 +184,17 @@ def _read(source: _Source, config: Config, findings: Findings, rows: int | None)
         is_whole = rows is None or read < rows
         findings.attempt(check_counts_fit, config, counts, is_whole=is_whole)
     return first
+
+
+def _unread_files(section: SourceSection) -> list[str]:
+    """A line where the source holds files of other splits."""
+    path, format, split = location(section)
+    try:
+        others = files_of_other_splits(path, format, split)
+    except DataError:
+        return []  # reading the source has said so
+    shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+    return [f"  split {split!r}: not read: {shown}"] if others else []
 
 
 def _preference_example(row: Row) -> Example:

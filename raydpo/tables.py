@@ -27,7 +27,8 @@ PAIR: Final = pa.struct(
     ]
 )
 
-#: One row a prompt. `prompt` is the rendered text that `prompt_ids` encode.
+#: One row a prompt. `prompt` is the rendered text that `prompt_ids` encode; `messages` hold roles
+#: and contents for people to read, and not what else the template was given.
 PROMPTS: Final = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.errors import ModelError
@@ -32,12 +34,16 @@ _ROLE_OF_SPEAKER: Final = {
     "observation": "tool",
     "tool": "tool",
 }
+#: How Python writes a dictionary with text keys, or a list that begins with one.
+_PYTHON_OBJECTS: Final = re.compile(r"\s*\[?\s*\{\s*'")
 #: The assistant's thoughts, by any of the names that templates know.
 REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
 _KEYS_OF_ROLE: Final = {
     "assistant": ("tool_calls", *REASONING_KEYS),
     "tool": ("tool_call_id", "name"),
 }
+#: Set on a message of the assistant that the data marks as not to be trained.
+UNTRAINED: Final = "untrained"
 #: What a message brings beside role and content; the chat template decides what becomes of it.
 TEMPLATE_KEYS: Final = tuple(key for keys in _KEYS_OF_ROLE.values() for key in keys)
 #: Roles of messages that instruct the model.
@@ -66,13 +72,16 @@ def decoded(value: Any) -> Any:
 
 
 def parsed(text: str) -> Any:
-    """The value of a JSON text, or of a Python literal; None where it is neither."""
+    """The value of a JSON text, or of a Python literal with objects; None where it is neither."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         pass
+    if not _PYTHON_OBJECTS.match(text):
+        return None
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes, in text that is no literal
+            return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
 
@@ -115,6 +124,8 @@ def message_of(value: Any) -> Message:
             message[key] = found
     if message["content"] is None and "tool_calls" not in message:
         raise RefusedRow("a message's content is not text")
+    if role == "assistant" and _is_marked_untrained(value):
+        message[UNTRAINED] = True
     return message
 
 
@@ -128,6 +139,11 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: without_nulls(v) for k, v in value.items() if v is not None}
     return [without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
+def _is_marked_untrained(value: dict[str, Any]) -> bool:
+    weight: Any = value.get("weight")
+    return value.get("train") is False or (isinstance(weight, int | float) and weight == 0)
 
 
 def _has_words(message: dict[str, Any]) -> bool:

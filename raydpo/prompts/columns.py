@@ -17,6 +17,7 @@ from raydpo.tables import Row
 
 _SPEAKER: Final = ("role", "from")
 _WORDS: Final = ("content", "value")
+_TRAINED_OR_NOT: Final = ("train", "weight")
 
 
 @dataclass
@@ -112,6 +113,8 @@ def _of_key(key: str, template: str) -> str:
         return "used as the speaker"
     if key in _WORDS:
         return "used as the words"
+    if key in _TRAINED_OR_NOT:
+        return "used where it says that a turn is not trained, else ignored"
     if key in TEMPLATE_KEYS:
         return (
             "given to the chat template"
@@ -122,4 +125,4 @@ def _of_key(key: str, template: str) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or value == [] or value == {}
+    return value is None or (isinstance(value, str | list | dict) and not value)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raydpo.prompts.chat import (
+    UNTRAINED,
     Message,
     decoded,
     is_conversation,
@@ -93,6 +94,8 @@ def completion_of(value: Any, prompt: str | list[Message]) -> str | Message:
         message = message_of(value)
         if message["role"] != "assistant":
             raise RefusedRow("the completion is not the assistant's")
+        if UNTRAINED in message:
+            raise RefusedRow("the completion is marked as not to be trained (`train`, `weight`)")
         if not is_plain(message):
             return message
         value = message["content"]

@@ -26,7 +26,7 @@ from raydpo.errors import DataError
 from raydpo.models import model_config_values
 from raydpo.progress import logger
 from raydpo.prompts.beside import PROMPT_COLUMNS, context_in, prompt_in, with_context
-from raydpo.prompts.chat import messages_of
+from raydpo.prompts.chat import UNTRAINED, messages_of
 from raydpo.prompts.columns import Columns, ColumnUses
 from raydpo.prompts.cuts import check_prompt, cut_counts, fit_completion
 from raydpo.prompts.dialogue import Dialogue, Rendered, completion_of, render
@@ -239,7 +239,10 @@ def _dialogue(columns: Columns, has_template: bool) -> Dialogue:
 
 
 def _turns(dialogue: Dialogue) -> list[Dialogue]:
-    """A dialogue for each assistant turn of a conversation, the last one included."""
+    """A dialogue for each assistant turn of a conversation, the last one included.
+
+    Turns that are marked as not to be trained are left out.
+    """
     if isinstance(dialogue.prompt, str):
         return [dialogue]
     earlier = [
@@ -249,7 +252,7 @@ def _turns(dialogue: Dialogue) -> list[Dialogue]:
             completions=(completion_of(message, dialogue.prompt),),
         )
         for index, message in enumerate(dialogue.prompt)
-        if message["role"] == "assistant" and index
+        if message["role"] == "assistant" and index and UNTRAINED not in message
     ]
     return [*earlier, dialogue]
 

@@ -153,6 +153,8 @@ def _not_read_before(row: Row) -> Iterator[str]:
         for message in messages if isinstance(messages, list) else [messages]:
             if isinstance(message, dict) and is_conversation([message]):
                 yield from (key for key in TEMPLATE_KEYS if message.get(key))
+                if message.get("train") is False or message.get("weight") == 0:
+                    yield "turns that are not trained"
                 if isinstance(message.get("content"), list):
                     yield "content of several parts"
 

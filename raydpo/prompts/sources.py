@@ -121,6 +121,19 @@ def source_fingerprint(path: str, format: SourceFormat = "auto", split: str = "t
     return fingerprint([[file.format, _file_hash(file)] for file in files])
 
 
+def files_of_other_splits(path: str, format: SourceFormat, split: str) -> list[str]:
+    """Names of files that stand in the source and are not read, for their split is another.
+
+    Raises:
+        DataError: nothing is there, or the split is not.
+    """
+    if is_dataset(path, format):
+        return []
+    read = {file.path for file in _files(path, format, split)}
+    files, found = _files_of_all_splits(path, format)
+    return [file.path[len(found.base) + 1 :] for file in files if file.path not in read]
+
+
 def is_dataset(path: str, format: SourceFormat = "auto") -> bool:
     """Whether the source is a `datasets` folder or hub dataset rather than plain files."""
     if format != "auto" or "://" in path:
@@ -139,7 +152,8 @@ def is_dataset(path: str, format: SourceFormat = "auto") -> bool:
 
 def _reads(path: str, format: SourceFormat, split: str) -> Iterator[readers.Read]:
     if is_dataset(path, format):
-        yield from _dataset_reads(_dataset(path, split))
+        # One that was saved with a format of arrays or tensors is read as plain values.
+        yield from _dataset_reads(_dataset(path, split).with_format(None))
         return
     for file in _files(path, format, split):
         with _readable(file.path):
@@ -204,6 +218,13 @@ def _file_hash(file: _File) -> str:
 
 def _files(path: str, format: SourceFormat, split: str) -> list[_File]:
     """The files of a source's split, sorted by path, each with its format."""
+    files, found = _files_of_all_splits(path, format)
+    below = {file.path: file.path[len(found.base) :] for file in files}
+    kept = set(files_of_split(path, below, split, is_folder=found.is_folder))
+    return [file for file in files if file.path in kept]
+
+
+def _files_of_all_splits(path: str, format: SourceFormat) -> tuple[list[_File], _Found]:
     with _readable(path):
         found = _found(path)
     if not found.files:
@@ -224,9 +245,7 @@ def _files(path: str, format: SourceFormat, split: str) -> list[_File]:
             f"`format: auto` knows {', '.join(_FORMAT_OF_ENDING)} (also with .gz)",
             "rename the file, or name its format: jsonl, json, parquet, csv, text or dataset",
         )
-    below = {file.path: file.path[len(found.base) :] for file in files}
-    kept = set(files_of_split(path, below, split, is_folder=found.is_folder))
-    return [file for file in files if file.path in kept]
+    return files, found
 
 
 def _found(path: str) -> _Found:

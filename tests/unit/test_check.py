@@ -132,6 +132,17 @@ def test_every_column_is_named_with_what_becomes_of_it(
     assert "  column 'prompt': used as the prompt" in check(sampling_job()).facts
 
 
+def test_files_of_other_splits_are_named(pairs_job: Job, pairs_file: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train-1.jsonl", "test-1.jsonl"):
+        shutil.copy(pairs_file, folder / name)
+    report = check(pairs_job(preferences={"path": str(folder), "split": "test", **LENGTHS}))
+    assert "  split 'test': not read: train-1.jsonl" in report.facts
+    missing = pairs_job(preferences={"path": str(folder), "split": "dev", **LENGTHS})
+    assert "its files are of split test, train" in str(_only_problem(missing))
+
+
 def test_rows_limits_what_is_read(pairs_job: Job) -> None:
     lines, problems = run_check(pairs_job(), rows=3)
     assert problems == []

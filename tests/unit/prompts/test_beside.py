@@ -171,7 +171,7 @@ def test_messages_as_json_text_are_messages(tokenizer, read: Make, answers: Any)
 
 
 def test_text_that_begins_like_json_stays_text(tokenizer) -> None:
-    for text in ("[1] which?", "[]", '{"role": 3', '["a"]'):
+    for text in ("[1] which?", "[]", '{"role": 3', '["a"]', "[{'role': '\\d'", "{'a': 1}"):
         assert _prompt(prompts(tokenizer, {"prompt": text}), tokenizer) == text
 
 

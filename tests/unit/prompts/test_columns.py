@@ -6,7 +6,7 @@ import json
 
 from raydpo.prompts.columns import Columns, ColumnUses
 
-USER = {"role": "user", "content": "which?", "weight": 1, "name": "x"}
+USER = {"role": "user", "content": "which?", "weight": 1, "id": 4, "name": "x"}
 TOOL = {"role": "tool", "content": "sunny", "tool_call_id": "7"}
 
 
@@ -48,7 +48,8 @@ def test_message_keys_are_named_of_whatever_form() -> None:
         "column 'messages': used as the conversation",
         "message key 'role': used as the speaker",
         "message key 'content': used as the words",
-        "message key 'weight': ignored",
+        "message key 'weight': used where it says that a turn is not trained, else ignored",
+        "message key 'id': ignored",
         "message key 'name': ignored: the chat template does not read it",
         "message key 'tool_call_id': given to the chat template",
     ]

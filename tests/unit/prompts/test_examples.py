@@ -75,6 +75,28 @@ def test_messages_train_on_the_last_turn_only(tokenizer, encoder: Encoder) -> No
     assert encoder.decode(row["token_ids"][:start]).endswith("[user] three\n[assistant] ")
 
 
+def test_every_assistant_turn_is_trained_when_asked(tokenizer, encoder: Encoder) -> None:
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+        {"role": "assistant", "content": "four"},
+    ]
+    data = _rows({"messages": messages}, {"prompt": "the film", "completion": " was good"})
+    rows = list(examples(_sft(loss_on="assistant"), tokenizer, data))
+    texts = [
+        (encoder.decode(ids[:start]), encoder.decode(ids[start:]))
+        for ids, start in ((row["token_ids"], row["prompt_tokens"]) for row in rows)
+    ]
+    first = "<s>[user] one\n[assistant] "
+    assert texts == [
+        (first, "two</s>"),
+        (f"{first}two</s>\n[user] three\n[assistant] ", "four</s>"),
+        ("<s>the film", " was good</s>"),
+    ]
+    assert rows[0]["example_id"] == f"{rows[1]['example_id']}:turn-0"
+
+
 def test_instructions_are_user_messages_where_the_model_chats(tokenizer, encoder: Encoder) -> None:
     row = {"instruction": "Sum up.", "input": "a film", "output": "good"}
     (made,) = examples(_sft(), tokenizer, _rows(row))

@@ -100,6 +100,16 @@ def test_tool_calls_and_results_are_rendered_and_only_the_assistant_is_trained(
     assert "[tool] sunny" in before
 
 
+@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}])
+def test_a_turn_that_is_marked_so_is_not_trained(tokenizer, mark: dict[str, Any]) -> None:
+    first, last = {**GOOD, **mark}, BAD
+    turns = {"messages": [USER, first, USER, last]}
+    (row,) = examples(tokenizer, turns, loss_on="assistant").rows
+    assert tokenizer.decode(row["token_ids"][row["prompt_tokens"] :]) == "b</s>"
+    (refused,) = read(tokenizer, _pair(chosen=[first])).quarantined
+    assert "marked as not to be trained" in refused["reason"]
+
+
 def test_a_call_can_be_chosen_over_another() -> None:
     tokenizer = _tokenizer(WITH_TOOLS)
     other = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "wait"}}]}

@@ -85,6 +85,12 @@ def test_a_dataset_of_one_table_has_no_other_split(tmp_path: Path) -> None:
         list(source_rows(str(tmp_path / "one"), split="test"))
 
 
+def test_a_dataset_that_was_saved_as_arrays_is_read_as_values(tmp_path: Path) -> None:
+    made = datasets.Dataset.from_list([{"ids": [1, 2]}]).with_format("numpy")
+    made.save_to_disk(str(tmp_path / "one"))
+    assert _good(list(source_rows(str(tmp_path / "one")))) == [{"ids": [1, 2]}]
+
+
 def test_a_folder_is_read_with_its_split(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"{split}-00000-of-00001.jsonl").write_bytes(_jsonl([{"from": split}]))
