@@ -12,7 +12,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format lock clean
+.PHONY: help setup demo test test-fast fuzz lint format lock clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
@@ -34,6 +34,9 @@ endif
 
 test-fast: setup ## Run the tests that need no cluster, in under a minute.
 	@$(BIN)/python -m pytest -m "not slow" --ignore=tests/integration -n auto --maxprocesses 4 $(ARGS)
+
+fuzz: setup ## Feed readers, configuration and model folders with garbage; MINUTES=1 for each target.
+	@RAYDPO_FUZZ_MINUTES='$(or $(MINUTES),1)' $(BIN)/python -m pytest tests/fuzz --timeout 0 -n auto --maxprocesses 4 $(ARGS)
 
 lint: setup ## Check style, formatting and types.
 	@$(BIN)/ruff check .

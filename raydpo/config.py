@@ -80,7 +80,7 @@ class PromptsConfig(Section):
     max_prompt_tokens: PositiveInt = 512
     """Longest prompt, in tokens, BOS and template included."""
     too_long: Literal["quarantine", "keep_start", "keep_end", "error"] = "quarantine"
-    """What happens to a longer prompt."""
+    """What happens to a longer prompt; a conversation is cut in its words and turns, and still asks for an answer."""
     deduplicate: bool = False
     """Drop prompts whose token ids stood before (counted); off, duplicates are rows of their own."""
     limit: PositiveInt | None = None
@@ -112,9 +112,9 @@ class PreferencesConfig(Section):
     max_completion_tokens: PositiveInt = 512
     """Longest completion, in tokens, EOS included."""
     too_long_prompt: Literal["quarantine", "keep_start", "keep_end", "error"] = "quarantine"
-    """What happens to a longer prompt."""
+    """What happens to a longer prompt; a conversation is cut in its words and turns, and still asks for an answer."""
     too_long_completion: Literal["quarantine", "keep_start", "error"] = "quarantine"
-    """What happens to a longer completion; `keep_start` cuts it, without an EOS."""
+    """What happens to a longer completion; `keep_start` cuts it, without an end token."""
     min_margin: NonNegativeFloat = 0.0
     """Ranked lists: a pair is built where the ratings differ by more than this."""
     weighting: Literal["pair", "group"] = "pair"

@@ -57,7 +57,7 @@ def config_from_values(values: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(item) for item in error.errors()]
+        problems = [_problem(item) for item in _without_consequences(error.errors())]
         lines = [f"  - {problem}" for problem in problems[:_MOST_PROBLEMS]]
         lines += [f"  ... {len(problems) - len(lines)} more"] if problems[len(lines) :] else []
         raise ConfigError(
@@ -129,6 +129,19 @@ def _section_to_override(section: str, value: Any, override: str) -> dict[str, A
             f"override {section} as a whole: --set '...{section}={{key: value}}'",
         )
     return dict(value)
+
+
+def _without_consequences(items: list[Any]) -> list[Any]:
+    """The errors, but for lists that are too short only because what stands in them is wrong."""
+    places = [item["loc"] for item in items]
+
+    def follows(item: Any) -> bool:
+        own = item["loc"]
+        return item["type"] == "too_short" and any(
+            place != own and place[: len(own)] == own for place in places
+        )
+
+    return [item for item in items if not follows(item)]
 
 
 def _problem(item: Any) -> str:

@@ -136,6 +136,11 @@ def test_what_yaml_reads_otherwise_than_it_was_meant_is_refused(tmp_path, line, 
     assert problem in str(caught.value)
 
 
+def test_a_wrong_reward_is_one_problem(path) -> None:
+    with pytest.raises(ConfigError, match=r"has 1 problem\(s\)"):
+        load_config(path, ["labeling.reward={classifier: a, label: no}"])
+
+
 def test_an_override_into_what_is_no_section_is_refused(path) -> None:
     for override in ("seed.x=1", "labeling.reward.0.label=x"):
         with pytest.raises(ConfigError, match="an override reaches into a section"):
