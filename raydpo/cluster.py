@@ -90,6 +90,9 @@ def start(address: str | None = None) -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # It warns, once, that the progress bars are off: raydpo has lines of its own.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    if not verbose:  # Each prints a worker's whole traceback, and the command tells the same.
+        for name in ("exceptions", "_internal.execution.streaming_executor_state"):
+            logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
     logger.info("Ray %s: %s", address or "on this machine", cluster_size())
 
 
