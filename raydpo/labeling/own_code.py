@@ -83,14 +83,14 @@ def is_own(file: str) -> bool:
 
 def own_lines(error: BaseException) -> list[str]:
     """The lines of the user's own files that an exception came through, the innermost last."""
-    frames = [
-        (frame.filename, frame.lineno, frame.name)
-        for frame in traceback.extract_tb(error.__traceback__)
-        if is_own(frame.filename)
-    ]
+    frames: dict[tuple[str, int | None], str] = {}
+    for frame in traceback.extract_tb(error.__traceback__):
+        if is_own(frame.filename):  # a comprehension is a frame of its own on the same line
+            frames.setdefault((frame.filename, frame.lineno), frame.name)
     if isinstance(error, SyntaxError) and error.filename:
-        frames.append((error.filename, error.lineno, "<module>"))
-    return [_frame_line(*frame) for frame in frames[-_MOST_FRAMES:]]
+        frames[error.filename, error.lineno] = "<module>"
+    lines = [_frame_line(file, line, name) for (file, line), name in frames.items()]
+    return lines[-_MOST_FRAMES:]
 
 
 def _frame_line(file: str, line: int | None, function: str) -> str:

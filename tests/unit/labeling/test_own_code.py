@@ -147,9 +147,10 @@ def test_a_fault_is_told_by_the_users_own_lines(folder: Path) -> None:
     assert "raised JSONDecodeError: Expecting value" in lines[0]
     code = "return json.loads(text)['score']"
     assert lines[-3] == f"    {folder / 'mine_words.py'}:3, in score: {code}"
-    assert any(line.startswith(f"    {folder / 'mine_rewards.py'}:3, in ") for line in lines)
+    called = "return [mine_words.score(c) for c in completions]"
+    assert lines[-4] == f"    {folder / 'mine_rewards.py'}:3, in length: {called}"
     assert lines[-2].startswith("  rule: a reward function is `def reward(prompts, completions,")
-    assert len(lines) <= 7
+    assert len(lines) == 5
 
 
 def test_a_fault_of_one_completion_says_where(folder: Path) -> None:
