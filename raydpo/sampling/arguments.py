@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig, SamplingConfig
 from raydpo.context import engine_overrides, model_context
-from raydpo.errors import ConfigError, ModelError
+from raydpo.errors import ConfigError, ModelError, said_by
 from raydpo.models import (
     CAUSAL_LM,
     check_weights,
@@ -51,7 +51,7 @@ def sampling_parameters(sampling: SamplingConfig, seed: int) -> SamplingParams:
         )
     except Exception as error:
         raise ConfigError(
-            f"vLLM refuses the sampling settings: {error}",
+            f"vLLM refuses the sampling settings: {said_by(error)}",
             "they are what vLLM's SamplingParams takes",
             "change the value in `sampling` that the message names",
         ) from error
@@ -205,7 +205,7 @@ def load_engine(model: ModelConfig, arguments: dict[str, Any]) -> LLMEngine:
         )
     except Exception as error:
         raise ModelError(
-            f"model {model.path!r}: vLLM cannot load it: {error}",
+            f"model {model.path!r}: vLLM cannot load it: {said_by(error)}",
             "vLLM knows the architecture, and the weights and the cache of keys and values fit "
             "into memory (on CPU, heads need 32 or more dimensions)",
             "look at the engine's log above (VLLM_LOGGING_LEVEL=INFO says more); memory is set by "

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config import ModelConfig, SamplingConfig
-from raydpo.errors import EngineError, ModelError, RaydpoError
+from raydpo.errors import EngineError, ModelError, RaydpoError, said_by
 from raydpo.model_files import TensorHeader, read_tensors
 from raydpo.models import (
     CAUSAL_LM,
@@ -234,7 +234,7 @@ def _in_vllm(model: str, call: Any, *arguments: Any, **named: Any) -> Any:
         raise
     except Exception as error:
         raise ModelError(
-            f"{model}: vLLM cannot load it into a live engine: {error}",
+            f"{model}: vLLM cannot load it into a live engine: {said_by(error)}",
             "its tensors have the shapes of the model that the engine was started with",
             "look at the engine's log above (VLLM_LOGGING_LEVEL=INFO says more)",
         ) from error
