@@ -176,7 +176,7 @@ class _Rounds:
         self._work_ahead(stages, prompts, state, ledger)
         candidates = self._sample(index, prompts, state, ledger)
         groups = self._label(stages, candidates, state, ledger)
-        reference = self._score(stages, groups, ledger)
+        reference = self._score(stages, groups, candidates, ledger)
         if self.online.lookahead and index + 1 < self.online.rounds:
             # A ledger of its own: what is done beside training takes no time from this round.
             next_sample = beside.submit(self._sample, index + 1, prompts, state, Ledger())
@@ -296,9 +296,13 @@ class _Rounds:
             check_counts_fit(self.config, groups.manifest["counts"])
             return groups
 
-    def _score(self, stages: Round, groups: Table, ledger: Ledger) -> Table | None:
+    def _score(
+        self, stages: Round, groups: Table, candidates: Table, ledger: Ledger
+    ) -> Table | None:
         with ledger.of("scoring"):
-            reference = stages.reference(groups)
+            reference = stages.reference(groups, candidates)
+            if stages.index == 0:  # later samplers are held against the trainer's probe at a push
+                stages.check_sampler(candidates, reference)
             stages.verify(groups, reference)
             return reference
 

@@ -12,7 +12,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, ParamSpec
 
 import ray.data
@@ -70,11 +70,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Target:
-    """A table to make: its folder, the table it is made from, and what the log calls it."""
+    """A table to make: its folder, the table it is made from, and what the log calls it.
+
+    `samples` are the candidates that the source was made from, where it was and has their parts.
+    """
 
     folder: Folder
     source: Table
     what: str
+    samples: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,20 @@ class PartJob:
 
 
 @dataclass(frozen=True)
+class Witness:
+    """A table that each part's result is held against before it is written.
+
+    Attributes:
+        table: with as many parts as the inputs, none of which depends on it alone.
+        hold: given the rows of its part, of the first input's, and the result, it returns the
+            result with what it found, or refuses it by a RaydpoError; picklable.
+    """
+
+    table: Table
+    hold: Callable[[list[Row], list[Row], PartResult], PartResult]
+
+
+@dataclass(frozen=True)
 class PartStage:
     """A stage whose part i is made from the parts i of its inputs.
 
@@ -119,11 +137,13 @@ class PartStage:
         stage: what is made, and from what.
         inputs: finished tables with equally many parts.
         what: the stage and round, for the log.
+        witness: what each part is held against.
     """
 
     stage: Stage
     inputs: list[Table]
     what: str
+    witness: Witness | None = None
 
     @property
     def parts(self) -> int:
@@ -310,10 +330,11 @@ class _PartWorker:
         read = [table.read(index) for table in self.stages[number].inputs]
         tables = [rows for rows, _ in read]
         result = self.transform(*tables)
+        if (witness := self.stages[number].witness) is not None:
+            result = witness.hold(witness.table.part(index), tables[0], result)
         counts = {"input": len(tables[0]), **result.counts}
-        stage = self.stages[number].stage
         made_from = [file_hash for _, file_hash in read]
-        write_part(stage, index, PartResult(result.rows, result.quarantined, counts), made_from)
+        write_part(self.stages[number].stage, index, replace(result, counts=counts), made_from)
         return len(tables[0])
 
 

@@ -199,6 +199,7 @@ def _early_workers(stages: Round, until: str) -> AbstractContextManager[EarlyWor
 
 def _run_stages(stages: Round, until: str) -> RoundResult:
     last = STAGES.index(until)
+    candidates = None
     if stages.config.preferences is not None:
         preferences = stages.existing_preferences()
     else:
@@ -215,7 +216,9 @@ def _run_stages(stages: Round, until: str) -> RoundResult:
     check_counts_fit(stages.config, preferences.manifest["counts"])
     if last < STAGES.index("reference"):
         return RoundResult(stages.folder, preferences)
-    reference = stages.reference(preferences)
+    reference = stages.reference(preferences, candidates)
+    if candidates is not None:
+        stages.check_sampler(candidates, reference)
     if last < STAGES.index("train"):
         return RoundResult(stages.folder, preferences)
     stages.verify(preferences, reference)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from raydpo.agreement import Agreement, agreement_in, sampler_tolerance
 from raydpo.cluster import cluster_size
 from raydpo.config import Config, LabelingConfig, ModelConfig, PeopleConfig, RewardConfig
 from raydpo.evaluation.samples import groups_of_samples
@@ -20,12 +21,19 @@ from raydpo.labeling.people import preferences_of_people
 from raydpo.labeling.preferences import finish_preferences, preferences_work
 from raydpo.labeling.self_play import self_play_preferences
 from raydpo.labeling.stage import scoring_work
+from raydpo.models import adapter_base
 from raydpo.parts import PartWork, Table, Target, run_work
 from raydpo.plan import stages_can_stream
 from raydpo.progress import logger
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.prompts.stage import run_prompts_stage
-from raydpo.reference.stage import reference_work, score_reference, verify_reference
+from raydpo.reference.stage import (
+    reference_work,
+    sampler_agreement,
+    score_reference,
+    verify_reference,
+    verify_sampler,
+)
 from raydpo.run import PartResult, Stage, commit, open_stage, write_part
 from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.stage import sampling_work
@@ -95,7 +103,7 @@ class Round:
         scores = chain.add(self._scoring(candidates, config.labeling))
         preferences = chain.add(self._preferences(candidates, scores, config.labeling))
         if to_reference and self._uses_reference:
-            chain.add(self._reference_scoring(preferences))
+            chain.add(self._reference_scoring(preferences, candidates))
         chain.run()
 
     def sample(self, prompts: Table) -> Table:
@@ -202,23 +210,57 @@ class Round:
         people = labeling.people if labeling is not None else None
         return preferences_of_people(candidates, self.folder, people or PeopleConfig())
 
-    def reference(self, preferences: Table) -> Table | None:
-        """The reference's log-probs of all completions; None where the objective needs none."""
+    def reference(self, preferences: Table, candidates: Table | None = None) -> Table | None:
+        """The reference's log-probs of all completions; None where the objective needs none.
+
+        Those of `candidates` that the reference itself sampled are held against the sampler's.
+        """
         if not self._uses_reference:
             logger.info("[%s] skipped: the objective needs none", self._what("reference"))
             return None
-        return run_work(self._reference_scoring(preferences))[0]
+        return run_work(self._reference_scoring(preferences, candidates))[0]
 
     @property
     def _uses_reference(self) -> bool:
         training = self.config.training
         return training is None or training.objective.uses_reference
 
-    def _reference_scoring(self, preferences: Table) -> PartWork:
+    def _reference_scoring(self, preferences: Table, candidates: Table | None) -> PartWork:
         config = self.config
-        target = Target(self.folder.child("reference"), preferences, self._what("reference"))
+        same_parts = candidates and candidates.manifest["parts"] == preferences.manifest["parts"]
+        target = Target(
+            self.folder.child("reference"),
+            preferences,
+            self._what("reference"),
+            candidates if same_parts else None,
+        )
         model, budget = self._reference_model(), config.max_quarantined_fraction
-        return reference_work([target], model, config.reference, budget)
+        tolerance = sampler_tolerance(model, config.sampling.engines)
+        return reference_work([target], model, config.reference, budget, tolerance)
+
+    def check_sampler(self, candidates: Table, reference: Table | None) -> None:
+        """See that the sampler is the model that is trained: by the reference's table, or a sample.
+
+        Raises:
+            EngineError: it computes something else.
+        """
+        what, settings = self._what("sampler"), self.config.reference
+        found = reference and agreement_in(reference.manifest)
+        if found:
+            logger.info("[%s] sampler and reference agree: %s", what, found)
+        elif adapter_base(self.config.model) is not None or not settings.verify_groups:
+            why = "an adapter samples" if settings.verify_groups else "reference.verify_groups is 0"
+            logger.info("[%s] not held against the trainer's forward pass: %s", what, why)
+        elif not self.folder.exists("policy/manifest.json"):
+            verify_sampler(
+                folder=self.folder.child("sampler"),
+                samples=candidates,
+                model=self.config.model,
+                settings=settings,
+                tolerance=sampler_tolerance(self.config.model, self.config.sampling.engines),
+                seed=self.config.seed,
+                what=what,
+            )
 
     def verify(self, preferences: Table, reference: Table | None) -> None:
         """Score a sample of the preferences again before training, and hold it against the table."""
@@ -266,6 +308,7 @@ class Round:
             inputs={"reference": reference.fingerprint if reference is not None else ""},
             training_log=read_metrics(self.folder.child("policy")),
             stage_counts=self._counts(),
+            agreement=self._agreement(reference),
             pool=self.pool,
         )
 
@@ -288,6 +331,13 @@ class Round:
                 write_part(stage, index, PartResult(kept, counts={"input": len(rows)}))
             manifest = commit(stage, {})
         return Table(stage.folder, manifest)
+
+    def _agreement(self, reference: Table | None) -> Agreement | None:
+        """How far the sampler was from the reference or, where a sample was scored, the trainer."""
+        folder = self.folder.child("sampler")
+        if reference is not None and (found := agreement_in(reference.manifest)):
+            return found
+        return sampler_agreement(folder) if folder.exists("manifest.json") else None
 
     def _counts(self) -> dict[str, dict[str, int]]:
         """The counts of the stages so far, for the report."""

@@ -9,6 +9,7 @@ discarded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -46,11 +47,21 @@ _JOB_PACKAGE: Final = "_ray_pkg_"
 
 @dataclass(frozen=True)
 class PartResult:
-    """What a stage made of one part: rows, refused rows, and counts to add up."""
+    """What a stage made of one part.
+
+    Attributes:
+        rows: of the stage's table.
+        quarantined: refused rows.
+        counts: added up over all parts.
+        sums: the same for what is no whole number.
+        maxima: the manifest has the largest of all parts.
+    """
 
     rows: list[Row]
     quarantined: list[Row] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    maxima: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -205,6 +216,7 @@ def write_part(
             "output": len(result.rows),
             "quarantined": len(result.quarantined),
         },
+        **({"sums": result.sums, "maxima": result.maxima} if result.sums or result.maxima else {}),
     }
     write_checked(stage.folder.child(_RECORDS), _record_name(index), record)
     return record
@@ -315,15 +327,30 @@ def commit(
             total[name] = total.get(name, 0) + count
     if check is not None:
         check(total)
+    measured = _measured(records)
     manifest = {
         **_identity(stage),
         "fingerprint": fingerprint([record["content"] for record in records]),
         "parts": len(records),
         "counts": total,
         "files": [file for record in records for file in record["files"]],
+        **measured,
         **(extra or {}),
     }
     return _commit_manifest(stage, manifest)
+
+
+def _measured(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """`sums` and `maxima` over the parts that have any; nothing where none has."""
+    found: dict[str, dict[str, float]] = {}
+    for kind, join in (("sums", math.fsum), ("maxima", max)):
+        values: dict[str, list[float]] = {}
+        for record in records:
+            for name, value in record.get(kind, {}).items():
+                values.setdefault(name, []).append(value)
+        if values:
+            found[kind] = {name: join(of_parts) for name, of_parts in values.items()}
+    return found
 
 
 def commit_files(stage: Stage, content: str, extra: dict[str, Any] | None = None) -> dict[str, Any]:

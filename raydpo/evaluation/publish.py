@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from raydpo.agreement import Agreement, agreement_in
 from raydpo.config import Config, EvaluationConfig, ModelConfig
 from raydpo.config_file import config_to_yaml
 from raydpo.evaluation import plots
@@ -64,6 +65,7 @@ def write_report(
     models: dict[str, ModelConfig],
     training_log: list[Json],
     stage_counts: dict[str, dict[str, int]],
+    agreement: Agreement | None,
 ) -> Json:
     """Measure, draw, and write metrics.json, plots/ and report.html."""
     reference = collect_samples(tables.reference_samples, tables.reference_scores, evaluation.judge)
@@ -71,6 +73,10 @@ def write_report(
     logps = collect_logps(tables.policy_groups, tables.kl_policy, tables.kl_reference)
     pairs, judged = _heldout(tables)
     metrics = measure(config, evaluation, reference, policy, logps, pairs, judged)
+    agreements = {
+        "training samples": agreement,
+        "policy samples": agreement_in(tables.kl_policy.manifest),
+    }
     figures = draw_figures(config, metrics, reference, policy, training_log)
     counts = {name: table.manifest["counts"] for name, table in tables.own().items()}
     page = render(
@@ -81,11 +87,12 @@ def write_report(
             samples=choose_samples(reference, policy, evaluation.report_samples),
             counts={**stage_counts, **counts},
             refusals=_refusals(tables.own()),
-            facts=_facts(config, evaluation, models),
+            facts=[*_facts(config, evaluation, models), *_agreement_facts(agreements)],
             config_yaml=config_to_yaml(config),
         )
     )
-    folder.write_json("metrics.json", {**metrics, "counts": counts})
+    apart = {name: found and found.as_json() for name, found in agreements.items()}
+    folder.write_json("metrics.json", {**metrics, "sampler_difference": apart, "counts": counts})
     folder.child("plots").delete()
     for figure in figures:
         folder.write_bytes(f"plots/{figure.name}.png", figure.png)
@@ -133,6 +140,14 @@ def draw_figures(
         Figure("lengths", lengths, "Lengths of all completions, EOS included; lines mark the means."),
         *training,
     ]  # fmt: skip
+
+
+def _agreement_facts(agreements: dict[str, Agreement | None]) -> list[tuple[str, str]]:
+    return [
+        (f"sampler against trainer, {name}", str(found))
+        for name, found in agreements.items()
+        if found is not None
+    ]
 
 
 def _refusals(tables: dict[str, Table]) -> list[tuple[str, str, int]]:

@@ -2,7 +2,9 @@
 
 What comes in: held-out prompts, a policy, the original model, engines that live already. What
 goes out: a few numbers, and the tables behind them. The policy's log-probs are those that
-the engine gave with its samples, so that only the original model scores anything.
+the engine gave with its samples: the model's own, whatever is cut from what is sampled. So only
+the original model scores anything. Of samples that are cut, their mean is no estimate of KL,
+and `measure.sampling_caveats` says so beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from raydpo.agreement import sampler_tolerance
 from raydpo.config import Config, ModelConfig, RewardConfig
 from raydpo.errors import NumericsError
 from raydpo.evaluation import metrics
@@ -19,6 +22,7 @@ from raydpo.evaluation.heldout import sample_heldout
 from raydpo.evaluation.measure import are_shares, mean_score
 from raydpo.evaluation.samples import Sample, collect_samples, groups_of_samples
 from raydpo.labeling.stage import score_candidates
+from raydpo.models import weights_fingerprint
 from raydpo.parts import Table
 from raydpo.reference.stage import score_reference
 from raydpo.run import read_rows
@@ -69,6 +73,7 @@ def measure_policy(
         what: the stage and round, for the log.
 
     Raises:
+        EngineError: the original model sampled, and the engines give other log-probs than it.
         NumericsError: the KL is not finite.
     """
     assert config.evaluation is not None
@@ -89,6 +94,8 @@ def measure_policy(
         settings=config.reference,
         what=what,
         max_quarantined_fraction=limit,
+        samples=samples if weights_fingerprint(policy) == weights_fingerprint(original) else None,
+        tolerance=sampler_tolerance(original, config.sampling.engines),
     )
     return _measures(samples, scores, original_logps, config.evaluation.judge)
 

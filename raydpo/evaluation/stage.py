@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from raydpo.agreement import Agreement, agreement_in, sampler_tolerance
 from raydpo.config import Config, EvaluationConfig, ModelConfig, RewardConfig
 from raydpo.config_content import content_of
 from raydpo.errors import ConfigError
@@ -24,10 +25,8 @@ from raydpo.parts import Table, Target, run_work
 from raydpo.progress import logger
 from raydpo.reference.stage import reference_work
 from raydpo.run import Stage, commit_files, open_stage
-from raydpo.sampling.arguments import engine_dtype
 from raydpo.sampling.pool import EnginePool, Engines
-from raydpo.sampling.probe import check_drift, largest_difference
-from raydpo.sampling.weights import share_engines, weights_of
+from raydpo.sampling.weights import share_engines
 from raydpo.storage import Folder, fingerprint
 
 Json = dict[str, Any]
@@ -45,6 +44,7 @@ def evaluate(
     inputs: dict[str, str],
     training_log: list[Json] | None = None,
     stage_counts: dict[str, dict[str, int]] | None = None,
+    agreement: Agreement | None = None,
     pool: Callable[[], EnginePool] | None = None,
 ) -> Json:
     """Compare the policy with the reference and write the report into `folder`.
@@ -60,6 +60,7 @@ def evaluate(
         inputs: fingerprints of what else the result depends on.
         training_log: rows of the training's metrics, for the curves.
         stage_counts: counts of the stages before this one, for the report.
+        agreement: of the training data's sampler with the reference, for the report.
         pool: gives engines of `config.model` that outlive the evaluation, if samples are missing.
 
     Returns the content of metrics.json, and `report`, the path of report.html.
@@ -76,7 +77,9 @@ def evaluate(
     if open_stage(stage, keep_folders=True) is None:
         steps = _Steps(config, evaluation, folder, what)
         tables = _make_tables(steps, prompts, policy, reference_model, heldout, pool)
-        metrics = write_report(config, evaluation, folder, tables, models, log, stage_counts or {})
+        metrics = write_report(
+            config, evaluation, folder, tables, models, log, stage_counts or {}, agreement
+        )
         commit_files(stage, fingerprint(metrics))
         logger.info("[%s] done: %s/report.html", what, folder.uri)
     else:
@@ -161,8 +164,8 @@ def _make_tables(
     reference_scores, policy_scores = steps.judge(reference_samples, policy_samples)
     groups = groups_of_samples(steps.folder.child("policy_groups"), policy_samples)
     pairs = heldout if heldout is not None and heldout.manifest["counts"]["output"] else None
-    of_policy = steps.logps("policy", policy, groups, pairs)
-    steps.check_engines(policy, policy_samples, of_policy["kl"])
+    of_policy = steps.logps("policy", policy, groups, pairs, policy_samples)
+    steps.say_agreement(of_policy["kl"])
     of_reference = steps.logps("reference", reference_model, groups, pairs)
     return Tables(
         reference_samples,
@@ -224,31 +227,38 @@ class _Steps:
         return run_work(scoring_work(targets, self.evaluation.judge, budget))
 
     def logps(
-        self, role: str, model: ModelConfig, samples: Table, pairs: Table | None
+        self,
+        role: str,
+        model: ModelConfig,
+        groups: Table,
+        pairs: Table | None,
+        samples: Table | None = None,
     ) -> dict[str, Table]:
-        """Per-token log-probs under a model: `kl` of the samples, `heldout` of held-out pairs."""
-        groups = {"kl": samples} | ({"heldout": pairs} if pairs else {})
-        targets = [self._target(f"{kind}_{role}", table) for kind, table in groups.items()]
-        budget = self.config.max_quarantined_fraction
-        tables = run_work(reference_work(targets, model, self.config.reference, budget))
-        return dict(zip(groups, tables, strict=True))
+        """Per-token log-probs under a model: `kl` of samples in groups, `heldout` of held-out pairs.
 
-    def check_engines(self, policy: ModelConfig, samples: Table, logps: Table) -> None:
-        """Hold the engines' log-probs of their own samples against the trainer's forward pass.
+        With `samples`, those of the groups that this model made, the engines' own log-probs of
+        them are held against the trainer's forward pass.
 
         Raises:
-            EngineError: they differ by more than `sampling.engines.probe_tolerance`.
+            EngineError: they differ by more than `sampling.engines.probe_tolerance` allows.
         """
-        scored = {row["group_id"]: row["reference_token_logps"] for row in logps.part(0)}
-        rows = [row for row in samples.part(0) if row["prompt_id"] in scored]
-        drift = largest_difference(
-            [row["sampler_token_logps"] for row in rows],
-            [scored[row["prompt_id"]][row["candidate"]] for row in rows],
-        )
-        dtype = engine_dtype(policy, self.config.sampling)
-        check_drift(drift, self.config.sampling.engines, dtype, weights_of(policy))
-        text = "[%s] engine and trainer agree on %d completions: largest difference %.2g nats"
-        logger.info(text, self.what, len(rows), drift)
+        sources = {"kl": groups} | ({"heldout": pairs} if pairs else {})
+        targets = [
+            replace(
+                self._target(f"{kind}_{role}", table), samples=samples if kind == "kl" else None
+            )
+            for kind, table in sources.items()
+        ]
+        config = self.config
+        tolerance = sampler_tolerance(model, config.sampling.engines)
+        budget = config.max_quarantined_fraction
+        work = reference_work(targets, model, config.reference, budget, tolerance)
+        return dict(zip(sources, run_work(work), strict=True))
+
+    def say_agreement(self, logps: Table) -> None:
+        """Log how far the engines are from the trainer's forward pass."""
+        if (found := agreement_in(logps.manifest)) is not None:
+            logger.info("[%s] engine and trainer agree: %s", self.what, found)
 
     def _target(self, name: str, source: Table) -> Target:
         return Target(self.folder.child(name), source, self._what(name))

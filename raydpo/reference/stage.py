@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import random
+from dataclasses import asdict
 from typing import Final
 
 import ray
 import torch
 
+from raydpo.agreement import Agreement, Tolerance, check_agreement
 from raydpo.cluster import uses_cuda
 from raydpo.config import ModelConfig, ReferenceConfig
 from raydpo.config_base import ROUNDING_NATS
@@ -33,7 +35,8 @@ from raydpo.parts import (
     run_work,
 )
 from raydpo.progress import logger
-from raydpo.run import PartResult, Stage, part_entry
+from raydpo.reference.sampled import compare_samples, witness_of
+from raydpo.run import PartResult, Stage, commit_files, open_stage, part_entry
 from raydpo.storage import Folder, fingerprint
 from raydpo.tables import Row
 from raydpo.training.composition import padded_micro_batches, shared_micro_batches
@@ -52,6 +55,8 @@ def score_reference(
     settings: ReferenceConfig,
     what: str,
     max_quarantined_fraction: float,
+    samples: Table | None = None,
+    tolerance: Tolerance | None = None,
 ) -> Table:
     """Score all completions of `groups` under `model`; a finished table is kept.
 
@@ -65,9 +70,16 @@ def score_reference(
         settings: workers and batches.
         what: stage and round, for the log.
         max_quarantined_fraction: see `parts.check_quarantine_budget`.
+        samples: the candidates that the groups are made of, of the same parts: those that this
+            model sampled are held against the sampler's log-probs.
+        tolerance: how far both may lie apart.
+
+    Raises:
+        EngineError: they are further apart.
     """
-    targets = [Target(folder, groups, what)]
-    return run_work(reference_work(targets, model, settings, max_quarantined_fraction))[0]
+    targets = [Target(folder, groups, what, samples)]
+    work = reference_work(targets, model, settings, max_quarantined_fraction, tolerance)
+    return run_work(work)[0]
 
 
 def reference_work(
@@ -75,6 +87,7 @@ def reference_work(
     model: ModelConfig,
     settings: ReferenceConfig,
     max_quarantined_fraction: float,
+    tolerance: Tolerance | None = None,
 ) -> PartWork:
     """The work of `score_reference` on one or more tables: its workers load the model once."""
     stages = [
@@ -82,6 +95,7 @@ def reference_work(
             reference_stage(target.folder, target.source, model, settings),
             [target.source],
             target.what,
+            witness_of(target.samples, model, tolerance) if target.samples and tolerance else None,
         )
         for target in targets
     ]
@@ -164,6 +178,77 @@ def verify_reference(
         "[%s] verified %d groups: largest difference %.2g nats", what, len(rows), difference
     )
     return difference
+
+
+def verify_sampler(
+    *,
+    folder: Folder,
+    samples: Table,
+    model: ModelConfig,
+    settings: ReferenceConfig,
+    tolerance: Tolerance,
+    seed: int,
+    what: str,
+) -> Agreement | None:
+    """Score a few samples by the model that made them, where no reference table does it.
+
+    Args:
+        folder: of a stage of its own, which keeps what was found.
+        samples: candidates.
+        model: what sampled them.
+        settings: workers, and `verify_groups`, the prompts whose samples are scored.
+        tolerance: how far sampler and scorer may lie apart.
+        seed: chooses the part.
+        what: stage and round, for the log.
+
+    Returns:
+        None where there is nothing to score.
+
+    Raises:
+        EngineError: they are further apart.
+    """
+    inputs = {"samples": samples.fingerprint, "model": weights_fingerprint(model)}
+    of = {"prompts": settings.verify_groups, "seed": seed, **content_of(model)}
+    stage = Stage(folder, "sampler", None, inputs, of)
+    if open_stage(stage) is None:
+        groups, rows = _few_samples(samples, settings.verify_groups, seed)
+        if not groups:
+            return None
+        found = compare_samples(rows, groups, _score_remotely(model, settings, groups))
+        check_agreement(found, tolerance, f"the model {model.path!r}")
+        commit_files(stage, fingerprint(found.as_json()), {"agreement": asdict(found)})
+    found = sampler_agreement(folder)
+    logger.info("[%s] the sampler and the trainer's forward pass agree: %s", what, found)
+    return found
+
+
+def sampler_agreement(folder: Folder) -> Agreement:
+    """What a finished `verify_sampler` found."""
+    return Agreement(**folder.read_json("manifest.json")["agreement"])
+
+
+def _few_samples(samples: Table, prompts: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """Groups of a few prompts' samples, and these samples; of a part that is drawn."""
+    parts = range(samples.manifest["parts"])
+    filled = [index for index in parts if part_entry(samples.manifest, index)["rows"]]
+    if not filled:
+        return [], []
+    rows = samples.part(random.Random(seed).choice(filled))  # noqa: S311
+    by_prompt: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["completion_ids"]:
+            by_prompt.setdefault(row["prompt_id"], []).append(row)
+    chosen = list(by_prompt.items())[:prompts]
+    groups = [
+        {
+            "group_id": name,
+            "prompt_id": name,
+            "prompt_ids": own[0]["prompt_ids"],
+            "completions": [row["completion_ids"] for row in own],
+        }
+        for name, own in chosen
+    ]
+    return groups, [row for _, own in chosen for row in own]
 
 
 class Scorer:

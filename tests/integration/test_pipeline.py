@@ -107,6 +107,24 @@ def test_sampled_tokens_are_scored_alike_by_vllm_and_the_reference(undisturbed) 
             assert values == pytest.approx(sampled[group["prompt_id"], k], abs=1e-3)
 
 
+def test_sampler_and_reference_are_held_against_each_other_and_the_number_is_kept(
+    undisturbed,
+) -> None:
+    run, output = undisturbed
+    found = manifest(run, "reference")
+    tokens = sum(len(ids) for group in rows(run, "preferences") for ids in group["completions"])
+    assert found["counts"]["compared_tokens"] == tokens
+    assert 0 < found["maxima"]["sampler_difference_nats"] < 1e-3
+    assert "[round 0, sampler] sampler and reference agree: mean difference" in output
+    apart = json.loads((run / "round-000/evaluation/metrics.json").read_text())[
+        "sampler_difference"
+    ]
+    assert apart["training samples"]["tokens"] == tokens
+    assert 0 < apart["policy samples"]["largest_nats"] < 1e-3
+    report = (run / "round-000/evaluation/report.html").read_text()
+    assert "sampler against trainer, training samples" in report
+
+
 def test_report_and_metrics_are_there_and_finite(undisturbed) -> None:
     run, output = undisturbed
     evaluation = run / "round-000/evaluation"

@@ -30,6 +30,7 @@ LAYERS = [
     {
         "padding",
         "context",
+        "agreement",
         "config_file",
         "cut_counts",
         "progress",

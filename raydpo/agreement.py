@@ -1,0 +1,144 @@
+"""Whether two forward passes are those of one model: log-probs of the same tokens, compared.
+
+What comes in: log-probs (nats) that an engine gave its own samples, and those of another
+forward pass. What goes out: how far they lie apart, or an error. vLLM may load other files
+of a folder than transformers, or read a config otherwise, and says nothing.
+
+raydpo asks vLLM for `raw_logprobs`: those of the model itself, before temperature, top_p,
+top_k or a least length change the distribution. So they can be compared whatever is sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raydpo.config import EnginesConfig, ModelConfig
+from raydpo.config_base import ROUNDING_NATS
+from raydpo.errors import EngineError
+
+#: Share of what one token may differ by that the mean over very many may.
+_MEAN_SHARE: Final = 0.2
+#: Among millions of tokens the rarest lie further out than those of a probe.
+_RAREST: Final = 10
+_COUNT: Final = "compared_tokens"
+_NAME: Final = "sampler_difference_nats"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Differences of log-probs: how many tokens, their absolute values' sum and largest, in nats."""
+
+    tokens: int
+    total_nats: float
+    largest_nats: float
+
+    @property
+    def mean_nats(self) -> float:
+        """Mean absolute difference of a token."""
+        return self.total_nats / self.tokens if self.tokens else 0.0
+
+    def as_json(self) -> dict[str, float]:
+        """What a manifest or a report says of it."""
+        return {
+            "tokens": self.tokens,
+            "mean_nats": self.mean_nats,
+            "largest_nats": self.largest_nats,
+        }
+
+    def __str__(self) -> str:
+        """In words, for the log."""
+        return (
+            f"mean difference {self.mean_nats:.2g} nats a token, largest {self.largest_nats:.2g}, "
+            f"over {self.tokens} tokens"
+        )
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What rounding explains.
+
+    Attributes:
+        token_nats: difference of an ordinary token.
+        largest_nats: difference of the rarest; infinite in half precision.
+        dtype: the coarser one of both sides.
+    """
+
+    token_nats: float
+    largest_nats: float
+    dtype: str
+
+    def mean_nats(self, tokens: int) -> float:
+        """Mean difference of so many tokens: few of them may happen to be ones that differ more."""
+        return self.token_nats * (_MEAN_SHARE + 1 / math.sqrt(max(1, tokens)))
+
+
+def sampler_tolerance(model: ModelConfig, engines: EnginesConfig) -> Tolerance:
+    """By `sampling.engines.probe_tolerance`, or by the coarser of the dtypes of both sides.
+
+    In half precision single tokens of low probability lie far apart though the model is the
+    same: there the mean decides.
+
+    Args:
+        model: the one that scores, with its precision.
+        engines: of the sampler.
+    """
+    sampled_in = model.precision if engines.dtype == "auto" else engines.dtype
+    dtype = max(model.precision, sampled_in, key=lambda name: ROUNDING_NATS[name])
+    token = engines.probe_tolerance or ROUNDING_NATS[dtype]
+    return Tolerance(token, token * _RAREST if dtype == "float32" else math.inf, dtype)
+
+
+def compare_logps(
+    found: Iterable[Sequence[float]], expected: Iterable[Sequence[float]]
+) -> Agreement:
+    """Two sets of log-probs of the same tokens; where one is not finite, neither is the result."""
+    differences = [
+        abs(a - b)
+        for ours, theirs in zip(found, expected, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    if not all(map(math.isfinite, differences)):
+        return Agreement(len(differences), math.inf, math.inf)
+    return Agreement(len(differences), math.fsum(differences), max(differences, default=0.0))
+
+
+def check_agreement(found: Agreement, tolerance: Tolerance, what: str) -> None:
+    """Refuse samples that another model made than the one that scores them.
+
+    Args:
+        found: the differences.
+        tolerance: what they may be.
+        what: the model, for the message.
+
+    Raises:
+        EngineError: their mean or their largest is above the tolerance.
+    """
+    mean_limit = tolerance.mean_nats(found.tokens)
+    if found.mean_nats <= mean_limit and found.largest_nats <= tolerance.largest_nats:
+        return
+    single = f", a token's within {tolerance.largest_nats:g}"
+    raise EngineError(
+        f"sampler and scorer give other log-probs to the same tokens: {found}",
+        f"both are {what}, so in {tolerance.dtype} the mean is within {mean_limit:.2g} nats"
+        f"{single if math.isfinite(tolerance.largest_nats) else ''}",
+        "keep one set of *.safetensors files in the model's folder (vLLM loads all of them, "
+        "transformers those of its index); where both load the same, vLLM computes this "
+        "architecture otherwise: set sampling.engines.dtype, or a larger "
+        "sampling.engines.probe_tolerance",
+    )
+
+
+def counts_of(found: Agreement) -> tuple[dict[str, int], dict[str, float], dict[str, float]]:
+    """Counts, sums and maxima of a part (`run.PartResult`)."""
+    return {_COUNT: found.tokens}, {_NAME: found.total_nats}, {_NAME: found.largest_nats}
+
+
+def agreement_in(manifest: dict[str, Any]) -> Agreement | None:
+    """What a finished stage's parts came to together; None where nothing was compared."""
+    tokens = manifest["counts"].get(_COUNT, 0)
+    if not tokens:
+        return None
+    return Agreement(tokens, manifest["sums"][_NAME], manifest["maxima"][_NAME])

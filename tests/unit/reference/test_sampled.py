@@ -1,0 +1,88 @@
+"""What a model sampled is held against its own scores, part by part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raydpo.agreement import agreement_in, sampler_tolerance
+from raydpo.config import EnginesConfig, ModelConfig
+from raydpo.errors import EngineError
+from raydpo.reference.sampled import hold_samples
+from raydpo.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.storage import folder_of
+from raydpo.tables import Row
+
+TOLERANCE = sampler_tolerance(ModelConfig(path="m"), EnginesConfig())
+GROUPS: list[Row] = [
+    {"group_id": "a", "prompt_id": "a", "completions": [[5, 2], [6, 7, 2]]},
+    {"group_id": "b", "prompt_id": "b", "completions": [[5, 2], [8, 2]]},
+]
+SCORED: list[Row] = [
+    {"group_id": "a", "reference_token_logps": [[-1.0, -0.5], [-2.0, -1.0, -0.5]]},
+    {"group_id": "b", "reference_token_logps": [[-1.5, -0.25], [-3.0, -4.0]]},
+]
+
+
+def sample(prompt_id: str, ids: list[int], logps: list[float], policy: str = "own") -> Row:
+    return {
+        "prompt_id": prompt_id,
+        "completion_ids": ids,
+        "sampler_token_logps": logps,
+        "policy": policy,
+    }
+
+
+SAMPLES = [
+    sample("a", [6, 7, 2], [-2.0, -1.0001, -0.5]),
+    sample("b", [5, 2], [-1.5, -0.25]),
+    sample("b", [9, 2], [-9.0, -9.0]),  # labelling left it out
+]
+
+
+def hold(samples: list[Row], **changes: Any) -> PartResult:
+    return hold_samples("own", "m", TOLERANCE, samples, GROUPS, PartResult(SCORED, **changes))
+
+
+def test_completions_that_the_model_sampled_are_compared_token_by_token() -> None:
+    held = hold(SAMPLES, counts={"kept": 1})
+    assert held.rows == SCORED
+    assert held.counts == {"kept": 1, "compared_tokens": 5}
+    assert held.maxima["sampler_difference_nats"] == pytest.approx(1e-4)
+    assert held.sums["sampler_difference_nats"] == pytest.approx(1e-4)
+
+
+def test_another_models_samples_are_not_compared() -> None:
+    held = hold([sample("b", [5, 2], [-9.0, -9.0], policy="another"), SAMPLES[0]])
+    assert held.counts == {"compared_tokens": 3}
+
+
+def test_a_sampler_that_computes_something_else_is_refused_with_the_number() -> None:
+    with pytest.raises(
+        EngineError, match=r"mean difference 0\.4 nats a token, largest 1,"
+    ) as error:
+        hold([*SAMPLES[:1], sample("b", [5, 2], [-2.5, 0.75])])
+    assert "the model 'm'" in error.value.rule
+
+
+def test_a_manifest_adds_up_what_its_parts_found(tmp_path: Any) -> None:
+    stage = Stage(folder_of(str(tmp_path / "reference")), "reference", "reference", {}, {})
+    open_stage(stage)
+    write_part(stage, 0, hold(SAMPLES))
+    write_part(stage, 1, hold([sample("b", [8, 2], [-3.0, -4.0004])]))
+    write_part(stage, 2, hold([]))
+    found = agreement_in(commit(stage, {}))
+    assert found is not None
+    assert found.tokens == 7
+    assert found.total_nats == pytest.approx(5e-4)
+    assert found.largest_nats == pytest.approx(4e-4)
+
+
+def test_a_table_without_samples_says_nothing_of_them(tmp_path: Any) -> None:
+    stage = Stage(folder_of(str(tmp_path / "reference")), "reference", "reference", {}, {})
+    open_stage(stage)
+    write_part(stage, 0, PartResult(SCORED))
+    manifest = commit(stage, {})
+    assert agreement_in(manifest) is None
+    assert not {"sums", "maxima"} & manifest.keys()
