@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from raydpo.caveats import sampling_caveats
 from raydpo.check import Findings
 from raydpo.check_resources import gpu_count, is_remote
 from raydpo.config import Config, EnginesConfig, ModelConfig, OnlineConfig, TrainingConfig
@@ -27,10 +28,23 @@ def check_online(config: Config, findings: Findings) -> None:
             f"note: {config.evaluation.heldout_fraction:.0%} of the preference groups are kept out of "
             "training (evaluation.heldout_fraction), and rounds measure nothing on them"
         )
+    _note_cut_samples(config, findings)
     models = {"model": config.model, "reference.model": config.reference.model}
     findings.attempt(_check_average, config.online, models)
     if config.online.keep_engines and config.training is not None and not is_remote(config):
         findings.attempt(_check_room, config, findings)
+
+
+def _note_cut_samples(config: Config, findings: Findings) -> None:
+    """A KL budget is held against a mean log-ratio, whatever is cut from what is sampled."""
+    if config.online is None or config.evaluation is None:
+        return
+    cuts = sampling_caveats(config.evaluation, config.sampling)
+    if cuts and config.online.stopping.max_kl_nats is not None:
+        findings.facts.append(
+            f"note: held-out samples are drawn with {', '.join(cuts)}: the mean log-ratio that "
+            "online.stopping.max_kl_nats is held against is no estimate of KL"
+        )
 
 
 def check_sections_of_rounds(config: Config) -> OnlineConfig:

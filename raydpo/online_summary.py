@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from raydpo.caveats import sampling_caveats
 from raydpo.config import Config
-from raydpo.evaluation.measure import sampling_caveats, score_unit
+from raydpo.evaluation.measure import score_unit
 from raydpo.evaluation.plots import rewards_by_round
 from raydpo.online_record import RoundRecord, overhead_share, with_error
 from raydpo.storage import Folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from raydpo.caveats import sampling_caveats
 from raydpo.config import Config, EvaluationConfig, RewardConfig, SamplingConfig
 from raydpo.errors import DataError, NumericsError
 from raydpo.evaluation import metrics
@@ -58,18 +59,6 @@ def measure(
         "heldout": _heldout(pairs, beta) if pairs is not None and pairs.prompts else None,
         "heldout_judged": _judged(judged, beta) if judged is not None else None,
     }
-
-
-def sampling_caveats(evaluation: EvaluationConfig, sampling: SamplingConfig) -> list[str]:
-    """Settings under which the samples are not the policy's own distribution, in words."""
-    settings = {
-        f"temperature {evaluation.temperature:g}": evaluation.temperature != 1,
-        f"top_p {sampling.top_p:g}": sampling.top_p < 1,
-        f"top_k {sampling.top_k}": sampling.top_k > 0,
-        f"min_completion_tokens {sampling.min_completion_tokens}": sampling.min_completion_tokens
-        > 0,
-    }
-    return [name for name, differs in settings.items() if differs]
 
 
 def score_unit(judges: tuple[RewardConfig, ...]) -> str:

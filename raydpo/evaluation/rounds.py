@@ -4,7 +4,7 @@ What comes in: held-out prompts, a policy, the original model, engines that live
 goes out: a few numbers, and the tables behind them. The policy's log-probs are those that
 the engine gave with its samples: the model's own, whatever is cut from what is sampled. So only
 the original model scores anything. Of samples that are cut, their mean is no estimate of KL,
-and `measure.sampling_caveats` says so beside it.
+and `caveats.py` says so beside it.
 """
 
 from __future__ import annotations

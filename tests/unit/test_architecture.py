@@ -31,6 +31,7 @@ LAYERS = [
         "padding",
         "context",
         "agreement",
+        "caveats",
         "config_file",
         "cut_counts",
         "progress",

@@ -45,6 +45,21 @@ def test_a_complete_job_passes(monkeypatch) -> None:
     assert problems(job()) == []
 
 
+def test_a_kl_budget_on_cut_samples_is_said_to_be_none(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    evaluation = {"prompts": "heldout.jsonl", "judge": REWARD}
+    budget = {"stopping": {"max_kl_nats": 3}}
+
+    def notes(**changes: Any) -> list[str]:
+        findings = Findings()
+        check_online(job(evaluation=evaluation, online=budget, **changes), findings)
+        return [fact for fact in findings.facts if "no estimate of KL" in fact]
+
+    assert notes() == []
+    (note,) = notes(sampling={"top_p": 0.9, "engines": {"cpus": 0.1}})
+    assert "top_p 0.9" in note
+
+
 @pytest.mark.parametrize("section", ["online", "labeling", "training"])
 def test_a_missing_section_is_named(section) -> None:
     with pytest.raises(ConfigError, match=f"no `{section}`"):

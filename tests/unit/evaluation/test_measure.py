@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from evaluation_samples import make_config, make_logps, make_metrics, make_samples
 
+from raydpo.caveats import sampling_caveats
 from raydpo.config import LabelingConfig, RewardConfig, SamplingConfig
 from raydpo.errors import DataError, NumericsError
-from raydpo.evaluation.measure import measure, sampling_caveats, score_unit
+from raydpo.evaluation.measure import measure, score_unit
 from raydpo.evaluation.report import number_lines
 from raydpo.evaluation.samples import HeldoutJudgements, HeldoutPairs, ScoredCompletions
 
