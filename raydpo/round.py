@@ -189,6 +189,8 @@ class Round:
                 settings=self.config.reference,
                 what=self._what(name.replace("-", ", ")),
                 max_quarantined_fraction=self.config.max_quarantined_fraction,
+                samples=candidates if model == self.config.model else None,
+                tolerance=sampler_tolerance(model, self.config.sampling.engines),
             )
             for name, model in (
                 ("score-policy", self.config.model),

@@ -1,4 +1,4 @@
-"""The check of the reference's log-probs before training, on a real Ray cluster."""
+"""Checks of the reference's and of the sampler's log-probs, on a real Ray cluster."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.config import ModelConfig, ReferenceConfig
-from raydpo.errors import NumericsError
+from raydpo.agreement import Agreement, agreement_in, sampler_tolerance
+from raydpo.config import EnginesConfig, ModelConfig, ReferenceConfig
+from raydpo.errors import EngineError, NumericsError
 from raydpo.labeling.groups import preference_row
+from raydpo.models import weights_fingerprint
 from raydpo.parts import Table
-from raydpo.reference.stage import score_reference, verify_reference
+from raydpo.reference.stage import score_reference, verify_reference, verify_sampler
 from raydpo.run import PartResult, Stage, commit, open_stage, write_part
 from raydpo.storage import folder_of
 from raydpo.tables import Row
@@ -70,3 +72,79 @@ def test_a_wrong_log_prob_is_found_whichever_parts_are_empty(
     other = [rows if index == filled else [] for index in range(2)]
     with pytest.raises(NumericsError, match=r"differ by 0\.01 nats"):
         verify(table(tmp_path / "other", "reference", other))
+
+
+def candidates_of(groups: list[Row], reference: list[Row], policy: str) -> list[Row]:
+    """The groups' completions as a sampler gives them, with the reference's log-probs."""
+    return [
+        {
+            "prompt_id": group["prompt_id"],
+            "candidate": number,
+            "prompt": group["prompt"],
+            "prompt_ids": group["prompt_ids"],
+            "completion": "c",
+            "completion_ids": ids,
+            "sampler_token_logps": scored["reference_token_logps"][number],
+            "finish_reason": "stop",
+            "seed": 0,
+            "policy": policy,
+        }
+        for group, scored in zip(groups, reference, strict=True)
+        for number, ids in enumerate(group["completions"])
+    ]
+
+
+def test_samples_that_another_model_made_are_refused_before_their_part_is_written(
+    ray_cluster: None, tiny_model: Path, tmp_path: Path
+) -> None:
+    parts = [[group(number) for number in range(3)], [group(number) for number in range(3, 6)]]
+    groups = table(tmp_path / "groups", "preferences", parts)
+    model, settings = ModelConfig(path=str(tiny_model)), ReferenceConfig(cpus_per_worker=0.5)
+    tolerance = sampler_tolerance(model, EnginesConfig())
+
+    def score(name: str, samples: Table | None) -> Table:
+        return score_reference(
+            folder=folder_of(str(tmp_path / name)),
+            groups=groups,
+            model=model,
+            settings=settings,
+            what="test",
+            max_quarantined_fraction=0.0,
+            samples=samples,
+            tolerance=tolerance,
+        )
+
+    def verify(name: str, samples: Table) -> Agreement | None:
+        return verify_sampler(
+            folder=folder_of(str(tmp_path / name)),
+            samples=samples,
+            model=model,
+            settings=settings,
+            tolerance=tolerance,
+            seed=0,
+            what="test",
+        )
+
+    plain = score("plain", None)
+    policy = weights_fingerprint(model)
+    rows = [candidates_of(parts[i], plain.part(i), policy) for i in range(2)]
+    same = table(tmp_path / "same", "candidates", rows)
+    kept = score("kept", same)
+    assert kept.fingerprint == plain.fingerprint
+    found = agreement_in(kept.manifest)
+    assert found is not None
+    assert (found.tokens, found.largest_nats < 1e-5) == (24, True)
+    agreed = verify("sampler", same)
+    assert agreed is not None
+    assert agreed.largest_nats < 1e-5
+
+    moved = [[{**row, "sampler_token_logps": [-0.3, -0.3]} for row in part] for part in rows]
+    other = table(tmp_path / "other", "candidates", [rows[0], moved[1]])
+    with pytest.raises(
+        EngineError, match=r"mean difference \S+ nats a token, largest \S+, over 12"
+    ):
+        score("refused", other)
+    assert not (tmp_path / "refused/part-00001.parquet").exists()
+    everywhere = table(tmp_path / "everywhere", "candidates", moved)
+    with pytest.raises(EngineError, match="sampler and scorer give other log-probs"):
+        verify("other-sampler", everywhere)

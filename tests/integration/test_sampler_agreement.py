@@ -1,73 +1,82 @@
-"""An engine that reads a model otherwise than transformers is found before anything is trained."""
+"""vLLM's log-probs of its samples are the model's own, or the difference is refused with its size."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from raydpo.cli import main
-from tests.conftest import make_tiny_model
-from tests.integration.runs import manifest, write_prompts
+from raydpo.agreement import Agreement, check_agreement, sampler_tolerance
+from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.errors import EngineError
+from raydpo.sampling.arguments import engine_environment
+from tests.conftest import ROOT, make_tiny_model
 
 pytestmark = pytest.mark.slow
 
-#: vLLM turns by `max_trained_positions`, which transformers does not know.
-OTHERWISE = {
-    "rope_type": "dynamic",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "max_trained_positions": 16,
-}
+#: Temperature, a nucleus and a least length make another distribution to draw from.
+CUT = SamplingConfig(
+    candidates=3, temperature=1.3, top_p=0.9, min_completion_tokens=8, max_completion_tokens=40
+)
+SAMPLE_AND_SCORE = """
+import dataclasses, json, os, sys
+from raydpo.config import ModelConfig, SamplingConfig
+from raydpo.reference.sampled import compare_samples
+from raydpo.reference.stage import Scorer
+from raydpo.sampling.arguments import engine_arguments
+from raydpo.sampling.engine import Engine, Request
+from raydpo.sampling.weights import weights_of
+
+model, sampling = ModelConfig(path=sys.argv[1]), SamplingConfig.model_validate_json(sys.argv[2])
+engine = Engine(model, engine_arguments(model, sampling, 16, cuda=False))
+requests = [Request(str(n), [1, *range(40 + n, 50 + n)], n) for n in range(4)]
+answers = engine.generate(requests, sampling, weights_of(model)).answers
+samples = [
+    {"prompt_id": request.prompt_id, "completion_ids": c.token_ids, "sampler_token_logps": c.token_logps}
+    for request, completions in zip(requests, answers) for c in completions
+]
+groups = [
+    {"group_id": r.prompt_id, "prompt_id": r.prompt_id, "prompt_ids": r.prompt_ids,
+     "completions": [c.token_ids for c in completions]}
+    for r, completions in zip(requests, answers)
+]
+found = compare_samples(samples, groups, Scorer(model, 4096)(groups).rows)
+print(json.dumps(dataclasses.asdict(found)), flush=True)
+os._exit(0)
+"""
 
 
-def job(work: Path, objective: str) -> dict[str, Any]:
-    return {
-        "name": objective,
-        "output": str(work),
-        "rows_per_part": 12,
-        "model": str(work / "model"),
-        "prompts": {"path": str(work / "prompts.jsonl"), "max_prompt_tokens": 32},
-        "sampling": {
-            "candidates": 2,
-            "max_completion_tokens": 24,
-            "temperature": 1.3,
-            "top_p": 0.9,
-            "min_completion_tokens": 4,
-            "engines": {"cpus": 0.2},
-        },
-        "labeling": {"reward": {"function": "tests.integration.rewards:count_e"}},
-        "training": {"objective": objective, "cpus_per_worker": 0.4},
-    }
+def sampled_and_scored(folder: Path, **values: Any) -> Agreement:
+    """How far vLLM and the trainer's forward pass are apart on a model of this configuration."""
+    make_tiny_model(folder, seed=0, **values)
+    done = subprocess.run(
+        [sys.executable, "-c", SAMPLE_AND_SCORE, str(folder), CUT.model_dump_json()],
+        env={**os.environ, **engine_environment(CUT, cuda=False), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Agreement(**json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("objective", ["dpo", "simpo"])
-def test_a_sampler_of_another_model_stops_the_run(
-    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str
-) -> None:
-    """With a reference its table shows it; without one, a few samples that the trainer scores."""
-    make_tiny_model(tmp_path / "model", seed=0, rope_parameters=OTHERWISE)
-    write_prompts(tmp_path)
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job(tmp_path, objective)))
-    assert main(["train", str(tmp_path / "job.yaml")]) == 1
-    error = capsys.readouterr().err
-    assert "sampler and scorer give other log-probs to the same tokens: mean difference" in error
-    assert "sampling.engines.probe_tolerance" in error
-    assert not (tmp_path / objective / "round-000/policy/model").exists()
+def test_what_is_cut_from_sampling_leaves_the_models_own_log_probs(tmp_path: Path) -> None:
+    """And beyond `max_position_embeddings`, which YaRN stretches."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+    yarn["original_max_position_embeddings"] = 16
+    found = sampled_and_scored(tmp_path, rope_parameters=yarn, max_position_embeddings=16)
+    assert found.tokens > 16 * 12
+    assert found.largest_nats < 1e-3
 
 
-def test_what_is_cut_from_sampling_leaves_the_models_own_log_probs(
-    ray_cluster: None, tmp_path: Path
-) -> None:
-    """At temperature 1.3 with top_p and a least length, and beyond where YaRN begins."""
-    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
-    rope["original_max_position_embeddings"] = 16
-    make_tiny_model(tmp_path / "model", seed=0, rope_parameters=rope, max_position_embeddings=16)
-    write_prompts(tmp_path)
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job(tmp_path, "dpo")))
-    assert main(["reference", str(tmp_path / "job.yaml")]) == 0
-    found = manifest(tmp_path / "dpo", "reference")
-    assert found["counts"]["compared_tokens"] > 100
-    assert found["maxima"]["sampler_difference_nats"] < 1e-3
+def test_an_engine_that_reads_a_config_otherwise_is_refused(tmp_path: Path) -> None:
+    """VLLM turns by `max_trained_positions`, which transformers does not know."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0, "max_trained_positions": 16}
+    found = sampled_and_scored(tmp_path, rope_parameters=rope)
+    tolerance = sampler_tolerance(ModelConfig(path=str(tmp_path)), EnginesConfig())
+    with pytest.raises(EngineError, match=r"mean difference 0\.\d+ nats a token"):
+        check_agreement(found, tolerance, "the model")
