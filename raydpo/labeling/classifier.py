@@ -111,6 +111,21 @@ def label_index(reward: RewardConfig) -> int:
     )
 
 
+def read_otherwise_before(source: ModelConfig) -> dict[str, str]:
+    """What version 0.1 read otherwise of a classifier, for the keys of its scores: mostly nothing.
+
+    It went by the config's padding token and by positions that are not stretched.
+    """
+    values = model_config_values(source)
+    changed: dict[str, str] = {}
+    if values.get("pad_token_id") not in (None, load_tokenizer(source).pad_token_id):
+        changed["last token"] = "by length"
+    context, positions = model_context(values), values.get("max_position_embeddings")
+    if context is not None and positions is not None and context.tokens != positions:
+        changed["context"] = context.because
+    return changed
+
+
 def judge_with_classifier(
     classifier: Classifier, prompts: list[str], completions: list[str]
 ) -> Judged:

@@ -17,7 +17,12 @@ from raydpo.cluster import uses_cuda
 from raydpo.config import ClassifierReading, ModelConfig, RewardConfig
 from raydpo.config_content import content_of
 from raydpo.errors import ConfigError
-from raydpo.labeling.classifier import judge_with_classifier, label_index, load_classifier
+from raydpo.labeling.classifier import (
+    judge_with_classifier,
+    label_index,
+    load_classifier,
+    read_otherwise_before,
+)
 from raydpo.labeling.groups import candidate_id
 from raydpo.labeling.own_code import OwnCode
 from raydpo.labeling.rewards import (
@@ -188,6 +193,8 @@ def scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
             model = ModelConfig(path=str(reward.classifier))
             inputs[f"weights of {reward.scorer}"] = weights_fingerprint(model)
             inputs[f"tokenizer of {reward.scorer}"] = tokenizer_fingerprint(model)
+            changed = read_otherwise_before(model)
+            inputs |= {f"{name} of {reward.scorer}": value for name, value in changed.items()}
     return inputs
 
 

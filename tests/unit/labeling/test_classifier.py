@@ -19,6 +19,7 @@ from raydpo.labeling.classifier import (
     rewards_from_logits,
 )
 from raydpo.labeling.rewards import Refusal
+from raydpo.labeling.stage import scorer_inputs
 from tests.conftest import make_tokenizer
 
 PROMPTS = ["the film", "the plot was", "the film", "not", "the plot"]
@@ -170,6 +171,19 @@ def test_the_padding_token_of_a_config_moves_no_reward(tmp_path, configured):
     expected = rewards_at_last_tokens(tmp_path, texts)
     judged = judge(tmp_path, [""] * 4, texts, input="completion")
     assert judged.values == pytest.approx(expected, abs=1e-4)
+
+
+def test_scores_of_classifiers_that_were_read_otherwise_are_stale(tmp_path):
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    yarn["original_max_position_embeddings"] = 128
+    values = {"as before": {}, "other": {"pad_token_id": 5}, "yarn": {"rope_parameters": yarn}}
+    marks = {}
+    for name, changed in values.items():
+        keys = {"pad_token_id": 0, "max_position_embeddings": 128, **changed}
+        save_decoder(tmp_path / name, "llama", make_tokenizer(), **keys)
+        reward = RewardConfig(classifier=str(tmp_path / name), name="r")
+        marks[name] = scorer_inputs((reward,)).keys() - {"weights of r", "tokenizer of r"}
+    assert marks == {"as before": set(), "other": {"last token of r"}, "yarn": {"context of r"}}
 
 
 def test_a_classifier_without_a_padding_token_has_the_rewards_of_single_texts(tmp_path):

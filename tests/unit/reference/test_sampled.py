@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raydpo.agreement import agreement_in, sampler_tolerance
-from raydpo.config import EnginesConfig, ModelConfig
+from raydpo.config import EnginesConfig, ModelConfig, ReferenceConfig
 from raydpo.errors import EngineError
-from raydpo.reference.sampled import hold_samples
-from raydpo.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.labeling.groups import preference_row
+from raydpo.models import weights_fingerprint
+from raydpo.parts import PartStage, Table, _PartWorker
+from raydpo.reference.sampled import hold_samples, witness_of
+from raydpo.reference.stage import Scorer, reference_stage
+from raydpo.run import PartResult, Stage, commit, open_stage, part_record, write_part
 from raydpo.storage import folder_of
 from raydpo.tables import Row
 
@@ -86,3 +92,71 @@ def test_a_table_without_samples_says_nothing_of_them(tmp_path: Any) -> None:
     manifest = commit(stage, {})
     assert agreement_in(manifest) is None
     assert not {"sums", "maxima"} & manifest.keys()
+
+
+def test_a_worker_holds_each_part_against_its_samples_before_it_writes_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = ModelConfig(path=str(tiny_model))
+    groups = [_group(number) for number in range(2)]
+    scorer = Scorer(model, 4096)
+    scored = scorer(groups).rows
+    samples = _candidates(groups, scored, weights_fingerprint(model))
+    moved = [{**row, "sampler_token_logps": [-0.3, -0.3]} for row in samples]
+    source = _table(tmp_path / "groups", "preferences", [groups, groups])
+    candidates = _table(tmp_path / "candidates", "candidates", [samples, moved])
+    folder = folder_of(str(tmp_path / "reference"))
+    stage = reference_stage(folder, source, model, ReferenceConfig())
+    witness = witness_of(candidates, model, TOLERANCE)
+    assert open_stage(stage) is None
+    stages = [PartStage(stage, [source], "test", witness)]
+    worker = _PartWorker(pickle.loads(pickle.dumps(stages)), lambda: scorer)
+
+    worker({"stage": [0], "part": [0]})
+    assert part_record(stage, 0)["counts"]["compared_tokens"] == 8
+    with pytest.raises(EngineError, match="over 8 tokens"):
+        worker({"stage": [0], "part": [1]})
+    assert not (tmp_path / "reference/part-00001.parquet").exists()
+
+
+def _group(number: int) -> Row:
+    candidates = [
+        {
+            "prompt_id": str(number),
+            "candidate": candidate,
+            "prompt": "p",
+            "prompt_ids": [1, 5 + number],
+            "completion": "c",
+            "completion_ids": [9 + candidate, 2],
+        }
+        for candidate in range(2)
+    ]
+    return preference_row(candidates, [(0, 1)], [1.0])
+
+
+def _candidates(groups: list[Row], scored: list[Row], policy: str) -> list[Row]:
+    """The groups' completions as a sampler gives them, with the scorer's own log-probs."""
+    return [
+        {
+            "prompt_id": group["prompt_id"],
+            "candidate": number,
+            "prompt": "p",
+            "prompt_ids": group["prompt_ids"],
+            "completion": "c",
+            "completion_ids": ids,
+            "sampler_token_logps": row["reference_token_logps"][number],
+            "finish_reason": "stop",
+            "seed": 0,
+            "policy": policy,
+        }
+        for group, row in zip(groups, scored, strict=True)
+        for number, ids in enumerate(group["completions"])
+    ]
+
+
+def _table(folder: Path, name: str, parts: list[list[Row]]) -> Table:
+    stage = Stage(folder_of(str(folder)), name, name, {}, {})
+    open_stage(stage)
+    for index, rows in enumerate(parts):
+        write_part(stage, index, PartResult(rows))
+    return Table(stage.folder, commit(stage, {}))
