@@ -70,7 +70,8 @@ def _of_pair(row: Row, has_prompt: bool) -> str:
     chosen: Any = decoded(row["chosen"])
     # Some sets repeat the prompt's text beside chosen and rejected that hold it all.
     whole = is_conversation(chosen) and _role(chosen[0]) != "assistant"
-    if "conversations" in row or ("messages" in row and not has_prompt and not whole):
+    turns = "messages" in row or "conversation" in row
+    if "conversations" in row or (turns and not has_prompt and not whole):
         return "sharegpt"
     if "prompt" not in row and isinstance(chosen, str) and ASSISTANT_TURN in chosen:
         return "transcript"

@@ -243,3 +243,25 @@ def test_the_better_response_has_a_number(tokenizer, better: Any) -> None:
     assert refused["reason"] == "column 'better_response_id' is neither 0 nor 1"
     (made,) = preferences(tokenizer, {**row, "better_response_id": "0"}).rows
     assert made["completion_texts"] == [" a", " b"]
+
+
+@pytest.mark.parametrize(
+    ("read", "row"),
+    [
+        (prompts, {"conversations": [{"from": "human", "value": "which?"}]}),
+        (prompts, {"messages": [USER]}),
+        (preferences, {"question": "which?", "label": True, "output": "a"}),
+        (preferences, {"messages": [USER], "chosen": GOOD, "rejected": BAD}),
+        (preferences, {"conversation": [USER], "chosen": GOOD, "rejected": BAD}),
+        (preferences, {"conversation": [USER, GOOD], "label": "no"}),
+        (examples, {"query": "which?", "answer": "a", "system": " "}),
+        (examples, {"question": "which?", "response": "a"}),
+        (examples, {"conversation": [USER, GOOD]}),
+        (examples, {"instruction": "which?", "context": "these", "response": "a"}),
+    ],
+)
+def test_other_names_of_the_columns_are_read(tokenizer, read: Make, row: dict[str, Any]) -> None:
+    other = {**row, "system": "brief"}  # KTO wants a completion of another prompt
+    part = read(tokenizer, row, other)
+    assert [refused["reason"] for refused in part.quarantined] == []
+    assert len(part.rows) == 2
