@@ -30,6 +30,7 @@ _MODEL_BYTES: Final = {"float32": 4, "bfloat16": 2}
 
 def check_exports(config: Config, findings: Findings) -> None:
     """Try the end of each stage, and hold the space on disks against what training leaves."""
+    findings.attempt(_say_untied, config.model, findings)
     sections = [section for section in (config.training, config.sft) if section is not None]
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for section in sections:
@@ -40,6 +41,17 @@ def check_exports(config: Config, findings: Findings) -> None:
             findings.attempt(rehearse_report, config, config.evaluation)
     if sections:
         findings.attempt(_check_space, config, sections, findings)
+
+
+def _say_untied(model: ModelConfig, findings: Findings) -> None:
+    """Say where a model is not what its config.json says."""
+    from raydpo.models import unties_embeddings
+
+    if unties_embeddings(model):
+        findings.facts.append(
+            f"note: config.json of {model.path} says tie_word_embeddings, and its files hold an "
+            "lm_head of its own: both are used, and an export says false"
+        )
 
 
 def _rehearse(model: ModelConfig, section: TrainerConfig, folder: Path) -> None:

@@ -59,6 +59,12 @@ def test_a_generation_config_that_is_not_saved_is_found_before_training(model, t
     assert "do_sample=True" in problem.value
 
 
+def test_an_output_layer_that_the_config_denies_is_told_of(liar, model, tmp_path) -> None:
+    for folder, told in ((liar, 1), (model, 0)):
+        facts = check(job(tmp_path, folder)).facts
+        assert sum("lm_head of its own" in fact for fact in facts) == told
+
+
 def test_a_job_that_trains_nothing_saves_nothing(model, tmp_path) -> None:
     edit(model / "generation_config.json", temperature=0.9)
     assert check(job(tmp_path, model, training=None)).problems == ()
