@@ -39,7 +39,9 @@ class RaydpoError(Exception):
         self.way_out = way_out
 
     def __str__(self) -> str:
-        return f"{self.value}\n  rule: {self.rule}\n  way out: {self.way_out}"
+        text = f"{self.value}\n  rule: {self.rule}\n  way out: {self.way_out}"
+        # A value may hold a lone surrogate, which no terminal and no log takes.
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class ConfigError(RaydpoError):

@@ -286,9 +286,16 @@ def _regex_of(pattern: str) -> str:
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
-        special.get(part) or (part.replace("[!", "[^") if part[:1] == "[" else re.escape(part))
+        special.get(part) or (_letters(part[1:-1]) if part[:1] == "[" else re.escape(part))
         for part in parts
     )
+
+
+def _letters(of: str) -> str:
+    """A set of letters as a regular expression; only `!` at its start and `-` are special in it."""
+    negated = of.startswith("!") and len(of) > 1
+    letters = re.sub(r"([\[\\&~|^])", r"\\\1", of[negated:]).replace("--", "-\\-")
+    return f"[{'^' if negated else ''}{letters}]"
 
 
 def _glob(pattern: str, uri: str) -> re.Pattern[str]:

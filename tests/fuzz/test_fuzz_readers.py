@@ -234,4 +234,4 @@ def test_fuzz_rows(fuzz: Fuzz, tokenizer: Any) -> None:
     rows = st.lists(
         ROW | st.builds(lambda a, b: {**a, **b}, plausible, ROW), min_size=1, max_size=4
     )
-    fuzz(read, st.tuples(st.sampled_from(sections()), rows), 200)
+    fuzz(read, st.tuples(st.sampled_from(sections()), rows), 120)

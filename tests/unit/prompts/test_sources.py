@@ -377,3 +377,17 @@ def test_a_path_that_no_file_system_takes_is_refused(path: str) -> None:
         list(source_rows(path))
     with pytest.raises(DataError):
         source_fingerprint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [("[.jsonl", "[[]*"), ("^.jsonl", "[^]*"), ("-.jsonl", "[--]*"), ("a.jsonl", "[!^b]*")],
+)
+def test_odd_sets_of_letters_in_a_glob_mean_those_letters(tmp_path, name, pattern) -> None:
+    (tmp_path / name).write_bytes(_jsonl(ROWS[:1]))
+    (tmp_path / "b.jsonl").write_bytes(_jsonl(ROWS))
+    assert _good(list(source_rows(f"{tmp_path}/{pattern}"))) == ROWS[:1]
+
+
+def test_an_error_about_a_lone_surrogate_can_be_printed() -> None:
+    assert str(DataError("split '\ud800'", "a", "b")).encode().startswith(b"split '\\ud800'")
