@@ -135,14 +135,6 @@ def example_parts(
         yield _encode_part(sft, drafts, encoder)
 
 
-def examples(
-    sft: SftConfig, tokenizer: PreTrainedTokenizerBase, rows: Iterable[SourceRow]
-) -> Iterator[Row]:
-    """The rows of the table of examples alone; refused rows are left out."""
-    for part in example_parts(sft, rows, tokenizer, rows_per_part=1024):
-        yield from part.rows
-
-
 def _reading(sft: SftConfig, head: list[Row], has_template: bool) -> Reading:
     """Hold the first readable rows against the layouts, and see how they are read."""
     wanted = (

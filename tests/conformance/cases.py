@@ -86,11 +86,15 @@ def group_call(
     return function(padded, mask, **knobs)
 
 
-def batch_call(
+def matched_call(
     function: Callable[..., Tensor], inputs: list[Tensor], knobs: dict[str, Any]
 ) -> Tensor:
-    """Each row is a batch of its own: its losses summed."""
-    return torch.stack([function(*row, **knobs).sum() for row in zip(*inputs, strict=True)])
+    """Each row is a batch of its own: its losses, each with what was matched to it, summed."""
+    losses = [
+        dpo.conservative_loss(values, function(values, others), **knobs).sum()
+        for values, others in zip(*inputs, strict=True)
+    ]
+    return torch.stack(losses)
 
 
 def desensitized_call(
@@ -306,20 +310,12 @@ CASES = [
     Case("apo_zero", "apo.apo_zero_loss", PAIR, formulas.apo_zero, BETA, floor=1),
     Case("apo_down", "apo.apo_down_loss", PAIR, formulas.apo_down, BETA, floor=1),
     Case(
-        "aot, paired",
-        "aot.aot_paired_loss",
+        "aot",
+        "aot.matched_by_rank",
         ("batch", "batch"),
         formulas.aot,
         {**BETA, "label_smoothing": 0.1},
-        call=batch_call,
-    ),
-    Case(
-        "aot, unpaired",
-        "aot.aot_unpaired_loss",
-        ("batch", "batch"),
-        formulas.aot,
-        {**BETA, "label_smoothing": 0.1},
-        call=batch_call,
+        call=matched_call,
     ),
     Case(
         "discopop",

@@ -4,7 +4,8 @@
     python -m tests.conformance.measure_errors --write  puts them into the table's last column
 
 What comes in: the cases and their formulas in mpmath. What goes out: for each row of the
-table the largest error of values and gradients, in float64 and in float32.
+table the largest error of values and gradients: of the function in float64 and in float32, and of a
+train step that its sections of the configuration make, with all metrics.
 """
 
 from __future__ import annotations
@@ -16,11 +17,44 @@ import torch
 
 from tests.conformance.cases import CASES
 from tests.conformance.golden import errors
+from tests.conformance.held import expected, largest_error, shipped
+from tests.conformance.sections import OPTIONS, SECTIONS, Section
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 
 
 def measured() -> dict[str, str]:
+    """By row: `float64 / float32 / train step`."""
+    steps = of_train_steps()
+    functions = of_functions()
+    assert set(steps) == set(functions)
+    return {row: f"{error} / {steps[row]:.0e}" for row, error in functions.items()}
+
+
+def of_train_steps() -> dict[str, float]:
+    """By row the largest error of its sections."""
+    worst: dict[str, float] = {}
+    for name, section in SECTIONS.items():
+        if section["name"] in OPTIONS:
+            error = largest_error(shipped(name).result, expected(name))
+            for row in rows_of(section):
+                worst[row] = max(worst.get(row, 0.0), error)
+    return worst
+
+
+def rows_of(section: Section) -> list[str]:
+    """The rows that a section is about: its objective's, and those of options that any may have."""
+    rows = [section["name"]]
+    if section.get("sft_weight"):
+        rows.append("sft_weight")
+    if section.get("length") == "mean":
+        rows.append("length: mean")
+    if isinstance(section.get("length"), dict):
+        rows.append("length: ld_alpha")
+    return rows
+
+
+def of_functions() -> dict[str, str]:
     """By row: `float64 / float32`."""
     worst: dict[str, list[float]] = {}
     for case in CASES:

@@ -142,7 +142,7 @@ def _call(node: ast.Call, method: ast.Attribute) -> Iterator[ast.AST]:
     if method.attr in SWAPPED_METHODS:
         swapped = ast.Attribute(method.value, SWAPPED_METHODS[method.attr], method.ctx)
         yield ast.Call(swapped, node.args, node.keywords)
-    if method.attr in ("detach", "clamp", "relu", "masked_fill"):
+    if method.attr in ("detach", "clamp", "relu", "masked_fill", "argsort"):
         yield method.value
 
 

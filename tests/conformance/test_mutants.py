@@ -10,7 +10,7 @@ def test_checks_notice_planted_mistakes(module: str) -> None:
     made = list(mutants.mutants(module))
     alive = {(mutant.module, mutant.line) for mutant in made if mutants.survives(mutant)}
     assert alive == {key for key in mutants.EQUIVALENT if key[0] == module}
-    assert len(made) >= 3
+    assert len(made) >= 2
 
 
 def test_mutants_have_the_mistakes_that_papers_and_code_are_known_for() -> None:

@@ -67,8 +67,12 @@ VALUES = {
     "bco": (contrastive.bco_loss(ZERO, ZERO, 0.0, beta=BETA), 2 * LOG2),
     "apo_zero": (apo.apo_zero_loss(ZERO, ZERO, beta=BETA), 0.0),
     "apo_down": (apo.apo_down_loss(ZERO, ZERO, beta=BETA), 0.0),
-    "aot, paired": (aot.aot_paired_loss(GROUPS[0], GROUPS[1], beta=BETA, label_smoothing=0), LOG2),
-    "aot, unpaired": (aot.aot_unpaired_loss(ZERO, ZERO, beta=BETA, label_smoothing=0.1), LOG2),
+    "aot": (
+        dpo.conservative_loss(
+            ZERO, aot.matched_by_rank(ZERO, ZERO), beta=BETA, label_smoothing=0.1
+        ),
+        LOG2,
+    ),
     "sppo": (ipo.sppo_loss(ZERO, ZERO, HALF * 2, ZERO, beta=BETA), 1 / (2 * BETA**2)),
     "discopop": (
         discopop.discopop_loss(ZERO, ZERO, beta=BETA, temperature=0.05),

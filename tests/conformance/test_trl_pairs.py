@@ -133,8 +133,9 @@ def sppo(c: Tensor, r: Tensor) -> Tensor:
     return ipo.sppo_loss(c, r, torch.ones_like(c), torch.zeros_like(r), beta=BETA)
 
 
-def unpaired(c: Tensor, r: Tensor) -> Tensor:
-    return aot.aot_unpaired_loss(c, r, beta=BETA, label_smoothing=0.1)
+def aot_loss(values: Tensor, others: Tensor) -> Tensor:
+    matched = aot.matched_by_rank(values, others)
+    return dpo.conservative_loss(values, matched, beta=BETA, label_smoothing=0.1)
 
 
 SAME: list[tuple[str, Callable[[Tensor, Tensor], Tensor], dict[str, float]]] = [
@@ -145,7 +146,7 @@ SAME: list[tuple[str, Callable[[Tensor, Tensor], Tensor], dict[str, float]]] = [
     ("robust", robust, {"label_smoothing": 0.1}),
     ("bco_pair", bco, {}),
     ("sppo_hard", sppo, {}),
-    ("aot_unpaired", unpaired, {"label_smoothing": 0.1}),
+    ("aot_unpaired", aot_loss, {"label_smoothing": 0.1}),
     ("discopop", pop, {}),
 ]
 
@@ -176,7 +177,7 @@ def test_aot_is_that_of_trl(world: World) -> None:
         chosen - rejected
         for chosen, rejected in map(peers.halves, (world.policy.logps, world.reference.logps))
     )
-    ours = aot.aot_paired_loss(policy, reference, beta=BETA, label_smoothing=0.1)
+    ours = aot_loss(policy, reference)
     peers.close(ours.mean(), world.theirs("aot", label_smoothing=0.1))
 
 

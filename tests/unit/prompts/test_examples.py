@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,23 @@ import pytest
 from raydpo.config import Config, ModelConfig, SftConfig
 from raydpo.errors import ConfigError, DataError, QuarantineBudgetError
 from raydpo.prompts.encode import Encoder
-from raydpo.prompts.examples import example_parts, examples, run_examples_stage
+from raydpo.prompts.examples import example_parts, run_examples_stage
 from raydpo.prompts.sources import SourceRow, source_rows
 from raydpo.run import PartResult, read_quarantine
 from raydpo.storage import folder_of
+from raydpo.tables import Row
 
 BOS, EOS = 1, 2
 
 
 def _rows(*rows: dict[str, Any]) -> list[SourceRow]:
     return [SourceRow(index, row, None) for index, row in enumerate(rows)]
+
+
+def examples(sft: SftConfig, tokenizer: Any, rows: Iterable[SourceRow]) -> list[Row]:
+    """The rows of the table alone."""
+    parts = example_parts(sft, rows, tokenizer, rows_per_part=1024)
+    return [row for part in parts for row in part.rows]
 
 
 def _part(tokenizer, sft: SftConfig, *rows: dict[str, Any]) -> PartResult:

@@ -1,0 +1,116 @@
+"""What production code never calls is not kept for its tests: all that is public is reached."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from tests.unit.test_architecture import MODULES, ROOT, tree
+
+#: A module and a function or class in it; "" for the module's own statements.
+Definition = tuple[str, str]
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+JOBS = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted((ROOT / "jobs").rglob("*.py"))
+}
+#: Where programs start: the command, and every job.
+#: vLLM imports the last one by its name, into the processes of an engine.
+STARTS = [
+    ("raydpo.cli", "main"),
+    *((job, "") for job in JOBS),
+    ("raydpo.sampling.reload", "ReloadingWorker"),
+]
+
+
+def trees() -> dict[str, ast.Module]:
+    return {name: tree(path) for name, path in {**MODULES, **JOBS}.items()}
+
+
+def unreached(modules: dict[str, ast.Module]) -> set[Definition]:
+    """Public functions and classes of the package that no program gets to."""
+    definitions = {name: _definitions(module) for name, module in modules.items()}
+    found, waiting = set[Definition](), set(STARTS)
+    while waiting:
+        module, name = waiting.pop()
+        found.add((module, name))
+        scope = _imported(modules[module], modules)
+        for node in definitions[module].get(name, []):
+            waiting |= set(_mentioned(node, module, scope, definitions)) - found
+        if name and (module, "") not in found:
+            waiting.add((module, ""))
+    public = {
+        (module, name)
+        for module in MODULES
+        for name, nodes in definitions[module].items()
+        if not name.startswith("_") and isinstance(nodes[0], DEFINITIONS)
+    }
+    return public - found
+
+
+def _definitions(module: ast.Module) -> dict[str, list[ast.AST]]:
+    """Functions and classes by name, assigned names, and the other statements under ""."""
+    found: dict[str, list[ast.AST]] = {"": []}
+    for node in module.body:
+        if isinstance(node, DEFINITIONS):
+            found[node.name] = [node]
+            found[""] += node.decorator_list
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                found[ast.unparse(target)] = [node]
+        elif not isinstance(node, ast.Import | ast.ImportFrom):
+            found[""].append(node)
+    return found
+
+
+def _imported(module: ast.Module, modules: dict[str, ast.Module]) -> dict[str, Definition]:
+    """What a module's names stand for in others; with an empty name a module itself."""
+    found: dict[str, Definition] = {}
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                target = (whole, "") if whole in modules else (node.module, alias.name)
+                found[alias.asname or alias.name] = target
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                found[alias.asname or alias.name] = (alias.name, "")
+    return {name: target for name, target in found.items() if target[0] in modules}
+
+
+def _mentioned(
+    node: ast.AST,
+    module: str,
+    scope: dict[str, Definition],
+    definitions: dict[str, dict[str, list[ast.AST]]],
+) -> Iterator[Definition]:
+    """Functions and classes that a piece of code names."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Name):
+            if inner.id in definitions[module]:
+                yield module, inner.id
+            elif inner.id in scope:
+                yield _origin(scope[inner.id], definitions)
+        elif isinstance(inner, ast.Attribute):
+            owner = scope.get(ast.unparse(inner.value))
+            if owner and not owner[1] and inner.attr in definitions[owner[0]]:
+                yield owner[0], inner.attr
+
+
+def _origin(found: Definition, definitions: dict[str, dict[str, list[ast.AST]]]) -> Definition:
+    module, name = found
+    return found if name in definitions[module] else (module, "")
+
+
+def test_what_is_public_is_reached_from_a_program() -> None:
+    assert unreached(trees()) == set()
+
+
+def test_a_function_that_only_tests_call_is_seen() -> None:
+    modules = trees()
+    path = MODULES["raydpo.training.losses.hinge"]
+    added = path.read_text(encoding="utf-8") + "\ndef squared_hinge_loss():\n    return None\n"
+    modules["raydpo.training.losses.hinge"] = ast.parse(added)
+    assert unreached(modules) == {("raydpo.training.losses.hinge", "squared_hinge_loss")}
