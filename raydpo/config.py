@@ -36,6 +36,7 @@ from raydpo.config_training import (
 )
 
 __all__ = [
+    "Builder",
     "Config",
     "DpoObjective",
     "EnginesConfig",
@@ -272,10 +273,13 @@ def _one_or_many(value: Any) -> Any:
 Rewards = Annotated[tuple[RewardConfig, ...], Field(min_length=1), BeforeValidator(_one_or_many)]
 
 
+Builder = Literal["best_worst", "all_pairs", "first_two", "best_random"]
+
+
 class PairsConfig(Section):
     """How the scores of a prompt's candidates become pairs."""
 
-    builder: Literal["best_worst", "all_pairs", "first_two", "best_random"] = "best_worst"
+    builder: Builder = "best_worst"
     """Which candidates are paired."""
     min_margin: NonNegativeFloat = 0.0
     """A pair needs rewards that differ by more than this; at 0 only ties are dropped."""

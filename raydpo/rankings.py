@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, assert_never
 
 Ties = Literal["drop", "by_candidate"]
 Weighting = Literal["pair", "group"]
@@ -38,8 +38,14 @@ def ranking_of(
         first.setdefault(tuple(completions[index]), index)
     ranking = list(first.values())
     tied = len({values[index] for index in ranking}) < len(ranking)
-    dropped = len(ranking) < 2 or (tied and ties == "drop")
-    return (None if dropped else ranking), tied
+    match ties:
+        case "drop":
+            dropped = tied
+        case "by_candidate":
+            dropped = False
+        case _:
+            assert_never(ties)
+    return (None if dropped or len(ranking) < 2 else ranking), tied
 
 
 def preference_probability(first: float, second: float, temperature: float = 1.0) -> float:
@@ -50,4 +56,10 @@ def preference_probability(first: float, second: float, temperature: float = 1.0
 
 def pair_weight(pairs: int, weighting: Weighting) -> float:
     """Weight of each of a group's pairs: 1, or the share that lets each group count alike."""
-    return 1.0 if weighting == "pair" else 1.0 / pairs
+    match weighting:
+        case "pair":
+            return 1.0
+        case "group":
+            return 1.0 / pairs
+        case _:
+            assert_never(weighting)

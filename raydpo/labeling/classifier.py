@@ -9,7 +9,7 @@ counted: of a completion alone the end is cut, of a prompt with its completion t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, assert_never
 
 from raydpo.config import ModelConfig, RewardConfig
 from raydpo.context import model_context
@@ -37,6 +37,9 @@ _TRIED_TEXTS: Final = (
     "It was good.",
     "The film was not very good, and I did not like the plot.",
 )
+
+#: What of the class is the reward.
+Output = Literal["probability", "log_odds", "logit"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def encode(classifier: Classifier, texts: list[str]) -> tuple[list[list[int]], i
 
 
 def rewards_from_logits(
-    logits: torch.Tensor, label: int, output: str, independent: bool
+    logits: torch.Tensor, label: int, output: Output, independent: bool
 ) -> torch.Tensor:
     """One reward for each text, as the configuration asks.
 
@@ -175,11 +178,17 @@ def rewards_from_logits(
 
     logits = logits.double()
     own = logits[:, label]
-    if output == "logit":
-        return own
     others = torch.cat([logits[:, :label], logits[:, label + 1 :]], dim=1)
     log_odds = own if independent else own - others.logsumexp(dim=1)
-    return log_odds if output == "log_odds" else torch.sigmoid(log_odds)
+    match output:
+        case "logit":
+            return own
+        case "log_odds":
+            return log_odds
+        case "probability":
+            return torch.sigmoid(log_odds)
+        case _:
+            assert_never(output)
 
 
 def _forward(classifier: Classifier, token_ids: list[list[int]]) -> list[float]:

@@ -12,8 +12,9 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
-from raydpo.config import PairsConfig
+from raydpo.config import Builder, PairsConfig
 from raydpo.rankings import preference_probability, ranking_of
 from raydpo.storage import canonical_json
 
@@ -110,13 +111,18 @@ def _ranking(
     if order is None:
         return None, tied
     ranking = [scored[index] for index in order]
-    if config.labels == "bradley_terry":
-        noisy = {
-            one.candidate: one.reward / config.temperature
-            + _gumbel(draws.uniform("ranking", one.candidate))
-            for one in ranking
-        }
-        ranking.sort(key=lambda one: -noisy[one.candidate])
+    match config.labels:
+        case "argmax":
+            pass
+        case "bradley_terry":
+            noisy = {
+                one.candidate: one.reward / config.temperature
+                + _gumbel(draws.uniform("ranking", one.candidate))
+                for one in ranking
+            }
+            ranking.sort(key=lambda one: -noisy[one.candidate])
+        case _:
+            assert_never(config.labels)
     if draws.uniform("flip ranking") < config.flip_rate:
         ranking.reverse()
     return [one.candidate for one in ranking], tied
@@ -126,21 +132,24 @@ def _gumbel(uniform: float) -> float:
     return -math.log(-math.log(uniform or 2.0**-53))
 
 
-def _matched(scored: list[Scored], builder: str, draws: Draws) -> list[tuple[Scored, Scored]]:
+def _matched(scored: list[Scored], builder: Builder, draws: Draws) -> list[tuple[Scored, Scored]]:
     """The builder's matches, in each the lower candidate number first."""
     if len(scored) < 2:
         return []
-    if builder == "all_pairs":
-        return list(itertools.combinations(scored, 2))
-    if builder == "first_two":
-        return [(scored[0], scored[1])]
     best = max(scored, key=lambda s: s.reward)
     rest = [s for s in scored if s is not best]
-    if builder == "best_worst":
-        other = min(rest, key=lambda s: s.reward)
-    else:
-        rest = [s for s in rest if s.completion_ids != best.completion_ids] or rest
-        other = min(rest, key=lambda s: draws.uniform("best_random", s.candidate))
+    match builder:
+        case "all_pairs":
+            return list(itertools.combinations(scored, 2))
+        case "first_two":
+            return [(scored[0], scored[1])]
+        case "best_worst":
+            other = min(rest, key=lambda s: s.reward)
+        case "best_random":
+            rest = [s for s in rest if s.completion_ids != best.completion_ids] or rest
+            other = min(rest, key=lambda s: draws.uniform("best_random", s.candidate))
+        case _:
+            assert_never(builder)
     return [(best, other) if best.candidate < other.candidate else (other, best)]
 
 
@@ -156,8 +165,12 @@ def _labelled(
     one: Scored, other: Scored, config: PairsConfig, draws: Draws
 ) -> tuple[Scored, Scored]:
     """(chosen, rejected): the higher reward, or a Bradley-Terry draw."""
-    if config.labels == "argmax":
-        return (one, other) if one.reward > other.reward else (other, one)
-    probability = preference_probability(one.reward, other.reward, config.temperature)
-    draw = draws.uniform("label", one.candidate, other.candidate)
-    return (one, other) if draw < probability else (other, one)
+    match config.labels:
+        case "argmax":
+            first = one.reward > other.reward
+        case "bradley_terry":
+            probability = preference_probability(one.reward, other.reward, config.temperature)
+            first = draws.uniform("label", one.candidate, other.candidate) < probability
+        case _:
+            assert_never(config.labels)
+    return (one, other) if first else (other, one)

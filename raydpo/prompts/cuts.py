@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, assert_never
 
 from raydpo.errors import ConfigError, DataError
 from raydpo.prompts.encode import Conversation, Encoder, Text
@@ -18,6 +18,9 @@ from raydpo.prompts.rows import RefusedRow
 #: How transcripts ask the assistant to go on.
 _ASSISTANT_TURN: Final = "\n\nAssistant:"
 _CUTS: Final = ("keep_start", "keep_end")
+
+#: What happens to what is too long.
+TooLong = Literal["quarantine", "keep_start", "keep_end", "error"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Fitted:
 
 
 def fit_prompt(
-    text: Text, ids: list[int], encoder: Encoder, max_tokens: int, policy: str
+    text: Text, ids: list[int], encoder: Encoder, max_tokens: int, policy: TooLong
 ) -> Fitted:
     """Hold a prompt to its limit; BOS and the question for an answer survive every cut.
 
@@ -57,7 +60,7 @@ def fit_prompt(
 
 
 def check_prompt(
-    ids: list[int], encoder: Encoder, max_tokens: int, policy: str = "quarantine"
+    ids: list[int], encoder: Encoder, max_tokens: int, policy: TooLong = "quarantine"
 ) -> None:
     """Refuse a prompt that cannot be used, or is too long for a policy that does not cut.
 
@@ -71,7 +74,7 @@ def check_prompt(
         _refuse_too_long("prompt", len(ids), max_tokens, policy)
 
 
-def fit_completion(ids: list[int], max_tokens: int, policy: str) -> list[int]:
+def fit_completion(ids: list[int], max_tokens: int, policy: TooLong) -> list[int]:
     """Hold a completion to its limit; one that is cut has no end token.
 
     Raises:
@@ -84,18 +87,18 @@ def fit_completion(ids: list[int], max_tokens: int, policy: str) -> list[int]:
     return ids[:max_tokens]
 
 
-def cut_counts(policies: tuple[str, ...], **counts: int) -> dict[str, int]:
+def cut_counts(policies: tuple[TooLong, ...], **counts: int) -> dict[str, int]:
     """The counts, where a policy cuts; a table that cuts nothing has none of them."""
     return counts if any(policy in _CUTS for policy in policies) else {}
 
 
-def later_cuts(policy: str) -> dict[str, str]:
+def later_cuts(policy: TooLong) -> dict[str, str]:
     """What a table's content depends on, where conversations were once cut anywhere."""
     return {"cuts_of_conversations": "words"} if policy in _CUTS else {}
 
 
 def _cut_plain(
-    text: Text, ids: list[int], encoder: Encoder, max_tokens: int, policy: str
+    text: Text, ids: list[int], encoder: Encoder, max_tokens: int, policy: TooLong
 ) -> list[int]:
     start = len(encoder.prefix) if tuple(ids[: len(encoder.prefix)]) == encoder.prefix else 0
     end = _asking_tokens(text, ids, encoder) if policy == "keep_start" else 0
@@ -120,7 +123,7 @@ def _asking_tokens(text: Text, ids: list[int], encoder: Encoder) -> int:
 
 
 def _cut_conversation(
-    conversation: Conversation, encoder: Encoder, max_tokens: int, policy: str
+    conversation: Conversation, encoder: Encoder, max_tokens: int, policy: TooLong
 ) -> Fitted:
     """The conversation with fewer words: at the end of its last message, or from its start on."""
     shorter = _without_end if policy == "keep_start" else _without_start
@@ -175,12 +178,17 @@ def _longest(fitted: Callable[[int], Fitted | None], most: int) -> Fitted | None
     return best
 
 
-def _refuse_too_long(kind: str, length: int, max_tokens: int, policy: str) -> None:
-    if policy == "quarantine":
-        raise RefusedRow(f"the {kind} is longer than {max_tokens} tokens")
-    if policy == "error":
-        raise DataError(
-            f"a {kind} of {length} tokens",
-            f"the limit is {max_tokens} tokens, and the policy for longer ones is `error`",
-            "raise the limit, or choose `quarantine` or `keep_start`",
-        )
+def _refuse_too_long(kind: str, length: int, max_tokens: int, policy: TooLong) -> None:
+    match policy:
+        case "keep_start" | "keep_end":
+            return
+        case "quarantine":
+            raise RefusedRow(f"the {kind} is longer than {max_tokens} tokens")
+        case "error":
+            raise DataError(
+                f"a {kind} of {length} tokens",
+                f"the limit is {max_tokens} tokens, and the policy for longer ones is `error`",
+                "raise the limit, or choose `quarantine` or `keep_start`",
+            )
+        case _:
+            assert_never(policy)

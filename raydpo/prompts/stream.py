@@ -7,6 +7,7 @@ the order of the first. The choice is a function of the seed and the round alone
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -84,14 +85,17 @@ def round_indices(
             f"prompts hold {total} rows; no prompt stands twice in a round, and no round is empty",
             "lower online.prompts_per_round or online.rounds, or give more prompts",
         )
-    if online.prompts == "sample":
-        drawn = np.random.default_rng([seed, round_index]).permutation(total)[:count]
-    elif online.prompts == "cycle":
-        places = (round_index * count + np.arange(count)) % total
-        drawn = np.random.default_rng([seed]).permutation(total)[places]
-    else:
-        shares = np.array_split(np.random.default_rng([seed]).permutation(total), online.rounds)
-        drawn = shares[round_index]
+    match online.prompts:
+        case "sample":
+            drawn = np.random.default_rng([seed, round_index]).permutation(total)[:count]
+        case "cycle":
+            places = (round_index * count + np.arange(count)) % total
+            drawn = np.random.default_rng([seed]).permutation(total)[places]
+        case "split":
+            shares = np.array_split(np.random.default_rng([seed]).permutation(total), online.rounds)
+            drawn = shares[round_index]
+        case _:
+            assert_never(online.prompts)
     return np.sort(drawn)
 
 

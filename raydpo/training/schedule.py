@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, assert_never
+
+#: How the learning rate goes after the warm-up.
+Schedule = Literal["cosine", "linear", "constant"]
 
 
 def learning_rate(
-    step: int, total_steps: int, peak: float, schedule: str, warmup_fraction: float
+    step: int, total_steps: int, peak: float, schedule: Schedule, warmup_fraction: float
 ) -> float:
     """Learning rate of a step (counted from 0): linear warm-up, then the schedule.
 
@@ -20,7 +24,13 @@ def learning_rate(
     warmup_steps = round(warmup_fraction * total_steps)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    if schedule == "constant":
-        return peak
     done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * (1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+    match schedule:
+        case "constant":
+            return peak
+        case "linear":
+            return peak * (1 - done)
+        case "cosine":
+            return peak * (0.5 * (1 + math.cos(math.pi * done)))
+        case _:
+            assert_never(schedule)

@@ -224,12 +224,14 @@ def test_an_option_that_is_added_changes_the_key_of_any_scorer(reward: dict[str,
     assert key(scorer) == key(scorer.model_copy(update={"output": "logit"})), "of classifiers only"
 
 
-def other_than(value: Any) -> Any:
+def other_than(value: Any, name: str) -> Any:
     """Another value of about the same kind."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
         return value + 1
+    if value is None and name == "limit":  # it is read up to there
+        return 1
     return "another" if value is None or isinstance(value, str) else (*value, "another")
 
 
@@ -258,7 +260,7 @@ def fields(wanted: str) -> list[tuple[str, str]]:
 def changed_by(path: str, name: str, among: Collection[str], value: Any = None) -> set[str]:
     """The stages whose keys change with a field."""
     section = dict(sections(job()))[path]
-    new = other_than(getattr(section, name)) if value is None else value
+    new = other_than(getattr(section, name), name) if value is None else value
     other = replaced(job(), path, section.model_copy(update={name: new}))
     return changed_stages(other, among)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -93,6 +94,10 @@ def _measure_kto(
     return Values(losses, torch.ones_like(rewards), preferred, metrics)
 
 
+#: What AOT matches by rank.
+Alignment = Literal["paired", "unpaired"]
+
+
 @dataclass(frozen=True)
 class _Matched:
     """Of each pair of a group: what has the same rank in the global batch, without gradient.
@@ -121,16 +126,20 @@ def aot_measure(settings: sections.AotObjective, known: GlobalBatch) -> Measure:
     return partial(_measure_aot, settings, by_group)
 
 
-def _match(alignment: str, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _match(alignment: Alignment, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[P] matched values, chosen values and their weights of all pairs of the global batch."""
     chosen, rejected, reference_chosen, reference_rejected = rows.unbind(1)
-    if alignment == "paired":
-        margins = chosen - rejected
-        value = matched_by_rank(margins, reference_chosen - reference_rejected)
-        return value, torch.zeros_like(value), torch.zeros_like(value)
-    own, other = chosen - reference_chosen, rejected - reference_rejected
-    partners = own.argsort(stable=True)[other.argsort(stable=True).argsort()]
-    return matched_by_rank(own, other), own[partners], weights[partners]
+    match alignment:
+        case "paired":
+            margins = chosen - rejected
+            value = matched_by_rank(margins, reference_chosen - reference_rejected)
+            return value, torch.zeros_like(value), torch.zeros_like(value)
+        case "unpaired":
+            own, other = chosen - reference_chosen, rejected - reference_rejected
+            partners = own.argsort(stable=True)[other.argsort(stable=True).argsort()]
+            return matched_by_rank(own, other), own[partners], weights[partners]
+        case _:
+            assert_never(alignment)
 
 
 def _measure_aot(
@@ -164,10 +173,14 @@ def bco_measure(settings: sections.BcoObjective, known: GlobalBatch | None) -> M
     The paper's is a running mean over steps; this one depends on the step alone, so that a
     run that is resumed, or cut otherwise, is the same run.
     """
-    shift = 0.0
-    if settings.reward_shift == "batch_mean":
-        assert known is not None, "BCO reads the whole global batch"
-        shift = settings.beta * _mean_logratio(known)
+    match settings.reward_shift:
+        case "zero":
+            shift = 0.0
+        case "batch_mean":
+            assert known is not None, "BCO reads the whole global batch"
+            shift = settings.beta * _mean_logratio(known)
+        case _:
+            assert_never(settings.reward_shift)
     return partial(_measure_bco, settings.beta, shift)
 
 

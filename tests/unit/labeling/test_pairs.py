@@ -194,3 +194,10 @@ def test_noisy_rankings_are_drawn_from_plackett_luce():
         left = [weights[i] for i in order]
         expected = left[0] / sum(left) * left[1] / sum(left[1:])
         assert found.count(order) / n == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("setting", ["builder", "labels", "ranking_ties"])
+def test_a_choice_that_nobody_knows_is_no_other_choice(setting):
+    unknown = PairsConfig().model_copy(update={setting: "of_a_later_version"})
+    with pytest.raises(AssertionError, match="of_a_later_version"):
+        build_pairs(scored(0.1, 0.9, -0.3), unknown, draws())
