@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, create_model
 
-from raydpo.config import Config, PromptsConfig, RewardConfig
+from raydpo.config import Config, PeopleConfig, PromptsConfig, RewardConfig
 from raydpo.config_base import PositiveInt, Section
 from raydpo.config_content import Placement, Resolved, content_of
 from raydpo.config_file import config_from_values
 from raydpo.evaluation.stage import evaluation_stage
 from raydpo.labeling.implicit import implicit_stage
+from raydpo.labeling.people import people_stage
 from raydpo.labeling.preferences import preferences_stage
 from raydpo.labeling.replay import training_groups_stage
 from raydpo.labeling.stage import scores_stage
@@ -208,6 +209,12 @@ def test_an_option_that_is_added_changes_the_key_of_data_that_exists_already() -
         assert existing(config).key != existing(later).key
 
 
+def test_an_option_that_is_added_changes_the_key_of_labels_by_people() -> None:
+    tables, people = (table("candidates"), table("votes")), PeopleConfig()
+    later: Any = extended(people)
+    assert people_stage(FOLDER, *tables, people).key != people_stage(FOLDER, *tables, later).key
+
+
 @pytest.mark.parametrize(
     "reward", [{"function": "math:fmod"}, {"implicit": True}], ids=["function", "implicit"]
 )
@@ -295,7 +302,7 @@ def test_the_job_itself_has_no_content_but_its_sections() -> None:
 #: Fields whose value says where to look, and what is found there counts.
 ELSEWHERE: dict[str, Any] = {
     "model.path": ASSETS / "sentiment-judge",
-    "model.pad_token": "<pad>",
+    "model.pad_token": "<|bos|>",
     "model.chat_template": __file__,
     "prompts.path": ASSETS / "heldout-prompts.jsonl",
     "prompts.format": "text",
@@ -310,8 +317,9 @@ ELSEWHERE: dict[str, Any] = {
     "sampling.engines.dtype": "bfloat16",
     "sampling.engines.max_sequence_tokens": 96,
 }
-#: Which models are made and which one is a stage's input: that input is in the stage's key.
+#: Who labels, and which models and files of functions are a stage's inputs: those are in its key.
 CHOICES = {
+    *("labeling.people", "labeling.reward.0.depends_on", "evaluation.judge.0.depends_on"),
     *(
         "model.revision",
         "reference.model",
