@@ -162,6 +162,29 @@ def test_a_finished_stage_is_not_done_again_and_a_changed_function_makes_it_stal
 
 
 @pytest.mark.usefixtures("rewards_module")
+def test_a_change_of_an_imported_module_or_a_declared_file_changes_the_scores(candidates, tmp_path):
+    (tmp_path / "scratch_helper.py").write_text("FACTOR = 1.0\n")
+    (tmp_path / "factor.txt").write_text("1")
+    (tmp_path / "scratch_rewards.py").write_text(
+        "import scratch_helper\n"
+        f"MORE = float(open({str(tmp_path / 'factor.txt')!r}).read())\n"
+        "def length(completions, prompts):\n"
+        "    return [scratch_helper.FACTOR * MORE * len(c) for c in completions]\n"
+    )
+    sys.modules.pop("scratch_rewards", None)
+    length = RewardConfig(
+        function="scratch_rewards:length", depends_on=(str(tmp_path / "factor.txt"),)
+    )
+    values = []
+    for helper, more in (("1.0", "1"), ("2.00", "1"), ("2.00", "3")):
+        (tmp_path / "scratch_helper.py").write_text(f"FACTOR = {helper}\n")
+        (tmp_path / "factor.txt").write_text(more)
+        values.append(rows_of(score(tmp_path / "scores", candidates, length))[0]["value"])
+    sys.modules.pop("scratch_helper", None)
+    assert values == [values[0], 2 * values[0], 6 * values[0]]
+
+
+@pytest.mark.usefixtures("rewards_module")
 def test_refused_candidates_are_quarantined_and_their_groups_go_on(candidates, tmp_path):
     picky = RewardConfig(function="scratch_rewards:picky", weight=0.0)
     with pytest.raises(QuarantineBudgetError, match="4 of 24"):
