@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "settings.beta * _mean_logratio(known)",
         "_mean_logratio(known)",
     ),
-    "bco: no shift": (SURVEYED, 'settings.reward_shift == "batch_mean":', "False:"),
+    "bco: no shift": (SURVEYED, "shift = settings.beta * _mean_logratio(known)", "shift = 0.0"),
     "kto: weights exchanged": (
         SURVEYED,
         "desirable_weight=settings.desirable_weight,\n        undesirable_weight=settings.undesirable_weight,",
