@@ -161,8 +161,14 @@ def _walk(statement: ast.AST) -> Iterator[ast.AST]:
         if name in ("annotation", "pattern"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not isinstance(child, ast.Assert):
+            if isinstance(child, ast.AST) and not _is_never_wrong(child):
                 yield from _walk(child)
+
+
+def _is_never_wrong(node: ast.AST) -> bool:
+    """An assertion, or the end of a match over a closed set."""
+    ends = isinstance(node, ast.Call) and ast.unparse(node.func) == "assert_never"
+    return ends or isinstance(node, ast.Assert)
 
 
 def _is_docstring(statement: ast.stmt) -> bool:
