@@ -19,8 +19,8 @@ _HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def _absolute(path: str) -> str:
-    if not path or "\0" in path:
-        raise ValueError("a path has at least one character, and no NUL among them")
+    if not path:
+        raise ValueError("a path has at least one character")
     if "://" in path:
         return path
     # Unlike pathlib's, it leaves `~nobody` as it is where there is no such user.

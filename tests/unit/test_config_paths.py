@@ -78,8 +78,11 @@ def test_the_default_output_is_named_from_the_root_too(here) -> None:
     assert config_from_values(values, "here").output == f"{here}/runs"
 
 
-@pytest.mark.parametrize("path", ["", "a\0b"])
-def test_what_is_no_path_is_refused(here, path) -> None:
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [("", "a path has at least one character"), ("a\0b", "a text holds no NUL")],
+)
+def test_what_is_no_path_is_refused(here, path, rule) -> None:
     for key, value in {"model": path, "output": path}.items():
-        with pytest.raises(ConfigError, match=f"{key}.*a path has at least one character"):
+        with pytest.raises(ConfigError, match=f"{key}.*{rule}"):
             config_from_values({**sampled(), key: value}, "here")

@@ -113,7 +113,10 @@ def test_the_job_fits_the_operators_own_schema(job: Json) -> None:
     jsonschema.validate(job, kuberay_schema.closed(schema))
 
 
-def test_the_entrypoint_runs_files_of_this_repository(job: Json) -> None:
+def test_the_entrypoint_runs_files_of_this_repository(
+    job: Json, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
     program, script, *arguments = shlex.split(job["spec"]["entrypoint"])
     assert program == "python"
     assert (ROOT / script).is_file()
@@ -121,8 +124,9 @@ def test_the_entrypoint_runs_files_of_this_repository(job: Json) -> None:
     config = load_config(ROOT / options["--config"], [options["--set"]])
     copied = re.findall(r"^COPY (\w+) \w+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert script.split("/")[0] in copied
-    if (ROOT / config.model.path).exists():  # else it is of the hub
-        assert config.model.path.split("/")[0] in copied
+    model = Path(config.model.path)
+    if model.is_absolute():  # else it is of the hub
+        assert model.relative_to(ROOT).parts[0] in copied
     mounts = containers(job)[-1]["volumeMounts"]
     assert config.output in [mount["mountPath"] for mount in mounts]
 
