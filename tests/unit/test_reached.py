@@ -31,13 +31,13 @@ def trees() -> dict[str, ast.Module]:
 def unreached(modules: dict[str, ast.Module]) -> set[Definition]:
     """Public functions and classes of the package that no program gets to."""
     definitions = {name: _definitions(module) for name, module in modules.items()}
+    scopes = {name: _imported(module, modules) for name, module in modules.items()}
     found, waiting = set[Definition](), set(STARTS)
     while waiting:
         module, name = waiting.pop()
         found.add((module, name))
-        scope = _imported(modules[module], modules)
         for node in definitions[module].get(name, []):
-            waiting |= set(_mentioned(node, module, scope, definitions)) - found
+            waiting |= set(_mentioned(node, module, scopes[module], definitions)) - found
         if name and (module, "") not in found:
             waiting.add((module, ""))
     public = {
@@ -93,7 +93,7 @@ def _mentioned(
                 yield module, inner.id
             elif inner.id in scope:
                 yield _origin(scope[inner.id], definitions)
-        elif isinstance(inner, ast.Attribute):
+        elif isinstance(inner, ast.Attribute) and isinstance(inner.value, ast.Name | ast.Attribute):
             owner = scope.get(ast.unparse(inner.value))
             if owner and not owner[1] and inner.attr in definitions[owner[0]]:
                 yield owner[0], inner.attr
