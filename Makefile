@@ -11,6 +11,9 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
+# Tests without a cluster run side by side.
+BESIDE := --ignore=tests/integration -n auto --maxprocesses 4
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast fuzz lint format lock clean
 
@@ -26,14 +29,14 @@ demo: setup ## Run the whole pipeline on the shipped models and show what it did
 # Those that need no cluster first, side by side; the others have the machine for themselves.
 test: setup ## Run all tests, with real Ray, vLLM and train workers.
 ifeq ($(strip $(ARGS)),)
-	@$(MAKE) --no-print-directory test-fast
+	@$(BIN)/python -m pytest -m "not slow" $(BESIDE)
 	@$(BIN)/python -m pytest -m slow
 else
 	@$(BIN)/python -m pytest $(ARGS)
 endif
 
-test-fast: setup ## Run the tests that need no cluster, in under a minute.
-	@$(BIN)/python -m pytest -m "not slow" --ignore=tests/integration -n auto --maxprocesses 4 $(ARGS)
+test-fast: setup ## Run the tests that need no cluster, without the thorough ones.
+	@$(BIN)/python -m pytest -m "not slow and not thorough" --ignore=tests/fuzz $(BESIDE) $(ARGS)
 
 fuzz: setup ## Feed readers, configuration and model folders with garbage; MINUTES=1 for each target.
 	@RAYDPO_FUZZ_MINUTES='$(or $(MINUTES),1)' $(BIN)/python -m pytest tests/fuzz --timeout 0 -n auto --maxprocesses 4 $(ARGS)

@@ -14,6 +14,8 @@ from tests.conformance.cases import CASES, Case
 from tests.conformance.golden import TOLERANCE, errors
 from tests.conformance.small_checks import SMALL_CHECKS
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

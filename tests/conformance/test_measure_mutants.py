@@ -7,6 +7,8 @@ from tests.conformance.held import noticed
 from tests.conformance.known_mistakes import MISTAKES
 from tests.conformance.plants import written
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_known_mistakes_are_noticed(name: str) -> None:

@@ -15,6 +15,8 @@ from raydpo.training.tabular_objectives import (
     tabular_objectives,
 )
 
+pytestmark = pytest.mark.thorough
+
 WORLD = tabular.random_world(prompts=3, completions=4, seed=11, reward_scale=1.0)
 BETA = 0.7
 PREFERENCES = tabular.preference_probabilities(WORLD)

@@ -24,6 +24,8 @@ from tests.conformance.training_path import (
     trained,
 )
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_training_computes_the_formula(name: str) -> None:

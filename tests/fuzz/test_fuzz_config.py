@@ -6,11 +6,14 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import strategies as st
 
 from raydpo.config_file import config_from_values, config_to_yaml, load_config
 from tests.fuzz.fuzzing import Fuzz, allowed
+
+pytestmark = pytest.mark.thorough
 
 JOB = """
 name: reviews

@@ -19,6 +19,8 @@ from raydpo.prompts.encode import make_encoder
 from tests.conftest import make_tiny_model
 from tests.fuzz.fuzzing import Fuzz, allowed
 
+pytestmark = pytest.mark.thorough
+
 #: No large numbers: a model of a billion layers is a model, only nobody has the time.
 ODD: list[Any] = [None, True, False, -1, 0, 1, 7, 1.5, "", "x", "1", [], [1], ["x"], {}, {"a": 1}]
 GARBAGE = [b"", b"{", b"[]", b"3", b"null", b'"x"', b"\xff\xfe", b"[" * 5000, b'{"a": NaN}']

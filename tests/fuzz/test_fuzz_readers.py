@@ -25,6 +25,8 @@ from raydpo.tables import SCHEMAS, table_from_rows
 from tests.conftest import make_tokenizer
 from tests.fuzz.fuzzing import Fuzz, allowed
 
+pytestmark = pytest.mark.thorough
+
 ROWS = [
     {"prompt": f"the film {i}", "chosen": " good", "rejected": " bad", "n": i} for i in range(3)
 ]

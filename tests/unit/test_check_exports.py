@@ -16,6 +16,8 @@ from raydpo.config_file import config_from_values
 from raydpo.errors import ConfigError, ModelError
 from raydpo.evaluation.rehearsal import rehearse_report
 
+pytestmark = pytest.mark.thorough
+
 PAIR = {"prompt": "the film was", "chosen": " good", "rejected": " bad"}
 
 

@@ -14,6 +14,8 @@ from raydpo.check import check
 from raydpo.config import Config
 from raydpo.config_file import config_from_values
 
+pytestmark = pytest.mark.thorough
+
 SOURCE = """
 import checked_words
 WORDS = open("words.txt").read().split()

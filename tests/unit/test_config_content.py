@@ -34,6 +34,8 @@ from raydpo.sampling.stage import sampling_work
 from raydpo.storage import Folder
 from raydpo.training.stage import policy_stage, sft_stage
 
+pytestmark = pytest.mark.thorough
+
 ASSETS = Path(__file__).parents[2] / "assets"
 FOLDER = Folder("/nothing/is/written/here")
 JUDGE = {"classifier": str(ASSETS / "sentiment-judge"), "label": "positive"}

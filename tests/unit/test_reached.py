@@ -5,7 +5,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+import pytest
+
 from tests.unit.test_architecture import MODULES, ROOT, tree
+
+pytestmark = pytest.mark.thorough
 
 #: A module and a function or class in it; "" for the module's own statements.
 Definition = tuple[str, str]

@@ -12,6 +12,8 @@ import pytest
 from tests.unit.test_architecture import MODULES, tree
 from tests.unit.typed_reads import Package, Read, methods, package_of, reads_of
 
+pytestmark = pytest.mark.thorough
+
 Methods = dict[Read, set[Read]]
 Lineages = dict[str, frozenset[str]]
 

@@ -43,6 +43,8 @@ from raydpo.models import (
 from raydpo.weights import loading_report
 from tests.conftest import make_tiny_model
 
+pytestmark = pytest.mark.thorough
+
 Weights = dict[str, torch.Tensor]
 SIZES: dict[str, Any] = {
     "vocab_size": 40,

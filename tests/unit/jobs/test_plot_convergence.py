@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 JOBS = Path(__file__).parents[3] / "jobs"
 
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[3]
 SHIPPED = [ROOT / "assets" / name for name in ("sentiment-reward", "sentiment-judge")]
 FILLING = [

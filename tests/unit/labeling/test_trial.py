@@ -12,6 +12,8 @@ from raydpo.errors import ConfigError, DataError
 from raydpo.labeling import trial
 from raydpo.labeling.trial import try_reward
 
+pytestmark = pytest.mark.thorough
+
 PROMPTS = ["the film", "a plot"]
 SOURCE = """
 import ctypes, os, sys, time

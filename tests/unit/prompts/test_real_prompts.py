@@ -18,6 +18,8 @@ from raydpo.prompts.stage import prompt_parts
 from raydpo.run import PartResult
 from raydpo.tables import EXAMPLES, PREFERENCES, PROMPTS, table_from_rows
 
+pytestmark = pytest.mark.thorough
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
     "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"

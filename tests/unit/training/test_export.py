@@ -22,6 +22,8 @@ from raydpo.training.probe import LOGPS, PROBE_FILE, REWARDS
 from raydpo.training.reward import TokenRewards
 from raydpo.training.sharding import full_parameters
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 GROUPS = [
     Group("a", [1, 5, 80, 200], [[20, 30, 40, 2], [9, 8, 2], [7, 2]], [], None),
