@@ -42,7 +42,7 @@ def _config(model: Path, data: Path, tmp_path: Path) -> Config:
                 "too_long_completion": "keep_start",
             },
             "reference": {"max_tokens_per_batch": 16384},
-            "max_quarantined_fraction": 0.05,
+            "max_quarantined_fraction": 0.2,
         },
         "test",
     )
@@ -60,7 +60,14 @@ def _config(model: Path, data: Path, tmp_path: Path) -> Config:
                 "chosen equals rejected": 2,
             },
         ),
-        ("llamafactory/dpo_en_demo.json", 300, {}),
+        (
+            "llamafactory/dpo_en_demo.json",
+            300,
+            # Instructions that are longer than the limit by themselves.
+            {
+                "the prompt is longer than 96 tokens even without the words of its last message": 42,
+            },
+        ),
     ],
 )
 def test_every_row_is_scored_by_the_reference_or_refused_with_its_reason(
