@@ -61,6 +61,9 @@ __all__ = [
 ]
 
 
+Chat = Literal["auto", "always", "never"]
+
+
 class PromptsConfig(Section):
     """Where prompts come from and how they become token ids."""
 
@@ -76,7 +79,7 @@ class PromptsConfig(Section):
     """The column with unique ids; without it ids are hashes of the content."""
     system_prompt: str | None = None
     """A system message put before conversations that have none."""
-    chat: Literal["auto", "always", "never"] = "auto"
+    chat: Chat = "auto"
     """Plain text as a user message of the chat template: `auto` leaves plain text plain."""
     max_prompt_tokens: PositiveInt = 512
     """Longest prompt, in tokens, BOS and template included."""

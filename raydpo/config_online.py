@@ -5,7 +5,7 @@ What comes in: values of the section `online`. What goes out: frozen models.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
@@ -104,7 +104,13 @@ class OnlineConfig(RoundPromptsConfig, TrainingGroupsConfig):
     @property
     def reference_update_alpha(self) -> float:
         """Weight of the policy in an updated reference; 1 replaces it."""
-        return (self.ema_alpha or DEFAULT_EMA_ALPHA) if self.reference == "ema" else 1.0
+        match self.reference:
+            case "ema":
+                return self.ema_alpha or DEFAULT_EMA_ALPHA
+            case "original" | "previous":
+                return 1.0
+            case _:
+                assert_never(self.reference)
 
     def sampler_of(self, round_index: int) -> int:
         """How many rounds the policy has been through that samples for a round."""

@@ -133,9 +133,13 @@ def judge_with_classifier(
     classifier: Classifier, prompts: list[str], completions: list[str]
 ) -> Judged:
     """Rewards of the completions, in their order; inside, texts of like length go together."""
-    texts = completions
-    if classifier.reward.input == "prompt_and_completion":
-        texts = [p + c for p, c in zip(prompts, completions, strict=True)]
+    match classifier.reward.input:
+        case "completion":
+            texts = completions
+        case "prompt_and_completion":
+            texts = [p + c for p, c in zip(prompts, completions, strict=True)]
+        case _:
+            assert_never(classifier.reward.input)
     token_ids, truncated = encode(classifier, texts)
     values: list[float | Refusal] = [Refusal("the text has no tokens")] * len(texts)
     order = sorted((i for i, ids in enumerate(token_ids) if ids), key=lambda i: len(token_ids[i]))

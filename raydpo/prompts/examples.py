@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from raydpo.config import Config, SftConfig
 from raydpo.config_content import content_of
@@ -190,7 +190,13 @@ def _draft(
             text = _full_text(columns)
             return _Draft(source, state.ids.hashed(text), (text,))
         dialogue = _whole_dialogue(columns, state.reading, bool(tokenizer.chat_template))
-        turns = _turns(dialogue) if sft.loss_on == "assistant" else [dialogue]
+        match sft.loss_on:
+            case "completion":
+                turns = [dialogue]
+            case "assistant":
+                turns = _turns(dialogue)
+            case _:
+                assert_never(sft.loss_on)
         rendered = tuple(render(turn, tokenizer) for turn in turns)
         return _Draft(source, state.ids.hashed([dialogue.asked, dialogue.completions]), rendered)
     except RefusedRow as error:

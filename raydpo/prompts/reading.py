@@ -10,8 +10,9 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
+from raydpo.config import Chat
 from raydpo.progress import logger
 from raydpo.prompts.beside import CONVERSATION_COLUMNS, PROMPT_COLUMNS
 from raydpo.prompts.chat import TEMPLATE_KEYS, decoded, is_conversation
@@ -67,7 +68,7 @@ def most_frequent_layout(
 
 
 def plain_because(
-    head: list[Row], chat: str, has_template: bool, system_prompt: str | None
+    head: list[Row], chat: Chat, has_template: bool, system_prompt: str | None
 ) -> str | None:
     """Why plain prompts stay plain; None where they become user messages.
 
@@ -77,15 +78,18 @@ def plain_because(
         has_template: whether the model has a chat template.
         system_prompt: the section's.
     """
-    if chat == "never":
-        return "`chat` is 'never'"
-    if chat == "always":
-        return None
-    if not has_template:
-        return "the model has no chat template"
-    if system_prompt is not None or any(row.get(c) for row in head for c in CONVERSATION_COLUMNS):
-        return None
-    return _PLAIN
+    match chat:
+        case "never":
+            return "`chat` is 'never'"
+        case "always":
+            return None
+        case "auto":
+            in_rows = any(row.get(column) for row in head for column in CONVERSATION_COLUMNS)
+            if not has_template:
+                return "the model has no chat template"
+            return None if in_rows or system_prompt is not None else _PLAIN
+        case _:
+            assert_never(chat)
 
 
 def repeats_prompt(dialogues: Iterable[Dialogue]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, assert_never
 
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def pair_loss(settings: sections.LogratioObjective) -> PairLoss:
         case sections.SoftLabelObjective():
             return partial(dpo.soft_label_loss, beta=settings.beta)
         case sections.SppoObjective():
-            return partial(_sppo, settings.win_rates == "soft", settings.beta)
+            return partial(_sppo, settings.win_rates, settings.beta)
         case sections.FDpoObjective():
             return _plain(partial(_f_dpo, scores_of(settings)), beta=settings.beta)
         case sections.ScaledLogratioObjective():
@@ -129,8 +130,16 @@ def _plain(loss: Callable[..., Tensor], **options: float) -> PairLoss:
     return lambda chosen, rejected, _: loss(chosen, rejected, **options)
 
 
-def _sppo(soft: bool, beta: float, chosen: Tensor, rejected: Tensor, wins: Tensor) -> Tensor:
-    rates = wins if soft else wins.new_ones(wins.shape)
+def _sppo(
+    win_rates: Literal["hard", "soft"], beta: float, chosen: Tensor, rejected: Tensor, wins: Tensor
+) -> Tensor:
+    match win_rates:
+        case "hard":
+            rates = wins.new_ones(wins.shape)
+        case "soft":
+            rates = wins
+        case _:
+            assert_never(win_rates)
     return sppo_loss(chosen, rejected, rates, 1 - rates, beta=beta)
 
 

@@ -8,6 +8,8 @@ Shapes: P pairs, Q rankings of at most K completions, R sequences.
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,13 @@ from raydpo.training.measures.values import Measure, Values
 
 def reward_measure(settings: sections.RewardModelObjective) -> Measure:
     """Of a reward model."""
-    return _measure_rankings if settings.learns_from == "rankings" else _measure_pairs
+    match settings.learns_from:
+        case "pairs":
+            return _measure_pairs
+        case "rankings":
+            return _measure_rankings
+        case _:
+            assert_never(settings.learns_from)
 
 
 def _measure_pairs(outputs: TokenOutputs, batch: MicroBatch) -> Values:

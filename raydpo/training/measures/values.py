@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from torch import Tensor
 
@@ -89,7 +90,13 @@ def pair_sums(token_values: Tensor, batch: MicroBatch, length: Length) -> tuple[
 def sequence_values(token_values: Tensor, batch: MicroBatch, length: Length) -> Tensor:
     """[R] sums over a completion's tokens, or means."""
     sums = batch.sequence_sums(token_values)
-    return per_token_means(sums, batch.sequence_lengths) if length == "mean" else sums
+    match length:
+        case "mean":
+            return per_token_means(sums, batch.sequence_lengths)
+        case "sum" | LengthDesensitized():  # the latter's tokens are weighted pair by pair
+            return sums
+        case _:
+            assert_never(length)
 
 
 def pair_metrics(
