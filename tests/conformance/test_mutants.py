@@ -4,6 +4,8 @@ import pytest
 
 from tests.conformance import mutants
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("module", mutants.modules())
 def test_checks_notice_planted_mistakes(module: str) -> None:

@@ -204,6 +204,7 @@ def test_the_numeric_core_runs_without_ray_and_vllm(core: str) -> None:
         assert not foreign_imports(module) & {"ray", "vllm"}, f"{core} reaches {module}"
 
 
+@pytest.mark.thorough
 def test_the_pipeline_is_imported_by_the_command_line_only() -> None:
     importers = {m for m in without_root() if "raydpo.pipeline" in own_imports(m)}
     assert "raydpo.cli" in importers

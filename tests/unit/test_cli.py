@@ -100,6 +100,7 @@ def test_directory_in_use_is_refused_and_says_by_whom(models, tmp_path, capsys) 
     assert "is in use by process" in error
 
 
+@pytest.mark.thorough
 def test_bad_input_is_refused_before_ray_is_imported(models, tmp_path) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job(models, tmp_path)))
     code = (
@@ -122,6 +123,7 @@ def test_a_number_of_rows_that_cannot_be_is_refused(rows, capsys) -> None:
     assert "is no whole number from 1 on" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_a_terminal_of_few_letters_shows_the_others_escaped(models, tmp_path) -> None:
     values = job(models, tmp_path)
     row = {"prompt": "the 🎬", "chosen": " good", "rejected": " bad"}

@@ -78,6 +78,7 @@ def test_entry_points_are_thin(name: str) -> None:
     assert len((JOBS / name).read_text(encoding="utf-8").splitlines()) <= 30
 
 
+@pytest.mark.thorough
 def test_an_override_reaches_the_configuration(tmp_path: Path) -> None:
     done = run_job(
         "jobs/offline_dpo.py",
@@ -89,6 +90,7 @@ def test_an_override_reaches_the_configuration(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["offline_dpo.py", "sft.py"])
 def test_a_missing_configuration_is_one_clear_error(name: str) -> None:
     done = run_job(f"jobs/{name}", "--config", "jobs/nowhere.yaml")
@@ -96,6 +98,7 @@ def test_a_missing_configuration_is_one_clear_error(name: str) -> None:
     assert done.stderr.startswith("ConfigError: jobs/nowhere.yaml")
 
 
+@pytest.mark.thorough
 def test_the_demo_takes_overrides(tmp_path: Path) -> None:
     done = run_job("jobs/demo.py", "--set", f"output={tmp_path}", "--set", "training.epochs=-1")
     assert done.returncode == 1

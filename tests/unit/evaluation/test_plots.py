@@ -11,6 +11,8 @@ from matplotlib.image import imread
 
 from raydpo.evaluation import plots
 
+pytestmark = pytest.mark.thorough
+
 LOG = [
     {"step": step, "loss": 0.69 / (step + 1), "rewards/margins": step, "rewards/accuracies": 0.5}
     for step in range(6)

@@ -22,6 +22,8 @@ from raydpo.sampling.transfer import (
     specs_of,
 )
 
+pytestmark = pytest.mark.thorough
+
 CPU = torch.device("cpu")
 
 
