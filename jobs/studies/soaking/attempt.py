@@ -1,0 +1,162 @@
+"""One attempt of a run: a driver in a process of its own, and what is done to it meanwhile.
+
+What comes in: a command and faults. What goes out: how it ended, and which faults were shown.
+Nothing is signalled but processes that the attempt started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from .faults import VICTIMS, Fault
+
+#: Processes that outlive their driver this long are ended, and counted.
+_LEFT_OVER_SECONDS: Final = 30.0
+_TICK_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended.
+
+    Attributes:
+        status: the driver's exit status; negative where a signal ended it.
+        shown: faults that happened.
+        left_over: processes that outlived the driver.
+        log: its whole output.
+    """
+
+    status: int
+    shown: list[Fault]
+    left_over: list[str]
+    log: str
+
+
+@dataclass
+class _Watched:
+    """The driver and what was seen below it; when each victim was first seen, by its name."""
+
+    process: psutil.Process
+    seen: dict[int, psutil.Process] = field(default_factory=lambda: {})
+    since: dict[str, float] = field(default_factory=lambda: {})
+
+    def look(self) -> None:
+        """See which processes are there."""
+        try:
+            for child in self.process.children(recursive=True):
+                self.seen[child.pid] = child
+        except psutil.NoSuchProcess:
+            return
+        for victim in VICTIMS:
+            if victim not in self.since and self.living(victim):
+                self.since[victim] = time.monotonic()
+
+    def living(self, victim: str) -> list[psutil.Process]:
+        """The processes of a victim's name."""
+        if victim in ("", "driver"):
+            return [self.process]
+        title = VICTIMS[victim][0]
+        return [child for child in self.seen.values() if title in _command(child)]
+
+
+def attempt(
+    command: list[str],
+    log: Path,
+    faults: list[Fault],
+    saves: Callable[[], int],
+    begin: Callable[[Fault], Callable[[], None]],
+) -> Ended:
+    """Run a command to its end.
+
+    Args:
+        command: the driver's.
+        log: where its output goes.
+        faults: what is to happen.
+        saves: how many checkpoints the run has begun so far.
+        begin: starts a fault of the storage; returns what ends it.
+    """
+    with open(log, "w") as output:
+        driver = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)  # noqa: S603
+        watched = _Watched(psutil.Process(driver.pid))
+        started, before = time.monotonic(), saves()
+        waiting, shown = list(faults), []
+        passing: list[tuple[float, Callable[[], None]]] = []
+        while driver.poll() is None:
+            watched.look()
+            for fault in [f for f in waiting if _is_due(f, watched, started, saves, before)]:
+                end = _show(fault, watched, begin)
+                if end is not None:
+                    waiting.remove(fault)
+                    shown.append(fault)
+                    passing.append((time.monotonic() + fault.seconds, end))
+            passing = [entry for entry in passing if not _passed(*entry)]
+            time.sleep(_TICK_SECONDS)
+        for _, end in passing:
+            end()
+    return Ended(driver.returncode, shown, _end_left_overs(watched), log.read_text())
+
+
+def _is_due(
+    fault: Fault, watched: _Watched, started: float, saves: Callable[[], int], before: int
+) -> bool:
+    if fault.moment == "save":
+        return saves() > before
+    since = started if fault.victim in ("", "driver") else watched.since.get(fault.victim)
+    return since is not None and time.monotonic() - since >= fault.moment
+
+
+def _show(
+    fault: Fault, watched: _Watched, begin: Callable[[Fault], Callable[[], None]]
+) -> Callable[[], None] | None:
+    """Begin a fault; returns what ends it, or None where its victim is not there now."""
+    if not fault.victim:
+        return begin(fault)
+    victims = [process for process in watched.living(fault.victim) if process.is_running()]
+    if not victims:
+        return None
+    victim = victims[-1]
+    _send(victim, signal.SIGKILL if fault.kind == "kill" else signal.SIGSTOP)
+    return lambda: _send(victim, signal.SIGCONT)
+
+
+def _passed(until: float, end: Callable[[], None]) -> bool:
+    if time.monotonic() < until:
+        return False
+    end()
+    return True
+
+
+def _send(process: psutil.Process, what: signal.Signals) -> None:
+    """Signal a process, unless it has ended."""
+    if process.is_running():  # so no other one has its number now
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, what)
+
+
+def _end_left_overs(watched: _Watched) -> list[str]:
+    """Wait for the attempt's processes to end by themselves, and end those that do not."""
+    for process in watched.seen.values():
+        _send(process, signal.SIGCONT)
+    _, alive = psutil.wait_procs(list(watched.seen.values()), timeout=_LEFT_OVER_SECONDS)
+    names = [_command(process)[:60] for process in alive]
+    for process in alive:
+        _send(process, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=10)
+    return names
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return ""

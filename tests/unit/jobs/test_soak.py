@@ -1,0 +1,144 @@
+"""The soak draws its faults by a seed, shows them to real processes, and sees what is lost."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raydpo.storage import folder_of
+
+ROOT = Path(__file__).parents[3]
+#: A driver with one process below it, which it waits for.
+DRIVER = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)", "RayTrainWorker"])
+sys.exit(child.wait() != 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def jobs() -> Iterator[Any]:
+    """The modules of the job, which stand in jobs/ and not in the package."""
+    sys.path.insert(0, str(ROOT / "jobs" / "studies"))
+    try:
+        names = ("attempt", "faults", "outcome", "stores")
+        found = {name: importlib.import_module(f"soaking.{name}") for name in names}
+        yield SimpleNamespace(study=importlib.import_module("soak"), **found)
+    finally:
+        sys.path.remove(str(ROOT / "jobs" / "studies"))
+
+
+@pytest.fixture(autouse=True)
+def soon(jobs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that outlive their driver are ended at once."""
+    monkeypatch.setattr(jobs.attempt, "_LEFT_OVER_SECONDS", 0.2)
+
+
+def nothing(_fault: Any) -> Any:
+    return lambda: None
+
+
+def attempt(jobs: Any, tmp_path: Path, faults: list[Any], saves: Any = lambda: 0) -> Any:
+    command = [sys.executable, "-c", DRIVER]
+    return jobs.attempt.attempt(command, tmp_path / "log", faults, saves, nothing)
+
+
+def test_faults_are_a_function_of_the_seed_and_all_kinds_are_drawn(jobs: Any) -> None:
+    def drawn(seed: int) -> list[Any]:
+        rng = random.Random(seed)
+        return [f for _ in range(200) for f in jobs.faults.draw_faults(rng, ("full disk",))]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert {fault.kind for fault in drawn(1)} == {"kill", "stop", "full disk"}
+    assert {f.victim for f in drawn(1)} == {"", *jobs.faults.VICTIMS}
+    assert any(f.name == "kill train worker at a save" for f in drawn(1))
+
+
+def test_a_killed_worker_is_seen_below_its_driver(jobs: Any, tmp_path: Path) -> None:
+    fault = jobs.faults.Fault("kill", "train worker", 0.1)
+    ended = attempt(jobs, tmp_path, [fault])
+    assert (ended.status, ended.shown, ended.left_over) == (1, [fault], [])
+
+
+def test_what_outlives_a_killed_driver_is_ended_and_counted(jobs: Any, tmp_path: Path) -> None:
+    stopped = jobs.faults.Fault("stop", "train worker", 0.0, 0.5)
+    killed = jobs.faults.Fault("kill", "driver", 1.5)
+    ended = attempt(jobs, tmp_path, [stopped, killed])
+    assert (ended.status, ended.shown) == (-9, [stopped, killed])
+    assert len(ended.left_over) == 1
+
+
+def test_a_fault_at_a_save_waits_for_a_new_file_of_a_checkpoint(jobs: Any, tmp_path: Path) -> None:
+    counts = iter([3] * 10 + [4] * 1000)
+    fault = jobs.faults.Fault("kill", "driver", "save")
+    ended = attempt(jobs, tmp_path, [fault], lambda: next(counts))
+    assert (ended.status, ended.shown) == (-9, [fault])
+
+
+def test_a_flipped_byte_differs_in_one_bit_and_is_put_back(jobs: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"abc")
+    name, restore = jobs.stores.flip(folder_of(str(tmp_path)), random.Random(0))
+    found = (tmp_path / name).read_bytes()
+    changed = [a ^ b for a, b in zip(found, b"abc", strict=True)]
+    assert sum(bit.bit_count() for bit in changed) == 1
+    assert restore()
+    assert (tmp_path / name).read_bytes() == b"abc"
+
+
+def test_a_byte_that_was_made_again_is_left_alone(jobs: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"abc")
+    name, restore = jobs.stores.flip(folder_of(str(tmp_path)), random.Random(0))
+    (tmp_path / name).write_bytes(b"other")
+    assert not restore()
+    assert (tmp_path / name).read_bytes() == b"other"
+
+
+def test_rows_lost_and_doubled_are_counted_for_themselves(jobs: Any) -> None:
+    whole = jobs.outcome.Left({"scores": "x"}, {}, {"scores": Counter({"1": 1, "2": 1})}, 2)
+    other = replace(whole, rows={"scores": Counter({"1": 2})})
+    verdict = jobs.outcome.compare(other, whole)
+    assert (verdict.lost, verdict.doubled, verdict.equal) == (1, 1, False)
+    assert jobs.outcome.compare(whole, whole).equal
+
+
+def test_other_content_weights_and_damage_are_named(jobs: Any) -> None:
+    whole = jobs.outcome.Left({"scores": "x"}, {"model.safetensors": "y"}, {}, 0)
+    other = jobs.outcome.Left({"scores": "z"}, {}, {}, 0, ["policy/model/config.json"])
+    assert jobs.outcome.compare(other, whole).different == [
+        "scores's content",
+        "the policy's weights",
+        "damaged: policy/model/config.json",
+    ]
+
+
+def test_the_tables_add_runs_up_and_show_those_that_are_not_equal(jobs: Any) -> None:
+    make = jobs.study.Result
+    results = [
+        make("folder", 0, 0, 2, ["kill driver", "flip"], made_again=["a"], rows=5),
+        make("folder", 0, 1, 1, ["kill driver"], lost=1, rows=4),
+    ]
+    lines = jobs.study.tables(results)
+    assert "| folder | 2 | 3 | 3 | 9 | 1 | 0 | 1 |" in lines
+    assert "| kill driver | 2 | 1 |" in lines
+    assert "Flipped bytes: made again 1, refused by name 0, not read 0." in lines
+
+
+def test_a_disk_that_is_full_has_room_again(jobs: Any, tmp_path: Path) -> None:
+    fault = jobs.faults.Fault("full disk", "", 0.0, 1.0)
+    with jobs.stores.store("folder", tmp_path) as place:
+        if "full disk" not in place.others:
+            pytest.skip("needs the right to mount a file system")
+        end = place.begin(fault)
+        with pytest.raises(OSError, match="No space left"):
+            place.output.write_bytes("a", bytes(1 << 16))
+        end()
+        place.output.write_bytes("a", bytes(1 << 16))
