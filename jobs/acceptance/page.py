@@ -1,0 +1,71 @@
+"""The page of a card: a table of all tasks, what went wrong, and what it was made with.
+
+What comes in: results. What goes out: Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from .record import Record
+
+_LONGEST_CELL = 90
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """One line for each task."""
+    lines = ["| task | status | numbers | tolerance | seconds |", "| --- | --- | --- | --- | --- |"]
+    for name, result in results.items():
+        seconds = result.get("seconds")
+        tolerance = result.get("tolerance")
+        cells = (
+            f"`{name}`",
+            result["status"],
+            _numbers(result),
+            "" if tolerance is None else _short(tolerance),
+            "" if seconds is None else f"{seconds:.1f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(record: Record, facts: dict[str, Any]) -> str:
+    """The whole page."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return "\n".join(
+        [
+            f"# Acceptance run: {facts['card']}",
+            "",
+            "Made by `jobs/gpu_acceptance.py`; each result says in the JSON beside this page what "
+            "it was made with.",
+            "",
+            f"- Python {facts['python']}, CUDA {facts['cuda']}; {versions}.",
+            *(f"- `{command}`" for command in record.commands),
+            "",
+            table(record.results),
+            "",
+            *_troubles(record.results),
+        ]
+    )
+
+
+def _troubles(results: dict[str, dict[str, Any]]) -> list[str]:
+    lines: list[str] = []
+    for name, result in results.items():
+        if output := result.get("frames") or result.get("last_lines"):
+            lines += [f"## {name}: {result['status']}", "", "```", *output, "```", ""]
+    return lines
+
+
+def _numbers(result: dict[str, Any]) -> str:
+    if reason := result.get("reason"):
+        return reason.replace("|", "/").replace("\n", " ")[:_LONGEST_CELL]
+    cells = (f"{name} {_short(value)}" for name, value in result.get("values", {}).items())
+    return "; ".join(cells)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return value if isinstance(value, str) else json.dumps(value)

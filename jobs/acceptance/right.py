@@ -1,0 +1,8 @@
+"""All tasks that compare numbers, in the order of their worth."""
+
+from __future__ import annotations
+
+from .right_attention import ATTENTION_TASKS
+from .task import Task
+
+RIGHT_TASKS: list[Task] = [*ATTENTION_TASKS]

@@ -1,0 +1,85 @@
+"""The acceptance run: in small on the CPU, with nothing but the core, and what it keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[3]
+#: What the training core imports: torch and transformers, and what `--wheels` calls the core.
+CORE = ("torch", "transformers", "pydantic", "pyarrow", "PyYAML", "safetensors", "numpy")
+
+
+def closure(names: tuple[str, ...]) -> set[str]:
+    """Distributions with all that they require without extras, of those that are there."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        name = requirement.name.lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            waiting += metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # torch's CUDA libraries, on a machine without
+        found.add(name)
+    return found
+
+
+@pytest.fixture
+def bare_python(tmp_path: Path) -> str:
+    """The interpreter of an environment with the core alone."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    (site,) = (tmp_path / "bare").glob("lib/python*/site-packages")
+    for name in closure(CORE):
+        distribution = metadata.distribution(name)
+        files = distribution.files or []
+        for top in {file.parts[0] for file in files if file.parts[0] != ".."}:
+            place = site / top
+            if not place.exists() and top != "__pycache__":
+                place.symlink_to(Path(str(distribution.locate_file(top))).resolve())
+    return str(tmp_path / "bare" / "bin" / "python")
+
+
+def run(*arguments: str, python: str = sys.executable) -> Any:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        [python, "jobs/gpu_acceptance.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**environment, "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+@pytest.mark.thorough
+def test_it_runs_in_small_with_nothing_but_the_core(tmp_path: Path, bare_python: str) -> None:
+    done = run("--output", str(tmp_path), python=bare_python)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert "peft, trl, matplotlib, ray, vllm" in done.stdout.splitlines()[0]
+    results = json.loads((tmp_path / "acceptance-cpu.json").read_text())["results"]
+    assert {r["status"] for r in results.values()} == {"passed", "left out"}
+    assert results["attention segments float32 on CPU"]["status"] == "passed"
+    again = run("--output", str(tmp_path), python=bare_python)
+    assert not [x for x in again.stdout.splitlines() if x.startswith("passed")]
+
+
+def test_wheels_are_the_locked_ones() -> None:
+    done = run("--wheels", "--python", "3.12", "--platform", "linux_x86_64")
+    lock = (ROOT / "requirements/cuda.txt").read_text()
+    pins = [line for line in done.stdout.splitlines() if "==" in line and " " not in line]
+    assert any(pin.startswith("pydantic-core==") for pin in pins)
+    assert all(f"\n{pin}" in lock for pin in pins)
+    assert "--only-binary :all: --python-version 3.12" in done.stdout
