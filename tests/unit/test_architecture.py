@@ -52,6 +52,8 @@ LAYERS = [
         "artifacts",
         "private_files",
         "lock",
+        "notices",
+        "attempts",
         "run",
         "model_files",
         "models",
