@@ -165,12 +165,13 @@ def measure_one(
     experiment: Experiment, threads: int, logs: Path, kept: dict[str, Worker]
 ) -> list[Measured]:
     """Run one experiment, in new processes or in those that are kept."""
+    device = experiment.scenario.device
     if experiment.fresh:
-        with workers(list(experiment.contenders), threads, logs) as started:
+        with workers(list(experiment.contenders), threads, logs, device) as started:
             return measured(experiment, take_turns(experiment.scenario, started, experiment.turns))
     for contender in experiment.contenders:
         if contender.name not in kept:
-            kept[contender.name] = Worker(contender, threads, logs)
+            kept[contender.name] = Worker(contender, threads, logs, device)
     started = [kept[contender.name] for contender in experiment.contenders]
     return measured(experiment, take_turns(experiment.scenario, started, experiment.turns))
 
@@ -178,7 +179,7 @@ def measure_one(
 def print_profile(choices: Choices, threads: int, logs: Path) -> None:
     """Print where the time of our steps goes, for each attention backend."""
     for contender in our_contenders(choices):
-        with workers([contender], threads, logs) as (worker,):
+        with workers([contender], threads, logs, choices.device) as (worker,):
             print(f"{contender.name}, 5 steps of {base(choices).name}, {choices.precision}")
             print(profile(base(choices), worker, warm_up=3, count=5), flush=True)
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import IO, Any
 
 from torch.profiler import ProfilerActivity, profile
 
 from . import memory
 from .flops import synchronize
+from .kernels import kernel_times
 
 #: The most operations that a profile names.
 _PROFILE_ROWS = 30
@@ -54,11 +56,16 @@ class Gate:
             return
         synchronize(self._device)
         seconds = time.perf_counter() - self._started
-        text = self._end_profile()
+        found = self._end_profile()
         losses = [value() for value in self._losses]
         self._losses = []
-        growth = self._growth.bytes()
-        self.answer(seconds=seconds, losses=losses, growth_bytes=growth, profile=text)
+        self.answer(
+            seconds=seconds,
+            losses=losses,
+            growth_bytes=self._growth.bytes(),
+            peak_bytes=self._growth.peak_bytes(),
+            **found,
+        )
         self._wait()
 
     def answer(self, **values: Any) -> None:
@@ -87,13 +94,15 @@ class Gate:
         self._profile = profile(activities=activities, record_shapes=False)
         self._profile.start()
 
-    def _end_profile(self) -> str | None:
+    def _end_profile(self) -> dict[str, Any]:
+        """The table of the costliest operations, and the time of each family of kernels."""
         if self._profile is None:
-            return None
+            return {}
         self._profile.stop()
         order = "self_cuda_time_total" if self._device == "cuda" else "self_cpu_time_total"
         text = self._profile.key_averages().table(
             sort_by=order, row_limit=_PROFILE_ROWS, max_name_column_width=60
         )
+        times = kernel_times(self._profile.events() or [])
         self._profile = None
-        return text
+        return {"profile": text, "kernels": asdict(times)}

@@ -26,7 +26,11 @@ class MemoryGrowth:
 
     def bytes(self) -> int:
         """Peak since `reset`, less what was held then."""
-        return _peak(self.device) - self.baseline_bytes
+        return self.peak_bytes() - self.baseline_bytes
+
+    def peak_bytes(self) -> int:
+        """Peak since `reset`."""
+        return _peak(self.device)
 
 
 def reset(device: str) -> MemoryGrowth:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from raydpo.config import ModelConfig, TrainingConfig
+from raydpo.config import LoraSettings, ModelConfig, TrainingConfig
 from raydpo.training.groups import GroupDataset, write_groups
 from raydpo.training.loop import Hooks, Metrics, train
 from raydpo.training.objectives import make_objective
@@ -27,7 +27,10 @@ LEARNING_RATE = 1e-5
 
 
 def random_model(scenario: Scenario) -> PreTrainedModel:
-    """The scenario's model with its random weights, in float32, on the CPU."""
+    """The scenario's model with its random weights, in float32, made on its device.
+
+    The weights of one seed are the same for every contender on the same device.
+    """
     shape = scenario.model
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -36,14 +39,15 @@ def random_model(scenario: Scenario) -> PreTrainedModel:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_value_heads,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
+        max_position_embeddings=131072,
+        tie_word_embeddings=shape.tied,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
     )
     torch.manual_seed(scenario.seed)
-    return LlamaForCausalLM(config).float().eval()
+    with torch.device(scenario.device):
+        return LlamaForCausalLM(config).float().eval()
 
 
 def model_settings(scenario: Scenario, contender: Contender, path: str) -> ModelConfig:
@@ -72,6 +76,8 @@ def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
         max_tokens_per_micro_batch=contender.max_tokens or 1 << 20,
         checkpoint_every_steps=scenario.data.steps,
         compile=contender.compile,
+        activation_checkpointing=contender.gradient_checkpointing,
+        lora=None if contender.lora_rank is None else LoraSettings(rank=contender.lora_rank),
     )
     model = random_model(scenario)
     parameters = sum(parameter.numel() for parameter in model.parameters())

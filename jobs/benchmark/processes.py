@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raydpo.environment import CPU_ENVIRONMENT
+from raydpo.environment import CPU_ENVIRONMENT, worker_environment
 from raydpo.errors import RaydpoError
 
 from .flops import peak_flops
@@ -40,6 +40,7 @@ class Runs:
         seconds: of each run of `count` steps.
         losses: of all steps from the first, warm-up included.
         growth_bytes: peak memory since the model was built.
+        peak_bytes: peak memory, the model included.
         peak_flops: of a matrix product after each run; ours only.
     """
 
@@ -49,12 +50,20 @@ class Runs:
     losses: list[float] = field(default_factory=lambda: [])
     growth_bytes: int = 0
     peak_flops: list[float] = field(default_factory=lambda: [])
+    peak_bytes: int = 0
+
+    def add(self, answer: dict[str, Any]) -> None:
+        """Take in a gate's answer to `steps`."""
+        self.seconds.append(answer["seconds"])
+        self.losses += answer["losses"]
+        self.growth_bytes = answer["growth_bytes"]
+        self.peak_bytes = answer["peak_bytes"]
 
 
 class Worker:
     """One contender's process."""
 
-    def __init__(self, contender: Contender, threads: int, logs: Path) -> None:
+    def __init__(self, contender: Contender, threads: int, logs: Path, device: str) -> None:
         self.contender = contender
         self._log = logs / f"{contender.name}.log"
         self._process = subprocess.Popen(  # noqa: S603
@@ -69,7 +78,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=open(self._log, "a"),  # noqa: SIM115  (the process's, as long as it lives)
             text=True,
-            env=environment(contender, threads),
+            env=environment(contender, threads, device),
         )
 
     def ask(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -110,10 +119,15 @@ class Worker:
             self._process.wait()
 
 
-def environment(contender: Contender, threads: int) -> dict[str, str]:
-    """Environment of a contender's process: threads, malloc, no network."""
+def environment(contender: Contender, threads: int, device: str) -> dict[str, str]:
+    """Environment of a contender's process: threads, allocators, one GPU, no network."""
+    tuned = dict(CPU_ENVIRONMENT if device == "cpu" else worker_environment(True, threads))
     paths = [str(_JOBS), str(_JOBS.parent), os.environ.get("PYTHONPATH", "")]
-    inherited = {k: v for k, v in os.environ.items() if k not in dict(CPU_ENVIRONMENT)}
+    inherited = {name: value for name, value in os.environ.items() if name not in tuned}
+    if device == "cuda":  # TRL's trainer would spread its batches over all that it sees
+        inherited["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[
+            0
+        ]
     return {
         **inherited,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
@@ -121,17 +135,19 @@ def environment(contender: Contender, threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        **(dict(CPU_ENVIRONMENT) if contender.malloc else {}),
+        **(tuned if contender.malloc else {}),
     }
 
 
 @contextmanager
-def workers(contenders: list[Contender], threads: int, logs: Path) -> Generator[list[Worker]]:
+def workers(
+    contenders: list[Contender], threads: int, logs: Path, device: str
+) -> Generator[list[Worker]]:
     """Processes of these contenders, for as long as the block lasts."""
     with ExitStack() as stack:
         started: list[Worker] = []
         for contender in contenders:
-            worker = Worker(contender, threads, logs)
+            worker = Worker(contender, threads, logs, device)
             stack.callback(worker.close)
             started.append(worker)
         yield started
@@ -184,7 +200,4 @@ def profile(scenario: Scenario, worker: Worker, warm_up: int, count: int) -> str
 
 
 def _steps(worker: Worker, runs: Runs, count: int) -> None:
-    answer = worker.ask({"do": "steps", "count": count})
-    runs.seconds.append(answer["seconds"])
-    runs.losses += answer["losses"]
-    runs.growth_bytes = answer["growth_bytes"]
+    runs.add(worker.ask({"do": "steps", "count": count}))

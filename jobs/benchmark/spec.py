@@ -16,7 +16,11 @@ Precision = Literal["bfloat16", "float32"]
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A Llama with random weights and tied embeddings."""
+    """A Llama with random weights.
+
+    Attributes:
+        tied: whether the output layer is the embeddings' transpose.
+    """
 
     name: str
     layers: int
@@ -25,6 +29,7 @@ class ModelShape:
     key_value_heads: int
     intermediate: int
     vocabulary: int
+    tied: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,14 @@ class Contender:
         name: of the column in the table.
         kind: what it runs.
         says: what a reader must know of it.
-        malloc: whether its process gets `raydpo.environment.CPU_ENVIRONMENT`.
+        malloc: whether its process gets our workers' variables (`raydpo/environment.py`).
         compile: whether decoder blocks are compiled (ours).
         attention: the model's attention implementation; None for what it takes by itself.
         layout: `shared` computes a prompt once (ours), `padded` once for each completion.
         max_tokens: flat tokens of one forward pass (ours); None for all of a step.
         batch_pairs: pairs of one forward pass (TRL); None for all of a step.
-        gradient_checkpointing: TRL's default is to recompute activations.
+        gradient_checkpointing: recompute activations (ours and TRL, whose default it is).
+        lora_rank: train an adapter of this rank on every linear layer (ours); None trains all.
         compaction: run TRL's output layer on completion positions only, as it does on CUDA.
         batch_sequences: sequences of one forward pass (padded scoring).
         sort_by_length: put sequences of like length together (padded scoring).
@@ -119,6 +125,7 @@ class Contender:
     max_tokens: int | None = None
     batch_pairs: int | None = None
     gradient_checkpointing: bool = False
+    lora_rank: int | None = None
     compaction: bool = False
     batch_sequences: int = 16
     sort_by_length: bool = False

@@ -210,7 +210,7 @@ def test_real_contenders_take_turns_and_agree_on_every_loss(
     contenders = (jobs.spec.OURS, stock, jobs.spec.TRL_COMPACT)
     turns = jobs.processes.Turns(warm_up=3, repeats=2, count=1, peak_size=64)
     one = jobs.scenarios.Experiment(tiny, contenders, turns, fresh=True)
-    with jobs.processes.workers(list(contenders), 1, tmp_path) as started:
+    with jobs.processes.workers(list(contenders), 1, tmp_path, "cpu") as started:
         first = jobs.processes.take_turns(tiny, started, turns)
         again = jobs.processes.take_turns(tiny, started, turns)  # the same processes
     for found in (first, again):
