@@ -36,8 +36,8 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "sppo: win rates exchanged": (PAIRS, "rates, 1 - rates", "1 - rates, rates"),
     "sppo: soft win rates as hard ones": (
         PAIRS,
-        "rates = wins if soft else wins.new_ones(wins.shape)",
-        "rates = wins.new_ones(wins.shape)",
+        "rates = wins\n",
+        "rates = wins.new_ones(wins.shape)\n",
     ),
     "soft_label: the probability ignored": (
         PAIRS,
@@ -96,8 +96,8 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "means over tokens left out": (
         VALUES,
-        'per_token_means(sums, batch.sequence_lengths) if length == "mean" else sums',
-        "sums",
+        "return per_token_means(sums, batch.sequence_lengths)",
+        "return sums",
     ),
     "ld_alpha ignored": (VALUES, "alpha=length.ld_alpha,", "alpha=1.0,"),
     "rankings: ld_alpha ignored": (
@@ -113,7 +113,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "reward model: pairs for rankings": (
         REWARDS,
-        'return _measure_rankings if settings.learns_from == "rankings" else _measure_pairs',
+        "return _measure_rankings",
         "return _measure_pairs",
     ),
     "reward model: weights of pairs ignored": (
