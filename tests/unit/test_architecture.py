@@ -52,8 +52,6 @@ LAYERS = [
         "artifacts",
         "private_files",
         "lock",
-        "notices",
-        "attempts",
         "run",
         "model_files",
         "models",
