@@ -21,16 +21,7 @@ STAGES = {"prompts", "sampling", "labeling", "reference", "training", "evaluatio
 
 #: A module imports from its own layer and from those before it.
 LAYERS = [
-    {
-        "credentials",
-        "errors",
-        "config_content",
-        "config_paths",
-        "config_yaml",
-        "environment",
-        "imports",
-        "tables",
-    },
+    {"errors", "config_content", "config_paths", "config_yaml", "environment", "imports", "tables"},
     {"config_base"},
     {"config_objective_base", "config_reward_model"},
     {"config_objectives"},
@@ -49,8 +40,6 @@ LAYERS = [
         "rankings",
         "fit",
         "checked",
-        "artifacts",
-        "private_files",
         "lock",
         "run",
         "model_files",
