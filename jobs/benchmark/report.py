@@ -6,7 +6,6 @@ object that stands in the command's last line.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import shlex
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .children import installed_versions
 from .results import Measured
 from .scenarios import Experiment
 
@@ -42,7 +42,7 @@ def environment(threads: int, device: str) -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": threads,
         "python": platform.python_version(),
-        "versions": {name: v for name in _PACKAGES if (v := _version(name)) is not None},
+        "versions": installed_versions(_PACKAGES),
     }
 
 
@@ -156,13 +156,6 @@ def _cells(row: Measured, scenario: str) -> list[str]:
 
 def _line(cells: tuple[str, ...] | list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

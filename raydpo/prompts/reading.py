@@ -83,11 +83,13 @@ def plain_because(
             return "`chat` is 'never'"
         case "always":
             return None
+        case "auto" if not has_template:
+            return "the model has no chat template"
+        case "auto" if system_prompt is not None:
+            return None
         case "auto":
-            in_rows = any(row.get(column) for row in head for column in CONVERSATION_COLUMNS)
-            if not has_template:
-                return "the model has no chat template"
-            return None if in_rows or system_prompt is not None else _PLAIN
+            beside = any(row.get(column) for row in head for column in CONVERSATION_COLUMNS)
+            return None if beside else _PLAIN
         case _:
             assert_never(chat)
 

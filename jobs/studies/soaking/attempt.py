@@ -44,10 +44,14 @@ class Ended:
 
 @dataclass
 class _Watched:
-    """The driver and what was seen below it; when each victim was first seen, by its name."""
+    """The driver and what was seen below it; when each victim was first seen, by its name.
+
+    `commands` are those of the last look: Ray gives its processes other names as they work.
+    """
 
     process: psutil.Process
     seen: dict[int, psutil.Process] = field(default_factory=lambda: {})
+    commands: dict[int, str] = field(default_factory=lambda: {})
     since: dict[str, float] = field(default_factory=lambda: {})
 
     def look(self) -> None:
@@ -57,6 +61,7 @@ class _Watched:
                 self.seen[child.pid] = child
         except psutil.NoSuchProcess:
             return
+        self.commands = {number: _command(child) for number, child in self.seen.items()}
         for victim in VICTIMS:
             if victim not in self.since and self.living(victim):
                 self.since[victim] = time.monotonic()
@@ -66,7 +71,7 @@ class _Watched:
         if victim in ("", "driver"):
             return [self.process]
         title = VICTIMS[victim][0]
-        return [child for child in self.seen.values() if title in _command(child)]
+        return [self.seen[number] for number, said in self.commands.items() if title in said]
 
 
 def attempt(

@@ -1,0 +1,46 @@
+"""What the processes that a job starts have in common with their parent.
+
+What comes in: variables, commands, names of packages. What goes out: an environment in which a
+checkout is enough, commands on a process's standard input, versions. It needs no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_JOBS = Path(__file__).parents[1]
+
+
+def offline_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """The variables, with both source roots on the path and no network."""
+    paths = [str(_JOBS), str(_JOBS.parent), os.environ.get("PYTHONPATH", "")]
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def send(process: subprocess.Popen[str], command: dict[str, Any]) -> None:
+    """Write a command to a process; whoever waits for the answer sees why there is none."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps(command) + "\n")
+        process.stdin.flush()
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    found: dict[str, str] = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
