@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.unit.jobs.job_modules import modules_of, tiny_scenario
+
 MODULES = ("spec", "alone", "kernels", "processes", "ours")
 
 
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Any]:
     """The modules of the job, which stand in jobs/ and not in the package."""
-    sys.path.insert(0, str(ROOT / "jobs"))
-    try:
-        yield SimpleNamespace(**{n: importlib.import_module(f"benchmark.{n}") for n in MODULES})
-    finally:
-        sys.path.remove(str(ROOT / "jobs"))
+    with modules_of("benchmark", MODULES) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def tiny(jobs: Any) -> Any:
-    """Two groups of three completions a step, a model of two layers."""
-    return jobs.spec.Scenario(
-        "tiny",
-        jobs.spec.ModelShape("tiny", 2, 64, 2, 1, 96, 128),
-        jobs.spec.DataShape(12, 6, 0.5, completions=3, groups_per_step=2, steps=4),
-        "float32",
-        "cpu",
-    )
+    return tiny_scenario(jobs.spec, steps=4)
 
 
 @pytest.fixture(scope="module")

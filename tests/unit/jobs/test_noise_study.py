@@ -8,29 +8,22 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-pytestmark = pytest.mark.thorough
+from tests.unit.jobs.job_modules import modules_of
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Any]:
     """The modules of the job, which stand in jobs/ and not in the package."""
-    sys.path.insert(0, str(ROOT / "jobs"))
-    try:
-        found = {
-            name: importlib.import_module(f"noise.{name}")
-            for name in ("contenders", "model", "plot", "world")
-        }
-        yield SimpleNamespace(study=importlib.import_module("noise_study"), **found)
-    finally:
-        sys.path.remove(str(ROOT / "jobs"))
+    with modules_of("noise", ("contenders", "model", "plot", "world")) as found:
+        found.study = importlib.import_module("noise_study")
+        yield found
 
 
 def results(jobs: Any) -> list[Any]:

@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from raydpo.storage import folder_of
+from tests.unit.jobs.job_modules import JOBS, modules_of
 
-ROOT = Path(__file__).parents[3]
 #: A driver with one process below it, which it waits for.
 DRIVER = """
 import subprocess, sys
@@ -28,13 +27,10 @@ sys.exit(child.wait() != 0)
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Any]:
     """The modules of the job, which stand in jobs/ and not in the package."""
-    sys.path.insert(0, str(ROOT / "jobs" / "studies"))
-    try:
-        names = ("attempt", "faults", "outcome", "stores")
-        found = {name: importlib.import_module(f"soaking.{name}") for name in names}
-        yield SimpleNamespace(study=importlib.import_module("soak"), **found)
-    finally:
-        sys.path.remove(str(ROOT / "jobs" / "studies"))
+    names = ("attempt", "faults", "outcome", "stores")
+    with modules_of("soaking", names, JOBS / "studies") as found:
+        found.study = importlib.import_module("soak")
+        yield found
 
 
 @pytest.fixture(autouse=True)
