@@ -8,6 +8,7 @@ the file.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,14 @@ _JSON_FILES: Final = (
 )
 _WHOLE_FILE: Final = "model.safetensors"
 _INDEX_FILE: Final = "model.safetensors.index.json"
+#: Keys of a config.json that say how many modules or labels are made.
+_COUNTS_MODULES: Final = re.compile(
+    r"(^|_)(num|n)_(.*_)?(layers?|blocks?|experts|labels)$|^(encoder|decoder)_layers$"
+)
+#: So many layers, experts or labels are built without a look at the weights.
+_MANY: Final = 1000
+#: Layers that share weights have fewer tensors than layers; a few more than are known.
+_LAYERS_A_TENSOR: Final = 4
 #: Keys of a config.json whose weights are stored as other numbers than they stand for.
 _QUANTIZED: Final = ("quantization_config", "compression_config")
 
@@ -65,15 +74,17 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def refuse_unusable_files(folder: Path) -> None:
-    """Stop at JSON files that cannot be read, and at those that ask to run code of their own.
+    """Stop at JSON files that cannot be read, that ask to run code of their own, or ask for too much.
 
     Raises:
-        ModelError: transformers would read it in part, or run what the folder brings.
+        ModelError: transformers would read it in part, run what the folder brings, or build
+            layers without end.
     """
     for name in _JSON_FILES:
         if (folder / name).is_file():
             read_mapping(folder / name)
     refuse_remote_code(folder)
+    _refuse_endless_models(folder)
 
 
 def refuse_remote_code(folder: Path) -> None:
@@ -89,6 +100,45 @@ def refuse_remote_code(folder: Path) -> None:
                 "raydpo runs no code that a model folder brings",
                 "use a model whose architecture is part of transformers",
             )
+
+
+def _refuse_endless_models(folder: Path) -> None:
+    """Stop at counts of layers, experts or labels that no model with these weights can have.
+
+    Transformers builds as many modules, or entries of a list, as config.json says, before it looks
+    at the weights: a billion of them fill the memory.
+    """
+    file = folder / "config.json"
+    counts = _large_counts(read_mapping(file), "") if file.is_file() else {}
+    if not counts:
+        return
+    files = folder.glob("*.safetensors")
+    tensors = [header for path in files for header in read_headers(path).values()]
+    longest = max((size for header in tensors for size in header.shape), default=0)
+    for name, count in counts.items():
+        layers = "layer" in name or "block" in name
+        most = _LAYERS_A_TENSOR * len(tensors) if layers else max(len(tensors), longest)
+        if count > most:
+            raise ModelError(
+                f"{file} asks for {name} {count}",
+                f"its weights are {len(tensors)} tensors, the longest of {longest} rows or columns: "
+                f"no such model has more than {most}",
+                "take the config.json that was saved with the weights",
+            )
+
+
+def _large_counts(values: dict[str, Any], prefix: str) -> dict[str, int]:
+    """Entries of a config.json that say how often something is built, by their dotted names.
+
+    Those that every memory has room for are left out.
+    """
+    found: dict[str, int] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _large_counts(value, f"{prefix}{key}.")
+        elif isinstance(value, int) and value > _MANY and _COUNTS_MODULES.search(key):
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from raydpo.config import ModelConfig
 from raydpo.errors import ModelError
 from raydpo.model_files import (
     read_headers,
@@ -18,6 +20,7 @@ from raydpo.model_files import (
     refuse_unusable_files,
     weight_files,
 )
+from raydpo.models import load_causal_lm, load_tokenizer
 
 
 @pytest.fixture
@@ -169,3 +172,44 @@ def test_garbage_in_a_json_file_is_refused(folder: Path, name: str, content: byt
     (folder / name).write_bytes(content)
     with pytest.raises(ModelError, match=name.replace(".", r"\.")):
         refuse_unusable_files(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": 10**30},
+        {"text_config": {"num_hidden_layers": 10**9}},
+        {"num_local_experts": 10**9},
+        {"num_labels": 10**9},
+        {"model_type": "gpt2", "n_layer": 10**9},
+    ],
+)
+def test_a_model_of_a_billion_layers_is_refused_before_one_is_built(
+    folder: Path, changes: dict[str, object]
+) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    model = ModelConfig(path=str(folder))
+    started = time.monotonic()
+    for use in (
+        refuse_unusable_files,
+        lambda _: load_tokenizer(model),
+        lambda _: load_causal_lm(model),
+    ):
+        with pytest.raises(ModelError, match=r"(?s)asks for \S+ 10+\n.*tensors, the longest of"):
+            use(folder)
+    assert time.monotonic() - started < 5
+
+
+def test_many_labels_or_experts_that_the_weights_have_are_no_reason(folder: Path) -> None:
+    save_file({"score.weight": torch.zeros(5000, 1)}, folder / "model.safetensors")
+    file = folder / "config.json"
+    values = json.loads(file.read_text())
+    for count, fits in ((5000, True), (5001, False)):
+        file.write_text(json.dumps({**values, "num_labels": count}))
+        if fits:
+            refuse_unusable_files(folder)
+        else:
+            with pytest.raises(ModelError, match="num_labels 5001"):
+                refuse_unusable_files(folder)
