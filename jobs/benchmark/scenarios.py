@@ -50,7 +50,7 @@ _PAIRS: Final = {
 _NEEDS: Final = {
     "raydpo": ("pyarrow", "pydantic"),
     "trl": ("trl",),
-    "score_raydpo": ("ray", "pyarrow"),
+    "score_raydpo": ("pyarrow", "pydantic"),
     "score_trl": ("trl",),
     "score_vllm": ("vllm",),
 }

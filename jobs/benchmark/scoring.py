@@ -17,6 +17,10 @@ from typing import Any
 
 import torch
 
+from raydpo.reference.scoring import score_groups
+from raydpo.training.groups import Group
+from raydpo.training.sharing import token_module
+
 from .data import STEPS_A_PART, Row, group_rows, part_rows
 from .gate import Gate
 from .ours import model_settings, random_model
@@ -45,17 +49,19 @@ def run(scenario: Scenario, contender: Contender, gate: Gate) -> None:
 
 
 def _ours(scenario: Scenario, contender: Contender) -> PartScorer:
-    from raydpo.reference.stage import Scorer
-
-    with tempfile.TemporaryDirectory() as folder:
-        random_model(scenario).save_pretrained(folder)
-        scorer = Scorer(model_settings(scenario, contender, folder), _MAX_TOKENS)
+    """What the reference stage's workers run, on a model that is here already."""
+    device = torch.device(scenario.device)
+    settings = model_settings(scenario, contender, "random weights")
+    module = token_module(random_model(scenario), settings, device)
+    module = module.to(device).eval()
+    limit = contender.max_tokens or _MAX_TOKENS
 
     def score(part: list[Row]) -> float:
-        scored = scorer(part).rows
-        return math.fsum(
-            v for row in scored for values in row["reference_token_logps"] for v in values
-        )
+        groups = [
+            Group(row["group_id"], row["prompt_ids"], row["completions"], [], None) for row in part
+        ]
+        scored = score_groups(module, groups, limit, device)
+        return math.fsum(v for group in scored for values in group for v in values)
 
     return score
 

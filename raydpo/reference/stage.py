@@ -36,12 +36,11 @@ from raydpo.parts import (
 )
 from raydpo.progress import logger
 from raydpo.reference.sampled import compare_samples, witness_of
+from raydpo.reference.scoring import score_groups
 from raydpo.run import PartResult, Stage, commit_files, open_stage, part_entry
 from raydpo.storage import Folder, fingerprint
 from raydpo.tables import Row
-from raydpo.training.composition import padded_micro_batches, shared_micro_batches
 from raydpo.training.groups import Group
-from raydpo.training.logps import completion_logps
 from raydpo.training.sharing import token_module
 
 STAGE_NAME: Final = "reference"
@@ -263,30 +262,13 @@ class Scorer:
     def __call__(self, rows: list[Row]) -> PartResult:
         """One part of groups -> one part of the reference table."""
         groups = [_group(row) for row in rows]
-        logps: dict[int, list[list[float]]] = {}
-        for numbers in self._batches(groups):
-            scored = self._score([groups[n] for n in numbers])
-            logps |= dict(zip(numbers, scored, strict=True))
+        logps = score_groups(self.module, groups, self.max_tokens_per_batch, self.device)
         return PartResult(
             [
-                {"group_id": group.group_id, "reference_token_logps": logps[number]}
-                for number, group in enumerate(groups)
+                {"group_id": group.group_id, "reference_token_logps": values}
+                for group, values in zip(groups, logps, strict=True)
             ]
         )
-
-    def _batches(self, groups: list[Group]) -> list[list[int]]:
-        numbers = list(range(len(groups)))
-        if self.module.shared:
-            return shared_micro_batches(
-                numbers, [group.flat for group in groups], self.max_tokens_per_batch
-            )
-        sequences = [len(group.completions) for group in groups]
-        longest = [group.longest for group in groups]
-        return padded_micro_batches(numbers, sequences, longest, self.max_tokens_per_batch)
-
-    @torch.no_grad()
-    def _score(self, groups: list[Group]) -> list[list[list[float]]]:
-        return completion_logps(self.module, groups, self.module.shared, self.device)
 
 
 def _group(row: Row) -> Group:

@@ -197,7 +197,10 @@ def test_what_everything_imports_imports_nothing_heavy(name: str) -> None:
 
 @pytest.mark.parametrize(
     "core",
-    [m for m in MODULES if m.startswith("raydpo.training.") and m not in RAY_IN_TRAINING],
+    [
+        *(m for m in MODULES if m.startswith("raydpo.training.") and m not in RAY_IN_TRAINING),
+        "raydpo.reference.scoring",
+    ],
 )
 def test_the_numeric_core_runs_without_ray_and_vllm(core: str) -> None:
     for module in reached(core):
