@@ -23,7 +23,7 @@ sys.path.insert(0, str(_ROOT))  # a checkout is enough: raydpo need not be insta
 
 from acceptance.page import page, table  # noqa: E402
 from acceptance.process import Worker  # noqa: E402
-from acceptance.record import Record, made_with, stem  # noqa: E402
+from acceptance.record import BAD, Record, made_with, stem  # noqa: E402
 from acceptance.wheels import CORE, OPTIONAL, download_command, missing, wheels_text  # noqa: E402
 
 from raydpo.errors import RaydpoError  # noqa: E402
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
             record, facts = accept(arguments, Path(folder))
         except RaydpoError as error:
             sys.exit(str(error))
-    print("\n" + table(record.results))
-    bad = [n for n, r in record.results.items() if r["status"] in ("failed", "crashed")]
+    print("\n" + table(record))
+    bad = [n for n, r in record.results.items() if record.current(n) and r["status"] in BAD]
     if bad:
         sys.exit(f"{facts['card']}: {len(bad)} tasks did not pass: {', '.join(bad)}")
 
@@ -100,7 +100,8 @@ def accept(arguments: argparse.Namespace, folder: Path) -> tuple[Record, dict[st
             late = f"its {estimate:.0f} s do not fit into the {max(left, 0):.0f} s that are left"
             record.add(name, {"status": "left out", "reason": late})
             continue
-        limit = min(3 * estimate + 30, left)
+        # The estimates are a GPU's.
+        limit = left if facts["device"] == "cpu" else min(3 * estimate + 30, left)
         scratch = Path(tempfile.mkdtemp(dir=folder))
         result = worker.get().run(name, {**context, "folder": str(scratch)}, limit)
         record.add(name, result)

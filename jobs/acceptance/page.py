@@ -13,15 +13,16 @@ from .record import Record
 _LONGEST_CELL = 90
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """One line for each task."""
+def table(record: Record) -> str:
+    """One line for each task; those of another source or other versions say so."""
     lines = ["| task | status | numbers | tolerance | seconds |", "| --- | --- | --- | --- | --- |"]
-    for name, result in results.items():
+    for name, result in record.results.items():
+        earlier = " (of another source or other versions)" * (not record.current(name))
         seconds = result.get("seconds")
         tolerance = result.get("tolerance")
         cells = (
             f"`{name}`",
-            result["status"],
+            result["status"] + earlier,
             _numbers(result),
             "" if tolerance is None else _short(tolerance),
             "" if seconds is None else f"{seconds:.1f}",
@@ -43,7 +44,7 @@ def page(record: Record, facts: dict[str, Any]) -> str:
             f"- Python {facts['python']}, CUDA {facts['cuda']}; {versions}.",
             *(f"- `{command}`" for command in record.commands),
             "",
-            table(record.results),
+            table(record),
             "",
             *_troubles(record.results),
         ]
@@ -66,6 +67,8 @@ def _numbers(result: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_short(one) for one in value)  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, float):
         return f"{value:.3g}"
     return value if isinstance(value, str) else json.dumps(value)

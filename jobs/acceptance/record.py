@@ -14,6 +14,8 @@ from typing import Any
 
 #: A task with one of these is not run again by itself.
 SETTLED = ("passed", "failed", "crashed")
+#: The command fails where a task has one of these.
+BAD = ("failed", "crashed", "timed out")
 
 
 def stem(facts: dict[str, Any]) -> str:
@@ -41,8 +43,11 @@ class Record:
 
     def settled(self, task: str) -> bool:
         """Whether a task has a result of this card, these versions and this source."""
-        result = self.results.get(task, {})
-        return result.get("made_with") == self._key and result["status"] in SETTLED
+        return self.current(task) and self.results[task]["status"] in SETTLED
+
+    def current(self, task: str) -> bool:
+        """Whether its result is of this card, these versions and this source."""
+        return self.results.get(task, {}).get("made_with") == self._key
 
     def add(self, task: str, result: dict[str, Any]) -> None:
         """Keep a result, unless it only says that a settled task was left out."""

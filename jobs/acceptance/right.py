@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .right_attention import ATTENTION_TASKS
+from .right_models import MODEL_TASKS
 from .task import Task
 
-RIGHT_TASKS: list[Task] = [*ATTENTION_TASKS]
+RIGHT_TASKS: list[Task] = [*ATTENTION_TASKS, *MODEL_TASKS]

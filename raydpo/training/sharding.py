@@ -103,13 +103,24 @@ def parallelize(module: TokenLogps, settings: TrainerConfig, world: World) -> nn
     Raises:
         ConfigError: the settings do not fit this world.
     """
-    if settings.strategy == "fsdp" and (world.size > 1 or settings.cpu_offload):
+    if world.size == 1 and not (settings.strategy == "fsdp" and settings.cpu_offload):
+        module.to(world.device)
+        _prepare_blocks(module, settings)
+        return module
+    return wrap(module, settings, world)
+
+
+def wrap(module: TokenLogps, settings: TrainerConfig, world: World) -> nn.Module:
+    """DDP or FSDP2 around a module, in a world of one too; it needs a process group.
+
+    Raises:
+        ConfigError: the settings do not fit this world.
+    """
+    if settings.strategy == "fsdp":
         return _fsdp(module, settings, world)
     module.to(world.device)
     _prepare_blocks(module, settings)
-    if world.size == 1:
-        return module
-    ids = [world.device.index] if world.device.type == "cuda" else None
+    ids = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
 

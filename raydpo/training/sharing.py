@@ -46,7 +46,7 @@ def token_module(model: PreTrainedModel, settings: ModelConfig, device: torch.de
             pass is not its decoder with an output layer on top.
     """
     use_faithful_attention(model, settings)
-    backend = choose_backend(settings, device)
+    backend = choose_backend(settings, device, model.config)
     if backend is None:
         return checked_padded(model, settings.precision)
     self_test(backend, settings.precision, device)

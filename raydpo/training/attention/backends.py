@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from raydpo.config import ModelConfig
 from raydpo.errors import ModelError
@@ -24,8 +25,6 @@ BACKENDS: Final[dict[str, Backend]] = {
     "flex": cuda.attend_flex,
     "mask": mask.attend,
 }
-#: What `auto` is on CUDA: flash attention computes in half precision only.
-_FOR_CUDA: Final = {"bfloat16": "varlen", "float32": "flex"}
 _NEEDS: Final = {"segments": "cpu", "varlen": "cuda", "flex": "cuda"}
 #: From those names to names that transformers knows.
 IMPLEMENTATIONS: Final = {name: register(name, backend) for name, backend in BACKENDS.items()}
@@ -33,8 +32,15 @@ IMPLEMENTATIONS: Final = {name: register(name, backend) for name, backend in BAC
 _TOLERANCES: Final = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
-def choose_backend(settings: ModelConfig, device: torch.device) -> str | None:
+def choose_backend(
+    settings: ModelConfig, device: torch.device, model: PretrainedConfig
+) -> str | None:
     """The backend for the shared layout, or None for the padded one.
+
+    Args:
+        settings: `auto` is flash attention on CUDA in bfloat16, where it can run the model.
+        device: where attention runs.
+        model: the configuration of the transformers model.
 
     Raises:
         ModelError: it does not run on this device.
@@ -43,7 +49,7 @@ def choose_backend(settings: ModelConfig, device: torch.device) -> str | None:
     if settings.layout == "padded" or name not in ("auto", *BACKENDS):
         return None
     if name == "auto":
-        name = "segments" if device.type == "cpu" else _FOR_CUDA[settings.precision]
+        name = "segments" if device.type == "cpu" else _for_cuda(settings.precision, model)
     if _NEEDS.get(name, device.type) != device.type:
         raise ModelError(
             f"model.attention `{name}` on {device.type}",
@@ -51,6 +57,21 @@ def choose_backend(settings: ModelConfig, device: torch.device) -> str | None:
             "set model.attention to `auto`",
         )
     return name
+
+
+def _for_cuda(precision: str, model: PretrainedConfig) -> str:
+    """Flash attention, unless it cannot run the model: it has no kernel for some."""
+    config = model.get_text_config()
+    heads: int = getattr(config, "num_attention_heads", 1)
+    size: int = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
+    cannot = (
+        precision == "float32"
+        or getattr(config, "attn_logit_softcapping", None) is not None
+        or config.model_type == "gpt_oss"  # attention sinks, which no config names
+        or getattr(config, "v_head_dim", None) is not None  # values narrower than keys
+        or not cuda.varlen_takes(size)
+    )
+    return "flex" if cannot else "varlen"
 
 
 def self_test(name: str, precision: str, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from raydpo.errors import ModelError
 from raydpo.training.attention.interface import Scores
 from raydpo.training.attention.rows import RowGather, gather_rows, row_gather
 from raydpo.training.layout import Integers, PrefixLayout, ranges
+
+#: Of a head, in PyTorch's flash attention.
+_MOST_HEAD_SIZE: Final = 256
 
 
 @dataclass(frozen=True)
@@ -162,12 +165,19 @@ def _ends(lengths: Integers) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
+def varlen_takes(head_size: int) -> bool:
+    """Whether PyTorch's flash attention has a kernel for heads of this size."""
+    return head_size % 8 == 0 and head_size <= _MOST_HEAD_SIZE
+
+
 def _refuse_for_varlen(query: Tensor, value: Tensor, scores: Scores) -> None:
     reasons = {
         "flash attention needs half precision (model.precision: bfloat16)": query.dtype
         not in (torch.bfloat16, torch.float16),
         "flash attention has no soft-capped scores": scores.softcap is not None,
         "flash attention has no attention sinks": scores.sinks is not None,
+        f"flash attention takes heads of a multiple of 8 up to {_MOST_HEAD_SIZE}, "
+        f"not of {query.shape[-1]}": not varlen_takes(query.shape[-1]),
         "its values have another width than its keys": query.shape[-1] != value.shape[-1],
     }
     for reason, holds in reasons.items():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from families import SHARED, UNSHARED, make_model
+from families import SHARED, SMALL, UNSHARED, make_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from raydpo.config import ModelConfig
 from raydpo.errors import ModelError
+from raydpo.training.attention.backends import choose_backend
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.groups import Group
 from raydpo.training.logps import TokenLogps, token_logps
@@ -167,3 +170,27 @@ def test_no_sequence_sets_the_rotary_positions_of_another(kind: str, layout: str
     torch.testing.assert_close(beside[: len(alone)], alone, atol=1e-5, rtol=0)
     with pytest.raises(ModelError, match=f"of 17 tokens(.|\n)*rope type `{kind}`"):
         logps(short, longer)
+
+
+@pytest.mark.parametrize(
+    ("family", "special", "precision", "expected"),
+    [
+        ("llama", {}, "bfloat16", "varlen"),
+        ("llama", {}, "float32", "flex"),
+        ("gemma2", {}, "bfloat16", "flex"),  # soft-capped scores
+        ("gpt_oss", {}, "bfloat16", "flex"),  # sinks
+        ("llama", {"head_dim": 20}, "bfloat16", "flex"),
+        ("llama", {"head_dim": 264}, "bfloat16", "flex"),
+        ("gpt_neox", {"hidden_size": 80}, "bfloat16", "flex"),  # four heads of 20
+    ],
+)
+def test_auto_on_cuda_is_a_backend_that_can_run_the_model(
+    family: str, special: dict[str, Any], precision: str, expected: str
+) -> None:
+    kind, usual = SHARED[family]
+    values = {**SMALL, **usual, **special}
+    if kind == "gpt_neox":
+        values.pop("head_dim")
+    config = AutoConfig.for_model(kind, **values)
+    settings = ModelConfig.model_validate({"path": "m", "precision": precision})
+    assert choose_backend(settings, torch.device("cuda"), config) == expected
