@@ -84,15 +84,19 @@ make_venv() {
   "$PYTHON" -m venv --clear "$VENV"
 }
 
-# PyPI has torch for CUDA only. The CPU build: wherever pip is told to look, else PyTorch's own index.
+# PyPI has torch for CUDA only. The CPU build: wherever pip is told to look, else PyTorch's own index. pip takes
+# neither without the hash of torch-cpu.txt.
 install_cpu_torch() {
-  torch=$(grep '^torch==' requirements/cpu.txt)
-  if pip install --no-deps --no-compile "$torch" 2>/dev/null; then return; fi
-  say "fetching $torch from $PYTORCH_CPU_INDEX"
-  pip install --no-deps --no-compile --retries 2 --timeout 30 --index-url "$PYTORCH_CPU_INDEX" "$torch" || stop \
-    "$torch was found neither by pip as it is configured here nor on $PYTORCH_CPU_INDEX" \
-    "the CPU build of torch is not on PyPI" \
-    "let this machine reach that index, or put the wheel into a folder and set PIP_FIND_LINKS to it"
+  if pip_install_torch 2>/dev/null; then return; fi
+  say "fetching torch from $PYTORCH_CPU_INDEX"
+  pip_install_torch --retries 2 --timeout 30 --index-url "$PYTORCH_CPU_INDEX" || stop \
+    "torch was found neither by pip as it is configured here nor on $PYTORCH_CPU_INDEX, or it was another file" \
+    "the CPU build of torch is not on PyPI; its version and hashes are those of requirements/torch-cpu.txt" \
+    "let this machine reach that index, or put its wheel into a folder and set PIP_FIND_LINKS to it"
+}
+
+pip_install_torch() {
+  pip install --no-deps --no-compile --require-hashes --requirement requirements/torch-cpu.txt "$@"
 }
 
 # All of it at once, on all cores, where pip takes one; and also where PYTHONDONTWRITEBYTECODE is set, as in many
@@ -106,7 +110,8 @@ compile_bytecode() {
 install() {
   say "installing locked versions for $DEVICE (requirements/$DEVICE.txt), a few minutes"
   if [ "$DEVICE" = cpu ]; then install_cpu_torch; fi
-  pip install --no-deps --no-compile --requirement "requirements/$DEVICE.txt"
+  # pip holds every file that it downloads against the hashes in the lock.
+  pip install --no-deps --no-compile --require-hashes --requirement "requirements/$DEVICE.txt"
   pip install --no-deps --no-build-isolation --editable .
   compile_bytecode
   say "trying the imports"

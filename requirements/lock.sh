@@ -22,7 +22,8 @@ compile() {
   shift 2
   "$uv" pip compile pyproject.toml --extra "$extra" --extra jobs --extra lora --extra peers --extra dev \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-    --constraint requirements/constraints.txt --custom-compile-command "make lock" --quiet --output-file "requirements/$lock" \
+    --constraint requirements/constraints.txt --custom-compile-command "make lock" --generate-hashes --quiet \
+    --output-file "requirements/$lock" \
     ${UPGRADE:+--upgrade} "$@" >/dev/null
 }
 
@@ -32,4 +33,5 @@ compile cpu.txt cpu --override requirements/overrides.txt \
   ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} 2>/dev/null ||
   compile cpu.txt cpu --override requirements/overrides.txt --torch-backend cpu
 compile cuda.txt cuda
-echo "requirements/cpu.txt and requirements/cuda.txt are written: look at their diff, then make test"
+echo "requirements/cpu.txt and requirements/cuda.txt are written: look at their diff, then make test."
+echo "A new version of torch+cpu needs its hashes in requirements/torch-cpu.txt (a test says so)."

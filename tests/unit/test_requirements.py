@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,16 @@ REQUIREMENTS = ROOT / "requirements"
 
 def lock(device: str) -> dict[str, str]:
     """Locked versions by package."""
-    lines = (REQUIREMENTS / f"{device}.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if line and not line.lstrip().startswith("#")]
-    assert all(re.fullmatch(r"[a-z0-9.-]+==[\w.+!]+", pin) for pin in pins)
-    return dict(pin.split("==") for pin in pins)
+    return {name: version for name, version, _ in hashed_lock(device)}
+
+
+def hashed_lock(name: str) -> list[tuple[str, str, list[str]]]:
+    """Names, versions and hashes of the locked packages."""
+    text = (REQUIREMENTS / f"{name}.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    pins = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    found = [re.fullmatch(r"([a-z0-9.-]+)==([\w.+!]+)((?:\s+--hash=\S+)*)\s*", p) for p in pins]
+    assert all(found)
+    return [(m[1], m[2], re.findall(r"--hash=(\S+)", m[3])) for m in found if m]
 
 
 def set_up(environment: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +90,50 @@ def test_both_locks_agree_where_it_matters() -> None:
 def test_locks_name_no_machine_and_no_index(device: str) -> None:
     text = (REQUIREMENTS / f"{device}.txt").read_text(encoding="utf-8")
     assert "://" not in text
-    assert not re.search(r"^\s*--|\s/", text, re.MULTILINE)
+    assert not re.search(r"^\s*--(?!hash=sha256:)|\s/", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "torch-cpu"])
+def test_every_locked_package_has_hashes(name: str) -> None:
+    packages = hashed_lock(name)
+    assert packages
+    for name, _, hashes in packages:
+        assert hashes, name
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes)
+
+
+def test_the_hashes_of_torch_for_cpu_are_those_of_the_locked_version() -> None:
+    [(name, version, hashes)] = hashed_lock("torch-cpu")
+    assert (name, version) == ("torch", lock("cpu")["torch"])
+    [locked] = [hashes for name, _, hashes in hashed_lock("cpu") if name == "torch"]
+    assert set(locked) <= set(hashes)
+    assert len(hashes) == 3  # Python 3.11, 3.12 and 3.13
+
+
+def test_pip_refuses_a_file_whose_hash_is_another(tmp_path: Path) -> None:
+    """What `--require-hashes` is there for: the same name and version, other content."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    name = f"torch-{lock('cpu')['torch']}"
+    with zipfile.ZipFile(wheels / f"{name}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("torch.py", "")
+        wheel.writestr(f"{name}.dist-info/METADATA", f"Name: torch\nVersion: {name[6:]}\n")
+        wheel.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{name}.dist-info/RECORD", "")
+    done = subprocess.run(
+        f"{sys.executable} -m pip install --no-deps --no-index --require-hashes --find-links {wheels} "
+        f"--target {tmp_path / 'there'} --requirement {REQUIREMENTS / 'torch-cpu.txt'}".split(),
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("PIP_")},
+            "PIP_CONFIG_FILE": os.devnull,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert not (tmp_path / "there").exists()
 
 
 def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
@@ -115,7 +166,9 @@ def test_torch_that_is_nowhere_says_where_it_was_looked_for(tmp_path: Path) -> N
     first, second = asked.read_text().splitlines()
     assert "--index-url" not in first  # as the machine is configured
     assert "--index-url https://download.pytorch.org/whl/cpu" in second
-    assert first.split()[-1] == second.split()[-1] == f"torch=={lock('cpu')['torch']}"
+    assert all(
+        "--require-hashes --requirement requirements/torch-cpu.txt" in x for x in (first, second)
+    )
 
 
 def test_the_second_set_up_does_nothing(tmp_path: Path) -> None:
@@ -125,7 +178,7 @@ def test_the_second_set_up_does_nothing(tmp_path: Path) -> None:
     a_python(tmp_path, f'echo "$*" >>{calls}').rename(programs / "python")
     first = set_up(tmp_path / "venv", DEVICE="cpu")
     assert first.returncode == 0, first.stderr
-    assert "--no-deps --no-compile --requirement requirements/cpu.txt" in calls.read_text()
+    assert "--no-compile --require-hashes --requirement requirements/cpu.txt" in calls.read_text()
     before = calls.read_text()
     second = set_up(tmp_path / "venv", DEVICE="auto")
     assert (second.returncode, second.stdout) == (0, "")
