@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 BESIDE := --ignore=tests/integration -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint format lock clean gpu-acceptance
+.PHONY: help setup demo test test-fast fuzz lint format lock sbom audit clean gpu-acceptance
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
@@ -55,6 +55,12 @@ format: setup ## Format the code and mend what ruff can mend.
 
 lock: ## Resolve requirements/*.txt anew; UPGRADE=1 for the newest versions.
 	@PYTHON='$(PYTHON)' UPGRADE='$(UPGRADE)' sh requirements/lock.sh
+
+sbom: ## Write bills of materials of the locks (CycloneDX) to build/sbom/.
+	@PYTHON='$(PYTHON)' sh requirements/audit.sh sbom
+
+audit: ## Ask PyPI for known vulnerabilities of the locked versions.
+	@PYTHON='$(PYTHON)' sh requirements/audit.sh audit
 
 clean: ## Delete .venv and caches; runs/ stays.
 	rm -rf $(VENV) build .pytest_cache .ruff_cache *.egg-info

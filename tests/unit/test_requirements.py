@@ -136,6 +136,20 @@ def test_pip_refuses_a_file_whose_hash_is_another(tmp_path: Path) -> None:
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_locked_package_is_asked_about(device: str) -> None:
+    script = (REQUIREMENTS / "audit.sh").read_text(encoding="utf-8")
+    [pattern] = re.findall(r"sed -n '(\S+)'", script)
+    asked = subprocess.run(
+        ["sed", "-n", pattern, str(REQUIREMENTS / f"{device}.txt")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = [f"{name}=={version.partition('+')[0]}" for name, version in lock(device).items()]
+    assert asked.stdout.split() == expected
+
+
 def test_an_unknown_device_is_refused(tmp_path: Path) -> None:
     done = set_up(tmp_path / "venv", DEVICE="tpu")
     assert done.returncode == 1
