@@ -26,7 +26,7 @@ _GIB: Final = 1 << 30
 
 def is_remote(config: Config) -> bool:
     """Whether the job runs on a cluster that has an address."""
-    return bool(config.ray_address or os.environ.get("RAY_ADDRESS"))
+    return (config.ray_address or os.environ.get("RAY_ADDRESS") or "local") != "local"
 
 
 def uses_cuda_here(device: str) -> bool:

@@ -11,7 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import ray
@@ -21,17 +21,25 @@ from raydpo.config import Config
 from raydpo.errors import ClusterError
 from raydpo.plan import Resources
 from raydpo.progress import logger
+from raydpo.waiting import Obstacle, waiting
 
 #: Processes that Ray keeps idle at least; by itself it keeps as many as there are CPUs.
 _IDLE_PROCESSES: Final = 4
+#: Ray's name for the address of a cluster that it starts.
+_OWN: Final = "local"
 #: How long the port of a cluster may take to answer; Ray itself would wait for minutes.
 _ANSWER_SECONDS: Final = 10.0
+#: How often a cluster that is joined is asked for its id; each time Ray gives its GCS 40 seconds,
+#: and by itself it asks twenty times.
+JOIN_ATTEMPTS: Final = 2
+_ATTEMPTS_OF_RAY: Final = "RAY_gcs_server_port_wait_time_s"
 #: What helps, by what Ray says in the class or text of its error.
 _WAYS_OUT: Final = (
     (
         r"Failed to connect to Ray cluster",  # though its port answers
-        "where the cluster asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-        "RAY_AUTH_TOKEN_PATH to it; else see that this is the port of Ray's GCS (6379)",
+        "look whether it runs (`ray status --address ADDRESS`); where it asks for a token, set "
+        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to it; else see that this "
+        "is the port of Ray's GCS (6379)",
     ),
     (
         r"Authentication|Unauthenticated|auth.token|RAY_AUTH",
@@ -65,6 +73,9 @@ def connected(config: Config) -> Generator[None]:
 def start(address: str | None = None) -> None:
     """Connect to `address`, to RAY_ADDRESS, or to a cluster made on this machine.
 
+    The last also where the address is "local". Without any address Ray would first try to join the
+    cluster that /tmp/ray/ray_current_cluster names, a file that outlives its cluster.
+
     Raises:
         ClusterError: Ray cannot be reached there, or refuses, or does not start here.
     """
@@ -73,6 +84,8 @@ def start(address: str | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     verbose = logger.isEnabledFor(logging.DEBUG)  # the workers' own output too
     address = address or os.environ.get("RAY_ADDRESS")
+    if address == _OWN:
+        address = None
     if not address:
         _prepare_own_cluster()
     local: dict[str, Any] = (
@@ -80,7 +93,10 @@ def start(address: str | None = None) -> None:
     )
     try:
         _refuse_silent_port(address)
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=verbose, **local)
+        with _joining(address) if address else nullcontext():
+            ray.init(
+                address=address or _OWN, logging_level=logging.ERROR, log_to_driver=verbose, **local
+            )
     except Exception as error:
         raise _no_cluster(address, error) from error
     context = ray.data.DataContext.get_current()
@@ -101,6 +117,24 @@ def _refuse_silent_port(address: str | None) -> None:
     named = re.fullmatch(r"(?:ray://)?\[?([^\[\]/\s]+?)\]?:(\d+)", address or "")
     if named:
         socket.create_connection((named[1], int(named[2])), timeout=_ANSWER_SECONDS).close()
+
+
+@contextmanager
+def _joining(address: str) -> Generator[None]:
+    """Say what the block waits for, and let Ray give up in time."""
+    obstacle = Obstacle(
+        f"the cluster at {address} to take this driver",
+        "its GCS gives no answer, or its node on this machine",
+        f"their answer, or an error after {JOIN_ATTEMPTS} attempts of 40 s",
+    )
+    before = os.environ.get(_ATTEMPTS_OF_RAY)
+    os.environ.setdefault(_ATTEMPTS_OF_RAY, str(JOIN_ATTEMPTS))
+    try:
+        with waiting("cluster", lambda: obstacle):
+            yield
+    finally:
+        if before is None:  # a cluster that this process starts later waits for its GCS as usual
+            del os.environ[_ATTEMPTS_OF_RAY]
 
 
 def _no_cluster(address: str | None, error: Exception) -> ClusterError:

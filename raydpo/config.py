@@ -394,7 +394,7 @@ class Config(Section):
     """Sample, label and score under the reference part by part, none of them waiting for the whole
     table of the one before, where the cluster has room for all of them at once."""
     ray_address: Placement[str | None] = None
-    """Address of a Ray cluster; without it RAY_ADDRESS, and else a cluster on this machine."""
+    """Address of a Ray cluster; without it RAY_ADDRESS, and else, or if it is `local`, a cluster on this machine."""
     max_quarantined_fraction: Placement[Fraction] = 0.01
     """A stage stops when it refuses a larger share of its input rows."""
     model: Model

@@ -48,6 +48,7 @@ LAYERS = [
         "tied_embeddings",
         "model_settings",
         "cluster",
+        "waiting",
         "parts",
         "stream",
         "plan",

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +59,50 @@ def test_each_kind_of_failure_has_a_way_out(error: Exception, way_out: str) -> N
     assert told.value.startswith("Ray at 10.0.0.1:6379 cannot be used: ")
     assert way_out in told.way_out
     assert len(str(told).splitlines()) == 3
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """A folder for Ray's files: short, since the names of sockets in it may have 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def started(address: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Another process that connects, with waits that speak after a second."""
+    code = (
+        "import logging, sys; logging.basicConfig(level=logging.INFO); "
+        "from raydpo import cluster, waiting; waiting.FIRST_SECONDS = 1.0; "
+        "cluster.JOIN_ATTEMPTS = 1; cluster.start(sys.argv[1] or None); print('connected')"
+    )
+    given = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, "-c", code, address],
+        env={**given, "RAY_TMPDIR": str(folder), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+def test_an_own_cluster_does_not_look_for_one_that_stood_here(
+    silent_port: int, ray_folder: Path
+) -> None:
+    (ray_folder / "ray").mkdir()
+    (ray_folder / "ray/ray_current_cluster").write_text(f"127.0.0.1:{silent_port}")
+    done = started("", ray_folder)
+    assert done.stdout == "connected\n", done.stderr
+    assert "Ray on this machine" in done.stderr
+
+
+@pytest.mark.slow
+def test_joining_a_cluster_that_does_not_answer_speaks_and_gives_up(ray_folder: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:  # Ray asks another address of this machine
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        done = started(address, ray_folder, RAY_py_gcs_connect_timeout_s="1")
+    assert f"[cluster] waits since 1 s for the cluster at {address} to take this driver" in (
+        done.stderr
+    )
+    assert f"ClusterError: Ray at {address} cannot be used: ConnectionError: Failed" in done.stderr
