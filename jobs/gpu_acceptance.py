@@ -24,6 +24,7 @@ sys.path.insert(0, str(_ROOT))  # a checkout is enough: raydpo need not be insta
 from acceptance.page import page, table  # noqa: E402
 from acceptance.process import Worker  # noqa: E402
 from acceptance.record import BAD, Record, made_with, stem  # noqa: E402
+from acceptance.speed_page import aims_table, speed_rows  # noqa: E402
 from acceptance.wheels import CORE, OPTIONAL, download_command, missing, wheels_text  # noqa: E402
 
 from raydpo.errors import RaydpoError  # noqa: E402
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
             record, facts = accept(arguments, Path(folder))
         except RaydpoError as error:
             sys.exit(str(error))
-    print("\n" + table(record))
+    print("\n" + table(record) + "\n")
+    print("\n".join(aims_table(speed_rows(record.current_results), record.small)))
     bad = [n for n, r in record.results.items() if record.current(n) and r["status"] in BAD]
     if bad:
         sys.exit(f"{facts['card']}: {len(bad)} tasks did not pass: {', '.join(bad)}")
@@ -106,9 +108,20 @@ def accept(arguments: argparse.Namespace, folder: Path) -> tuple[Record, dict[st
         result = worker.get().run(name, {**context, "folder": str(scratch)}, limit)
         record.add(name, result)
         print(f"{result['status']:9} {name} {result.get('reason', '')[:120]}", flush=True)
-        (path.parent / f"{path.stem}.md").write_text(page(record, facts), encoding="utf-8")
+        path.with_suffix(".md").write_text(page(record, facts), encoding="utf-8")
     worker.end()
+    picture = path.with_suffix(".png")
+    if not missing({"matplotlib": ()}) and draw_plot(record, facts["card"], picture):
+        text = page(record, facts, picture.name)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
     return record, facts
+
+
+def draw_plot(record: Record, card: str, picture: Path) -> bool:
+    """Draw what was measured; returns whether anything was."""
+    from acceptance.speed_plot import draw  # matplotlib is optional, and slow to import
+
+    return draw(speed_rows(record.current_results), card, record.small, picture)
 
 
 class _Workers:

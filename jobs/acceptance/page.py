@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from .record import Record
+from .speed_page import DRY_RUN, speed_section, summary
 
 _LONGEST_CELL = 90
 
@@ -31,18 +32,23 @@ def table(record: Record) -> str:
     return "\n".join(lines)
 
 
-def page(record: Record, facts: dict[str, Any]) -> str:
-    """The whole page."""
+def page(record: Record, facts: dict[str, Any], plot: str | None = None) -> str:
+    """The whole page, with the name of the plot beside it where there is one."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return "\n".join(
         [
             f"# Acceptance run: {facts['card']}",
             "",
+            *([DRY_RUN, ""] if record.small else []),
             "Made by `jobs/gpu_acceptance.py`; each result says in the JSON beside this page what "
             "it was made with.",
             "",
             f"- Python {facts['python']}, CUDA {facts['cuda']}; {versions}.",
             *(f"- `{command}`" for command in record.commands),
+            "",
+            *speed_section(record.current_results, record.small),
+            *([f"![Tokens a second, and where a step's time goes]({plot})", ""] if plot else []),
+            "## All tasks",
             "",
             table(record),
             "",
@@ -62,6 +68,8 @@ def _troubles(results: dict[str, dict[str, Any]]) -> list[str]:
 def _numbers(result: dict[str, Any]) -> str:
     if reason := result.get("reason"):
         return reason.replace("|", "/").replace("\n", " ")[:_LONGEST_CELL]
+    if "scenario" in result.get("values", {}):
+        return summary(result["values"])
     cells = (f"{name} {_short(value)}" for name, value in result.get("values", {}).items())
     return "; ".join(cells)
 

@@ -41,6 +41,11 @@ class Record:
         self.results: dict[str, dict[str, Any]] = known.get("results", {})
         self.commands: list[str] = known.get("commands", [])
 
+    @property
+    def small(self) -> bool:
+        """Whether shapes were small, so that times and memory say nothing about a card."""
+        return self._key["small"]
+
     def settled(self, task: str) -> bool:
         """Whether a task has a result of this card, these versions and this source."""
         return self.current(task) and self.results[task]["status"] in SETTLED
@@ -48,6 +53,11 @@ class Record:
     def current(self, task: str) -> bool:
         """Whether its result is of this card, these versions and this source."""
         return self.results.get(task, {}).get("made_with") == self._key
+
+    @property
+    def current_results(self) -> dict[str, dict[str, Any]]:
+        """Results of this card, these versions and this source: no others compare with them."""
+        return {name: result for name, result in self.results.items() if self.current(name)}
 
     def add(self, task: str, result: dict[str, Any]) -> None:
         """Keep a result, unless it only says that a settled task was left out."""

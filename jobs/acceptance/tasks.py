@@ -11,6 +11,7 @@ from .task import Task
 
 def all_tasks() -> list[Task]:
     """Every task; imports are here since only the worker needs torch."""
+    from .fast import FAST_TASKS
     from .right import RIGHT_TASKS
 
-    return [*RIGHT_TASKS]
+    return [*RIGHT_TASKS, *FAST_TASKS]

@@ -27,28 +27,57 @@ def block_parameters(model: ModelShape) -> int:
     return attention + 3 * model.hidden * model.intermediate
 
 
+def adapter_parameters(model: ModelShape, rank: int) -> int:
+    """Parameters of one block's adapter: two matrices beside each linear layer."""
+    head = model.hidden // model.heads
+    query, key = head * model.heads, head * model.key_value_heads
+    attention = 2 * (model.hidden + query) + 2 * (model.hidden + key)
+    return rank * (attention + 3 * (model.hidden + model.intermediate))
+
+
 def forward_flops(model: ModelShape, rows: list[dict[str, Any]]) -> int:
     """Operations of one forward pass over groups, a multiply-add counted as two.
 
     The last token of a completion predicts nothing that counts, so it is no input.
     """
-    inputs = targets = attended = 0
+    return sum(_forward_parts(model, rows))
+
+
+def train_flops(model: ModelShape, rows: list[dict[str, Any]], lora_rank: int | None = None) -> int:
+    """Operations of forward and backward over groups.
+
+    Args:
+        model: shapes.
+        rows: groups.
+        lora_rank: of the adapter that is trained alone: nothing then needs the gradients of
+            the frozen weights, which are a third of what their products cost otherwise.
+    """
+    products, scores = _forward_parts(model, rows)
+    if lora_rank is None:
+        return TRAIN_OVER_FORWARD * (products + scores)
+    inputs = _inputs(rows)
+    adapter = 2 * model.layers * adapter_parameters(model, lora_rank) * inputs
+    return (TRAIN_OVER_FORWARD - 1) * products + TRAIN_OVER_FORWARD * (scores + adapter)
+
+
+def _inputs(rows: list[dict[str, Any]]) -> int:
+    """Tokens that the decoder has to see."""
+    return sum(len(r["prompt_ids"]) + sum(len(c) - 1 for c in r["completions"]) for r in rows)
+
+
+def _forward_parts(model: ModelShape, rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """Operations of products with parameters, and those of attention scores and values."""
+    targets = attended = 0
     for row in rows:
         prompt = len(row["prompt_ids"])
         lengths = [len(completion) for completion in row["completions"]]
-        inputs += prompt + sum(length - 1 for length in lengths)
         targets += sum(lengths)
         attended += _causal(prompt)
         attended += sum((n - 1) * prompt + _causal(n - 1) for n in lengths)
-    blocks = 2 * model.layers * block_parameters(model) * inputs
+    blocks = 2 * model.layers * block_parameters(model) * _inputs(rows)
     scores = 4 * model.layers * model.hidden * attended  # scores, and values summed by them
     head = 2 * model.hidden * model.vocabulary * targets
-    return blocks + scores + head
-
-
-def train_flops(model: ModelShape, rows: list[dict[str, Any]]) -> int:
-    """Operations of forward and backward over groups."""
-    return TRAIN_OVER_FORWARD * forward_flops(model, rows)
+    return blocks + head, scores
 
 
 def peak_flops(precision: str, device: str, size: int, seconds: float = 0.4) -> float:

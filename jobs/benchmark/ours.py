@@ -45,6 +45,8 @@ def random_model(scenario: Scenario) -> PreTrainedModel:
         bos_token_id=1,
         eos_token_id=2,
     )
+    if shape.logits_scaling is not None:
+        config.logits_scaling = shape.logits_scaling
     torch.manual_seed(scenario.seed)
     with torch.device(scenario.device):
         return LlamaForCausalLM(config).float().eval()

@@ -95,7 +95,8 @@ def _unit_flops(experiment: Experiment, rows: list[Row], number: int) -> int:
     scenario = experiment.scenario
     if experiment.scores:
         return flops.forward_flops(scenario.model, part_rows(scenario, rows, number))
-    return flops.train_flops(scenario.model, step_rows(scenario, rows, number))
+    rank = experiment.contenders[0].lora_rank
+    return flops.train_flops(scenario.model, step_rows(scenario, rows, number), rank)
 
 
 def _row(experiment: Experiment, runs: Runs, ours: Runs | None, useful: list[int]) -> Measured:

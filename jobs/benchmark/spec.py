@@ -20,6 +20,8 @@ class ModelShape:
 
     Attributes:
         tied: whether the output layer is the embeddings' transpose.
+        logits_scaling: what the model divides its logits by, as Granite does; with any value
+            the output layer is no longer one matrix product, so our fused one cannot run.
     """
 
     name: str
@@ -30,6 +32,7 @@ class ModelShape:
     intermediate: int
     vocabulary: int
     tied: bool = True
+    logits_scaling: float | None = None
 
 
 @dataclass(frozen=True)

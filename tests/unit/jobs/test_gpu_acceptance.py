@@ -78,6 +78,34 @@ def test_it_runs_in_small_with_nothing_but_the_core(tmp_path: Path, bare_python:
     assert not [x for x in again.stdout.splitlines() if x.startswith("passed")]
 
 
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_short_calls_add_up_to_one_page_with_trl_beside_us(tmp_path: Path) -> None:
+    for module in ("trl", "peft", "matplotlib"):
+        pytest.importorskip(module)
+    for only in ("speed 1B, K = 2: ", "speed 8B LoRA"):
+        done = run("--output", str(tmp_path), "--minutes", "12", "--only", only)
+        print(done.stdout, done.stderr)
+        assert done.returncode == 0
+    results = json.loads((tmp_path / "acceptance-cpu.json").read_text())["results"]
+    assert [result["status"] for result in results.values()] == ["passed"] * 5
+    best = results["speed 1B, K = 2: trl_best"]["values"]
+    assert best["step_seconds"] == min(best["tried"].values())
+    page = (tmp_path / "acceptance-cpu.md").read_text()
+    assert "dry run with small shapes" in page
+    assert "losses differ" not in page
+    (line,) = [x for x in page.splitlines() if x.startswith("| 1B, K = 2 | `trl_stock`")]
+    ratio = results["speed 1B, K = 2: trl_stock"]["values"]["step_seconds"]
+    ratio /= results["speed 1B, K = 2: raydpo"]["values"]["step_seconds"]
+    assert line.endswith(f"| {ratio:.3g} |")
+    aims = [x for x in page.splitlines() if x.endswith("| not measured |")]
+    assert len(aims) == 8
+    assert aims == [x for x in done.stdout.splitlines() if x.endswith("| not measured |")]
+    assert "matrix products | attention | head |" in page
+    assert (tmp_path / "acceptance-cpu.png").stat().st_size > 10_000
+    assert "(acceptance-cpu.png)" in page
+
+
 def test_wheels_are_the_locked_ones() -> None:
     done = run("--wheels", "--python", "3.12", "--platform", "linux_x86_64")
     lock = (ROOT / "requirements/cuda.txt").read_text()
