@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _GENERATION: Final = "generation_config.json"
 #: Keys of a saved configuration that say who wrote it.
 _WRITER: Final = {"transformers_version", "_name_or_path", "_from_model_config"}
+#: Keys that transformers adds to a tokenizer's settings when it loads one. They say from where it
+#: was loaded and whether HF_HUB_OFFLINE was set then, so its hash would change with the environment.
+_LOADED_FROM: Final = ("is_local", "local_files_only")
 #: What two tokenizers have to make the same ids of.
 _TEXTS: Final = ("The film was good.", "  two\nlines\t", "naïve 🎬 漢字", "12,345.6 == x[0]")
 _CONVERSATION: Final = [
@@ -52,7 +55,7 @@ def save_settings(source: ModelConfig, model: PreTrainedModel, folder: Path, **s
     try:
         with without_reports():
             model.save_pretrained(folder, **save)
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder)
     except OSError:  # of the disk
         raise
     except SafetensorError as error:  # of the disk too
@@ -80,6 +83,13 @@ def check_settings(source: ModelConfig, model: PreTrainedModel, folder: Path) ->
         raise _not_read_back(source, said_by(error)) from error
     if differing:
         raise _not_read_back(source, f"{', '.join(differing)} changed")
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer as files that are the same on every machine and in every environment."""
+    for key in _LOADED_FROM:
+        tokenizer.init_kwargs.pop(key, None)
+    tokenizer.save_pretrained(folder)
 
 
 def _differing(

@@ -71,6 +71,22 @@ def test_a_classifier_has_no_generation_to_refuse(model, tmp_path) -> None:
     assert json.loads((out / "config.json").read_text())["pad_token_id"] == 0
 
 
+def test_saved_files_do_not_depend_on_the_environment(model, tmp_path, monkeypatch) -> None:
+    source, contents = model, []
+    for offline in (True, False):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        out = saved(source, tmp_path / f"out-{offline}")
+        contents.append({path.name: path.read_bytes() for path in out.iterdir()})
+        source = Path(
+            shutil.copy(model / "model.safetensors", out)
+        ).parent  # trained on in its turn
+    assert contents[0] == contents[1]
+    assert (
+        not {"is_local", "local_files_only"}
+        & json.loads(contents[0]["tokenizer_config.json"]).keys()
+    )
+
+
 @pytest.mark.parametrize("place", ["file", "tokenizer_config", "both", "several"])
 def test_a_chat_template_is_read_back_wherever_it_stood(model, tmp_path, place) -> None:
     several = [{"name": n, "template": INLINE + n} for n in ("default", "tool_use")]
