@@ -91,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", help="the run directory")
     show.add_argument("--rows", type=_from(0), default=2, help="rows to show of each table")
     show.set_defaults(command=_show)
+    text = "delete what finished stages were set aside as"
+    clean = commands.add_parser("clean", help=text, description=text)
+    clean.add_argument("run", help="the run directory")
+    clean.add_argument("--dry-run", action="store_true", help="list it, and delete nothing")
+    clean.set_defaults(command=_clean)
     _add_annotate(commands)
     return parser
 
@@ -314,6 +319,17 @@ def _show(options: argparse.Namespace) -> int:
 
     for line in show_run(options.run, options.rows):
         print(line)
+    return 0
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from raydpo.set_aside import clean
+
+    found = clean(options.run, options.dry_run)
+    for one in found:
+        print(f"{'set aside' if options.dry_run else 'deleted'}: {one}")
+    if not found:
+        print("nothing is set aside")
     return 0
 
 

@@ -30,6 +30,7 @@ from raydpo.round import Round
 from raydpo.run import look_at, read_manifest, round_folder, run_folder
 from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.sampling.weights import share_engines
+from raydpo.set_aside import set_aside
 from raydpo.storage import Folder
 from raydpo.training.stage import early_workers, train_sft
 from raydpo.training.workers import EarlyWorkers
@@ -80,7 +81,8 @@ def run_round(
         for stage in redo:
             logger.info("[%s] done again: --redo", stage)
             for name in FOLDERS[stage]:
-                folder.child(name).delete()
+                if folder.child(name).files(recursive=True):
+                    set_aside(folder.child(name))
         run.write_bytes("config.yaml", config_to_yaml(config).encode())
         with connected(config):
             announce(config, cluster_size())

@@ -21,6 +21,7 @@ from raydpo import __version__
 from raydpo.checked import check_hashes, check_sizes, read_checked, size_and_hash, write_checked
 from raydpo.errors import ConfigError, DataError, ManifestError
 from raydpo.progress import logger
+from raydpo.set_aside import set_aside
 from raydpo.storage import (
     Folder,
     canonical_json,
@@ -137,9 +138,10 @@ def part_name(index: int) -> str:
 def open_stage(stage: Stage, keep_folders: bool = False) -> dict[str, Any] | None:
     """The stage's manifest when it is done; else None, with the folder ready to go on.
 
-    Parts of an interrupted run of the very same stage are kept; everything that
-    depends on something else is deleted, and the log says why. With `keep_folders` the
-    folders inside stay: they are stages of their own, which know what they depend on.
+    Parts of an interrupted run of the very same stage are kept. What was begun from something
+    else is deleted, and what was finished is set aside; the log says why and where. With
+    `keep_folders` the folders inside stay: they are stages of their own, which know what they
+    depend on.
 
     Raises:
         ManifestError: the manifest or the plan is damaged.
@@ -150,7 +152,7 @@ def open_stage(stage: Stage, keep_folders: bool = False) -> dict[str, Any] | Non
         check_sizes(stage.folder, stage.folder.files(recursive=True), manifest["files"])
         return manifest
     if state == "stale":
-        _discard(stage, why, keep_folders)
+        _make_room(stage, why, keep_folders)
     if not stage.folder.exists(_PLAN):
         write_checked(stage.folder, _PLAN, _identity(stage.begun))
     return None
@@ -427,8 +429,13 @@ def difference(found: dict[str, Any], stage: Stage) -> str:
     return ", ".join(changed) or "it was written by another version of raydpo"
 
 
-def _discard(stage: Stage, why: str, keep_folders: bool) -> None:
+def _make_room(stage: Stage, why: str, keep_folders: bool) -> None:
+    """Delete what was only begun; all else may be finished, so it is set aside."""
     logger.info("[%s] stale, done again: %s", stage.name, why)
+    begun = stage.folder.exists(_PLAN) and not stage.folder.exists(_MANIFEST)
+    if not begun:
+        set_aside(stage.folder, stage.folder.files() if keep_folders else None)
+        return
     for name in stage.folder.files() if keep_folders else [""]:
         stage.folder.delete(name)
 

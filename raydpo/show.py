@@ -12,6 +12,7 @@ from typing import Any
 from raydpo.errors import ManifestError, RunError
 from raydpo.labeling.kept_votes import is_of_people
 from raydpo.run import read_manifest, read_part
+from raydpo.set_aside import all_set_aside, is_set_aside
 from raydpo.storage import Folder, folder_of
 
 _LONGEST_VALUE = 100
@@ -33,7 +34,10 @@ def show_run(path: str, rows: int) -> Iterator[str]:
         )
     yield f"run {run.uri}"
     for name in stages:
-        yield from _describe(run.child(name), name, rows)
+        if not is_set_aside(name):
+            yield from _describe(run.child(name), name, rows)
+    for one in all_set_aside(run):
+        yield f"\nset aside, `raydpo clean {run.uri}` deletes it: {one}"
 
 
 def _stage_folders(run: Folder) -> set[str]:

@@ -104,6 +104,24 @@ class Folder:
         elif kind == pafs.FileType.File:
             filesystem.delete_file(path)
 
+    def move(self, target: Folder, name: str = "") -> None:
+        """Move the file `name`, or the whole folder, into a folder of the same file system.
+
+        Local ones are renamed at once. In an object store, all is copied before any is deleted.
+        """
+        filesystem, path = self._locate(name)
+        _, end = target._locate(name)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            Path(end).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).rename(end)
+            return
+        names = [name] if name else list(self.files(recursive=True))
+        for file in names:
+            source = self._locate(file)[1]
+            with filesystem.open_input_stream(source) as read, target._writer(file) as out:
+                shutil.copyfileobj(read, out, _BLOCK_BYTES)
+        self.delete(name)
+
     def sha256(self, name: str) -> str:
         """Hexadecimal SHA-256 of a file of any size, a block in memory at a time."""
         filesystem, path = self._locate(name)

@@ -41,6 +41,7 @@ LAYERS = [
         "fit",
         "checked",
         "lock",
+        "set_aside",
         "run",
         "model_files",
         "models",
