@@ -124,8 +124,8 @@ def make_model(family: str, seed: int) -> PreTrainedModel:
 
 
 def make_groups(context: Context) -> list[Group]:
-    """K = 1 to 8, odd lengths, and a prompt longer than a block of 128."""
-    shapes = ((1, 1, 9), (131, 3, 33), (17, 8, 21))
+    """K = 1 to 8 (in small from 3), odd lengths, and a prompt longer than a block of 128."""
+    shapes = ((1, 1, 9), (131, 3, 33), (17, 8, 21))[context.small :]
     draw = torch.Generator().manual_seed(context.seed)
 
     def tokens(count: int) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -175,6 +176,8 @@ def _nccl_group(meeting: Meeting, rank: int, store: Any, device: torch.device) -
 
 def _nccl_settings_of_torch() -> contextlib.AbstractContextManager[None]:
     """VLLM sets NCCL variables that the sender has not; with unequal ones NCCL may hang."""
+    if "vllm" not in sys.modules:
+        return contextlib.nullcontext()
     from vllm.utils.nccl import unpinned_nccl_env
 
     return unpinned_nccl_env()

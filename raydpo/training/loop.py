@@ -37,6 +37,7 @@ Metrics = dict[str, float]
 EndSave = Callable[[], None]
 #: Begins to write this rank's share of a checkpoint into a folder; see `save_checkpoint`.
 BeginSave = Callable[[Path], EndSave]
+Parallelize = Callable[[TokenLogps, TrainerConfig, World], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,12 @@ def train(
     world: World,
     hooks: Hooks,
     resume_from: Path | None = None,
+    around: Parallelize = parallelize,
 ) -> nn.Module:
     """Train to the end of the plan; returns the (possibly wrapped) module.
 
-    Every rank calls this with the same arguments, but for `world`.
+    Every rank calls this with the same arguments, but for `world`. `around` makes the module
+    parallel; `sharding.wrap` does so for one rank too.
 
     Raises:
         NumericsError: a loss, reward or gradient is not finite; no rank has updated anything.
@@ -94,7 +97,7 @@ def train(
     module.eval()  # no dropout: the reference has none either, and step 0 must show none
     if settings.lora is not None:
         add_adapter(module.model, settings.lora, plan.seed)
-    wrapped = parallelize(module, settings, world)
+    wrapped = around(module, settings, world)
     optimizer = make_optimizer(wrapped, settings)
     start = load_checkpoint(resume_from, wrapped, optimizer) if resume_from else 0
     step = Step(wrapped, module.shared, data, objective, settings, plan, world, optimizer, hooks)
