@@ -11,11 +11,12 @@ import os
 import re
 import socket
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Final
 
 import ray
 import ray.data
+from ray._private import ray_constants
 
 from raydpo.config import Config
 from raydpo.errors import ClusterError
@@ -33,6 +34,11 @@ _ANSWER_SECONDS: Final = 10.0
 #: and by itself it asks twenty times.
 JOIN_ATTEMPTS: Final = 2
 _ATTEMPTS_OF_RAY: Final = "RAY_gcs_server_port_wait_time_s"
+_LOOPBACK: Final = "127.0.0.1"
+#: Ray's switch for clusters of several machines, by its name on the systems that have it off.
+_SEVERAL_MACHINES: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+#: What makes libraries of the cluster's processes listen on loopback, too.
+_OF_LIBRARIES: Final = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": _LOOPBACK}
 #: What helps, by what Ray says in the class or text of its error.
 _WAYS_OUT: Final = (
     (
@@ -88,12 +94,10 @@ def start(address: str | None = None) -> None:
         address = None
     if not address:
         _prepare_own_cluster()
-    local: dict[str, Any] = (
-        {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    )
+    local: dict[str, Any] = {} if address else {"include_dashboard": False}
     try:
         _refuse_silent_port(address)
-        with _joining(address) if address else nullcontext():
+        with _joining(address) if address else _on_loopback():
             ray.init(
                 address=address or _OWN, logging_level=logging.ERROR, log_to_driver=verbose, **local
             )
@@ -109,7 +113,7 @@ def start(address: str | None = None) -> None:
     if not verbose:  # Each prints a worker's whole traceback, and the command tells the same.
         for name in ("exceptions", "_internal.execution.streaming_executor_state"):
             logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
-    logger.info("Ray %s: %s", address or "on this machine", cluster_size())
+    logger.info("Ray %s: %s", address or _own_cluster(), cluster_size())
 
 
 def _refuse_silent_port(address: str | None) -> None:
@@ -161,6 +165,36 @@ def _prepare_own_cluster() -> None:
     os.environ.setdefault("RAY_num_workers_soft_limit", limit)
     # Ray warns of more than four times as many processes as it starts at once.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", limit)
+
+
+@contextmanager
+def _on_loopback() -> Generator[None]:
+    """A cluster that starts in the block has 127.0.0.1 for its address, and listens there.
+
+    Ray replaces 127.0.0.1 by an address that other machines reach, unless its switch for
+    clusters of several machines is off, as on macOS and Windows. It reads the switch when it is
+    imported. Whoever sets it to 1 gets a cluster that other machines reach.
+    """
+    several = os.environ.get(_SEVERAL_MACHINES, "0").lower() in ("1", "true")  # as Ray reads it
+    added = {_SEVERAL_MACHINES: "0"} | ({} if several else _OF_LIBRARIES)
+    before = {name: os.environ.get(name) for name in added}
+    usual = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ |= {name: value for name, value in added.items() if before[name] is None}
+    ray_constants.ENABLE_RAY_CLUSTER = several
+    try:
+        yield
+    finally:  # this process may connect to another cluster later
+        ray_constants.ENABLE_RAY_CLUSTER = usual
+        for name in added:
+            if before[name] is None:
+                del os.environ[name]
+
+
+def _own_cluster() -> str:
+    """What is said of the cluster that was started here: from where it can be reached."""
+    address = ray.util.get_node_ip_address()
+    reach = "" if address == _LOOPBACK else ", open to whoever can reach it"
+    return f"on this machine ({address}{reach})"
 
 
 def cluster_size() -> Resources:

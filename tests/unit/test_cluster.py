@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private import ray_constants
+from ray._private.services import get_node_ip_address
 
-from raydpo.cluster import _no_cluster, start
+from raydpo.cluster import _no_cluster, _on_loopback, start
 from raydpo.errors import ClusterError
+
+SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @pytest.fixture
@@ -106,3 +110,26 @@ def test_joining_a_cluster_that_does_not_answer_speaks_and_gives_up(ray_folder: 
         done.stderr
     )
     assert f"ClusterError: Ray at {address} cannot be used: ConnectionError: Failed" in done.stderr
+
+
+def test_ray_takes_loopback_for_its_own_cluster_and_forgets_it_after(monkeypatch) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.delenv("VLLM_HOST_IP", raising=False)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    before = dict(os.environ)
+    with _on_loopback():
+        assert get_node_ip_address() == "127.0.0.1"
+        assert os.environ[SWITCH] == "0"  # for the processes of the cluster
+        assert os.environ["VLLM_HOST_IP"] == "127.0.0.1"
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"  # what is set already stays
+    assert dict(os.environ) == before
+    assert ray_constants.ENABLE_RAY_CLUSTER
+
+
+def test_who_asks_for_a_cluster_of_several_machines_gets_one(monkeypatch) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+    monkeypatch.delenv("VLLM_HOST_IP", raising=False)
+    with _on_loopback():
+        assert ray_constants.ENABLE_RAY_CLUSTER
+        assert "VLLM_HOST_IP" not in os.environ
+    assert os.environ[SWITCH] == "1"
