@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,9 @@ def write_prompts(folder: Path, heldout: int = 24) -> None:
     (folder / "heldout.jsonl").write_text("".join(lines[:heldout]).replace("the", "a"))
 
 
-def drive(point: str, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def drive(
+    point: str, run: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, in which drive.py kills at `point`."""
     return subprocess.run(
         [sys.executable, "-m", "tests.integration.drive", point, str(run), *arguments],
@@ -31,6 +34,7 @@ def drive(point: str, run: Path, *arguments: str) -> subprocess.CompletedProcess
         text=True,
         timeout=1000,
         cwd=ROOT,
+        env={**os.environ, **variables},
     )
 
 

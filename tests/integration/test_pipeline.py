@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -61,10 +65,34 @@ def job(folder: Path, model: Path) -> dict[str, Any]:
     }
 
 
+#: What the environment of the undisturbed run holds, and nothing may keep or print.
+CANARIES = {
+    "HF_TOKEN": "hf_canary0123456789abcdef",
+    "AWS_SECRET_ACCESS_KEY": "canary-of-the-object-store",
+    "WANDB_API_KEY": "canary-of-a-tracker-0123456789",
+}
+#: Where people read prompts: tables, which are read through pyarrow here, and the report.
+PROMPTS_STAND_IN = ("*.parquet", "report.html")
+
+
 @pytest.fixture(scope="module")
-def undisturbed(work: Path) -> tuple[Path, str]:
+def ray_files() -> Iterator[Path]:
+    """Where Ray writes what it does in the undisturbed run; sockets need a short path."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work: Path, ray_files: Path) -> tuple[Path, str]:
     """A finished run: its directory, and what the command printed."""
-    done = drive("never", work / "run", "run", str(work / "job.yaml"))
+    done = drive(
+        "never",
+        work / "run",
+        "run",
+        str(work / "job.yaml"),
+        RAY_TMPDIR=str(ray_files),
+        **CANARIES,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return work / "run", done.stdout + done.stderr
 
@@ -83,6 +111,34 @@ def test_every_prompt_is_sampled_scored_and_accounted_for(undisturbed) -> None:
     for group in groups:
         for pair in group["pairs"]:
             assert group["rewards"][pair["chosen"]] > group["rewards"][pair["rejected"]]
+
+
+def test_no_file_and_no_log_holds_a_secret_and_prompts_stand_where_people_read_them(
+    undisturbed: tuple[Path, str], work: Path, ray_files: Path
+) -> None:
+    run, output = undisturbed
+    lines = [*(work / "prompts.jsonl").open(), *(work / "heldout.jsonl").open()]
+    prompts = [json.loads(line)["prompt"] for line in lines]
+    files = [path for top in (run, ray_files) for path in top.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("worker-") for path in files)  # Ray's logs are among them
+    texts = {path: text_of(path) for path in files} | {Path("the terminal"): output}
+    secret = [str(path) for path, text in texts.items() if holds(text, [*CANARIES.values()])]
+    assert secret == []
+    told = {path.name for path, text in texts.items() if holds(text, prompts)}
+    others = {name for name in told if not any(fnmatch(name, p) for p in PROMPTS_STAND_IN)}
+    assert others == set()
+    assert "report.html" in told  # so what is looked for can be found
+
+
+def holds(text: str, words: list[str]) -> bool:
+    return any(word in text for word in words)
+
+
+def text_of(path: Path) -> str:
+    """All that a file says; of a table its rows."""
+    if path.suffix == ".parquet":
+        return str(pq.read_table(path).to_pylist())
+    return path.read_bytes().decode("utf-8", "replace")
 
 
 def test_training_starts_at_log_two_with_margins_of_zero(undisturbed) -> None:
