@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import torch
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from .task import Context, LeftOut, Values
 from .train import process_group
@@ -47,7 +48,10 @@ def on_ranks(context: Context, size: int, run: OnRank) -> Values:
     folder = context.folder / f"ranks-{size}-{len(list(context.folder.iterdir()))}"
     folder.mkdir()
     shared = replace(context, folder=folder)
-    spawn(_rank, (shared, size, run), nprocs=size)
+    # Forks of a process that has imported all this; CUDA may not be forked.
+    set_forkserver_preload([__name__])
+    method = "spawn" if context.device == "cuda" else "forkserver"
+    start_processes(_rank, (shared, size, run), nprocs=size, start_method=method)
     return json.loads((folder / _ANSWER).read_text())
 
 

@@ -90,7 +90,7 @@ def _all_reduce(context: Context) -> Values:
         seconds = _seconds(summed, world)
         carried = 2 * (world.size - 1) / world.size * summed.nbytes
         name = str(dtype).removeprefix("torch.")
-        values[f"{name} GB/s of a link"] = carried / seconds / 1e9
+        values[f"{name} bus GB/s"] = carried / seconds / 1e9
         passed = passed and world.max(float(not right)) == 0.0
     return {**values, "passed": passed}
 

@@ -24,38 +24,46 @@ _ROOT: Final = Path(__file__).parents[2]
 _ASLEEP: Final = "[engines] asleep"
 _SENT: Final = re.compile(r"sent by the train worker in ([0-9.]+) s")
 _PUSHED: Final = re.compile(r"pushed into the engines in ([0-9.]+) s")
+_CUDA: Final = {"training.num_workers": 1, "training.device": "cuda"}
 #: Two rounds: the policy is pushed after the first.
-_ROUNDS: Final = {"online.rounds": 2, "training.num_workers": 1, "training.device": "cuda"}
-_SHARED: Final = {
+_ROUNDS: Final = {**_CUDA, "online.rounds": 2}
+_SLEEPING: Final = {
     "sampling.engines.sleep": "true",
     "sampling.engines.gpu_share": 0.6,
     "labeling.reward.gpus_per_worker": 0.4,
     "reference.gpus_per_worker": 0.4,
     "training.gpus_per_worker": 0.4,
 }
+#: What is run, by the end of the task's name: a job, and what is set in its configuration.
+RUNS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "the whole demo": ("demo", _CUDA),
+    "sleep on a shared GPU": ("online_dpo", {**_ROUNDS, **_SLEEPING}),
+    "push by files": ("online_dpo", _ROUNDS),
+    "push by NCCL": ("online_dpo", {**_ROUNDS, "sampling.engines.weight_transfer": "broadcast"}),
+    "tensor parallelism": ("demo", {**_CUDA, "sampling.engines.tensor_parallel": 2}),
+}
 
 
-def demo(context: Context, needed: int, settings: dict[str, Any]) -> Values:
+def demo(context: Context, name: str, needed: int) -> Values:
     """`make demo` on CUDA: every stage, and the report."""
     _need(needed)
-    overrides = {"training.num_workers": 1, "training.device": "cuda", **settings}
-    output = _raydpo(context, "demo.py", overrides)
-    reports = [str(path.name) for path in context.folder.rglob("*.html")]
-    return {"seconds": output.seconds, "report": ", ".join(reports), "passed": bool(reports)}
+    output = _raydpo(context, name)
+    reports = [path.name for path in context.folder.rglob("report.html")]
+    return {"seconds": output.seconds, "reports": len(reports), "passed": len(reports) == 1}
 
 
-def push(context: Context, said: re.Pattern[str], settings: dict[str, Any]) -> Values:
+def push(context: Context, name: str, said: re.Pattern[str]) -> Values:
     """Online rounds whose policies get into live engines; the probe holds each of them."""
     _need(2)  # an engine that lives through the training, and the train worker
-    output = _raydpo(context, "online_dpo.py", {**_ROUNDS, **settings})
+    output = _raydpo(context, name)
     seconds = output.seconds_said(said)
     return {"seconds": output.seconds, "push seconds": seconds, "passed": bool(seconds)}
 
 
-def sleep(context: Context) -> Values:
+def sleep(context: Context, name: str) -> Values:
     """Memory that engines give back while they sleep, on a GPU that the other stages share."""
     _need(1)
-    output = _raydpo(context, "online_dpo.py", {**_ROUNDS, **_SHARED})
+    output = _raydpo(context, name)
     slept = [number for number, line in enumerate(output.lines) if _ASLEEP in line]
     before = max(output.used_bytes[: slept[0]]) if slept else 0
     asleep = min((output.used_bytes[number] for number in slept), default=0)
@@ -86,15 +94,21 @@ class _Output:
         return [float(found[1]) for line in self.lines if (found := pattern.search(line))]
 
 
-def _raydpo(context: Context, job: str, settings: dict[str, Any]) -> _Output:
+def overrides(name: str) -> list[str]:
+    """`section.key=value` of a run."""
+    return [f"{key}={value}" for key, value in RUNS[name][1].items()]
+
+
+def _raydpo(context: Context, name: str) -> _Output:
     """Run a job of `jobs/` into the scratch folder.
 
     Raises:
         RuntimeError: it failed; the worker's log has what it printed.
     """
-    words = [sys.executable, str(_ROOT / "jobs" / job), "--set", f"output={context.folder}"]
-    for name, value in settings.items():
-        words += ["--set", f"{name}={value}"]
+    job = _ROOT / "jobs" / f"{RUNS[name][0]}.py"
+    words = [sys.executable, str(job), "--set", f"output={context.folder}"]
+    words += [word for override in overrides(name) for word in ("--set", override)]
+    torch.cuda.empty_cache()  # of the tasks before: engines want most of the GPU
     output, started = _Output(), time.perf_counter()
     with subprocess.Popen(  # noqa: S603 (our own job)
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=_ROOT
@@ -105,7 +119,7 @@ def _raydpo(context: Context, job: str, settings: dict[str, Any]) -> _Output:
             output.add(line)
     output.seconds = time.perf_counter() - started
     if process.returncode != 0:
-        raise RuntimeError(f"jobs/{job} ended with {process.returncode}: {output.lines[-1:]}")
+        raise RuntimeError(f"{job.name} ended with {process.returncode}: {output.lines[-1:]}")
     return output
 
 
@@ -131,27 +145,14 @@ def _need(cards: int) -> None:
         raise LeftOut(f"{torch.cuda.device_count()} GPU here, and it needs {cards}")
 
 
-_BY_NCCL: Final = {"sampling.engines.weight_transfer": "broadcast"}
+def _task(name: str, seconds: float, run: Any, **arguments: Any) -> Task:
+    return Task(f"vLLM: {name}", "right", seconds, functools.partial(run, name=name, **arguments))
+
 
 VLLM_TASKS: list[Task] = [
-    Task("vLLM: the whole demo", "right", 240, functools.partial(demo, needed=1, settings={})),
-    Task("vLLM: sleep on a shared GPU", "right", 300, sleep),
-    Task(
-        "vLLM: push by files",
-        "right",
-        240,
-        functools.partial(push, said=_PUSHED, settings={}),
-    ),
-    Task(
-        "vLLM: push by NCCL",
-        "right",
-        240,
-        functools.partial(push, said=_SENT, settings=_BY_NCCL),
-    ),
-    Task(
-        "vLLM: tensor parallelism",
-        "right",
-        300,
-        functools.partial(demo, needed=2, settings={"sampling.engines.tensor_parallel": 2}),
-    ),
+    _task("the whole demo", 240, demo, needed=1),
+    _task("sleep on a shared GPU", 300, sleep),
+    _task("push by files", 240, push, said=_PUSHED),
+    _task("push by NCCL", 240, push, said=_SENT),
+    _task("tensor parallelism", 300, demo, needed=2),
 ]

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_modules import modules_of
 from packaging.requirements import Requirement
+
+from raydpo.config_file import load_config
 
 ROOT = Path(__file__).parents[3]
 #: What the training core imports: torch and transformers, and what `--wheels` calls the core.
@@ -117,6 +120,13 @@ def test_the_adapter_is_trained_and_exported_where_peft_is_there(tmp_path: Path)
     pytest.importorskip("peft")
     done = run("--output", str(tmp_path), "--only", "LoRA")
     assert "| `LoRA bfloat16` | passed |" in done.stdout, done.stdout
+
+
+def test_what_vllm_runs_is_a_valid_configuration() -> None:
+    with modules_of("acceptance", ["right_vllm"]) as jobs:
+        for name, (job, _) in jobs.right_vllm.RUNS.items():
+            overrides = jobs.right_vllm.overrides(name)
+            assert load_config(ROOT / "jobs" / f"{job}.yaml", overrides).training.device == "cuda"
 
 
 def test_wheels_are_the_locked_ones() -> None:
