@@ -24,6 +24,7 @@ from torch import Tensor
 from raydpo.training.groups import Group
 from raydpo.training.layout import PrefixLayout, prefix_layout
 from raydpo.training.preference_tensors import preference_tensors
+from raydpo.training.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,8 @@ class MicroBatch:
     reference_token_logps: Tensor | None
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on another device."""
-        moved: dict[str, Any] = {
-            name: value.to(device) if value is not None else None
-            for name, value in self.__dict__.items()
-        }
+        """The same on another device; copies to CUDA are queued (see `transfer`)."""
+        moved: dict[str, Any] = {n: _moved(value, device) for n, value in self.__dict__.items()}
         return MicroBatch(**moved)
 
     @property
@@ -87,6 +85,12 @@ class MicroBatch:
         """Sum values of completion tokens by sequence: [N] -> [R] float32."""
         sums = torch.zeros(len(self.sequence_lengths), device=token_values.device)
         return sums.index_add(0, self.sequences, token_values.float())
+
+
+def _moved(
+    value: Tensor | PrefixLayout | None, device: torch.device
+) -> Tensor | PrefixLayout | None:
+    return to_device(value, device) if isinstance(value, Tensor) else value and value.to(device)
 
 
 def build_micro_batch(groups: list[Group], shared: bool = False) -> MicroBatch:

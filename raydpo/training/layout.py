@@ -21,6 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from raydpo.training.transfer import to_device
+
 Integers = npt.NDArray[np.int64]
 Value = TypeVar("Value")
 
@@ -63,7 +65,7 @@ class PrefixLayout:
             self.starts,
             self.lengths,
             self.groups,
-            self.position_ids.to(device, non_blocking=True),
+            to_device(self.position_ids, device),
         )
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -74,7 +76,7 @@ class PrefixLayout:
 
     def tensor(self, values: Integers) -> Tensor:
         """Integers as an int64 tensor on the layout's device."""
-        return torch.from_numpy(values).to(self.position_ids.device, non_blocking=True)
+        return to_device(torch.from_numpy(values), self.position_ids.device)
 
     def predictors(self) -> Integers:
         """[N] the hidden state that predicts each completion token.

@@ -32,6 +32,7 @@ from raydpo.errors import ModelError
 from raydpo.training.attention.interface import Scores
 from raydpo.training.attention.rows import RowGather, gather_rows, row_gather
 from raydpo.training.layout import Integers, PrefixLayout, ranges
+from raydpo.training.transfer import to_device
 
 #: Of a head, in PyTorch's flash attention.
 _MOST_HEAD_SIZE: Final = 256
@@ -98,8 +99,8 @@ def varlen_plan(layout: PrefixLayout) -> VarlenPlan:
     gather = row_gather(tokens, np.ones(len(tokens), np.bool_), layout.tokens)
     return VarlenPlan(
         gather.to(device),
-        _ends(queries).to(device),
-        _ends(keys).to(device),
+        to_device(_ends(queries), device),
+        to_device(_ends(keys), device),
         int(queries.max()),
         int(keys.max()),
     )

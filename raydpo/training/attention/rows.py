@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raydpo.training.layout import Integers
+from raydpo.training.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class RowGather:
 
     def to(self, device: torch.device) -> RowGather:
         """The same on another device."""
-        return RowGather(self.index.to(device), self.copies.to(device), self.offsets.to(device))
+        index, copies = to_device(self.index, device), to_device(self.copies, device)
+        return RowGather(index, copies, to_device(self.offsets, device))
 
     def inverse(self) -> RowGather:
         """From the M rows back to the n sources, each of which has exactly one copy."""
