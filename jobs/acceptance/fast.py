@@ -72,7 +72,8 @@ OURS_UNFUSED = replace(
 TRL_BEST = replace(
     TRL_TUNED,
     name="trl_best",
-    says="the fastest of batches of 2, 4, 8 and 16 pairs, activations kept",
+    says="the fastest of batches of 2, 4, 8 and 16 pairs, activations kept; TRL 1.16 has switched "
+    "off its padding-free mode",
 )
 
 
