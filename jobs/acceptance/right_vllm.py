@@ -24,7 +24,11 @@ _ROOT: Final = Path(__file__).parents[2]
 _ASLEEP: Final = "[engines] asleep"
 _SENT: Final = re.compile(r"sent by the train worker in ([0-9.]+) s")
 _PUSHED: Final = re.compile(r"pushed into the engines in ([0-9.]+) s")
-_CUDA: Final = {"training.num_workers": 1, "training.device": "cuda"}
+_CUDA: Final = {
+    "sampling.engines.device": "cuda",
+    "training.device": "cuda",
+    "training.num_workers": 1,
+}
 #: Two rounds: the policy is pushed after the first.
 _ROUNDS: Final = {**_CUDA, "online.rounds": 2}
 _SLEEPING: Final = {

@@ -14,6 +14,7 @@ import pytest
 from job_modules import modules_of
 from packaging.requirements import Requirement
 
+from raydpo.check_online import check_sections_of_rounds
 from raydpo.config_file import load_config
 
 ROOT = Path(__file__).parents[3]
@@ -126,7 +127,10 @@ def test_what_vllm_runs_is_a_valid_configuration() -> None:
     with modules_of("acceptance", ["right_vllm"]) as jobs:
         for name, (job, _) in jobs.right_vllm.RUNS.items():
             overrides = jobs.right_vllm.overrides(name)
-            assert load_config(ROOT / "jobs" / f"{job}.yaml", overrides).training.device == "cuda"
+            config = load_config(ROOT / "jobs" / f"{job}.yaml", overrides)
+            assert config.training.device == "cuda"
+            if config.online is not None:
+                check_sections_of_rounds(config)
 
 
 def test_wheels_are_the_locked_ones() -> None:
