@@ -175,12 +175,14 @@ class Step:
         objective = self._objective(step, groups)
         normalizer = objective.normalizer(groups, self.data.sizes)
         done = self._accumulate(step, objective, groups, normalizer)
+        # Queued before the device is looked at, which then is at rest at both of the step's reads.
+        clipped = clip_gradients(self.module, self.settings.max_grad_norm)
         metrics = self._reduced(done, normalizer)
         # An infinite log-ratio on the right side of a pair costs no loss, and is a mistake all the same.
         for name in ("loss", *metrics):
             if not math.isfinite(metrics[name]):
                 self._fail(step, groups, done, f"{name} of step {step + 1} is {metrics[name]}")
-        norm = clip_gradients(self.module, self.settings.max_grad_norm)
+        norm = float(clipped)
         if not math.isfinite(norm):
             self._fail(step, groups, done, f"gradient norm of step {step + 1} is {norm}")
         metrics["grad_norm"] = norm
@@ -252,7 +254,7 @@ class Step:
         names = sorted(passes[0].sums)
         rows = [torch.stack([done.sums[name].double() for name in names]) for done in passes]
         counted = torch.tensor([[float(done.counts)] for done in passes], dtype=torch.float64)
-        # One look at the device a step: each one waits for all that was queued there.
+        # One look at the device for all sums: each one waits for all that was queued there.
         own = torch.where(counted > 0, torch.stack(rows).cpu(), 0.0).sum(0)
         totals = self.world.sum(own.tolist())
         return {name: total / normalizer for name, total in zip(names, totals, strict=True)}

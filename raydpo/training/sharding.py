@@ -146,11 +146,11 @@ def gradient_sync(module: nn.Module, settings: TrainerConfig, last: bool) -> Gen
     yield
 
 
-def clip_gradients(module: nn.Module, max_norm: float | None) -> float:
-    """Clip the global gradient norm; returns the norm before clipping."""
+def clip_gradients(module: nn.Module, max_norm: float | None) -> Tensor:
+    """Clip the global gradient norm; returns the norm before clipping, which nobody has read."""
     limit = float("inf") if max_norm is None else max_norm
     norm: Any = nn.utils.clip_grad_norm_(module.parameters(), limit)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def full_parameters(module: nn.Module) -> dict[str, Tensor]:
