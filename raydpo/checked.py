@@ -1,16 +1,37 @@
 """Files that are held against what was written down of them.
 
 What comes in: JSON to keep, and records that name files with their sizes and hashes. What
-goes out: the same content, or an error that names the file.
+goes out: the same content, or an error that names the file, what was expected and what was found.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
-from typing import Any
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 from raydpo.errors import DataError, ManifestError
 from raydpo.storage import Folder, fingerprint, sha256
+
+#: Files that are hashed at the same time: one core hashes more slowly than a disk reads.
+_HASHING_THREADS: Final = 8
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what its record says: its name, and its size or hash then and now."""
+
+    name: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (expected {self.expected}, found {self.found})"
 
 
 def write_checked(folder: Folder, name: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -47,12 +68,61 @@ def check_sizes(folder: Folder, sizes: dict[str, int], files: list[dict[str, Any
     Raises:
         DataError: a file is missing or has another size.
     """
+    for damage in _other_sizes(sizes, files):
+        raise DataError(
+            f"{folder.uri}/{damage.name} has {damage.found}",
+            f"its record says {damage.expected}",
+            f"restore the file, or delete {folder.uri}: then the stage is done again",
+        )
+
+
+def damaged_files(folder: Folder, files: list[dict[str, Any]]) -> list[Damage]:
+    """Files that are missing or are not what their records say.
+
+    A file of this machine is hashed once by each process while its size, time and inode stay the
+    same. Of files in an object store, which keeps checksums of its own, the size is compared: they
+    are hashed when they are read.
+    """
+    sizes = folder.files(recursive=True)
+    damaged = list(_other_sizes(sizes, files))
+    if not folder.is_local:
+        return damaged
+    seen = {damage.name for damage in damaged}
+    whole = [file for file in files if file["name"] not in seen]
+    found = file_hashes([folder.local_path(file["name"]) for file in whole])
+    return damaged + [
+        Damage(file["name"], file["sha256"], sha256)
+        for file, sha256 in zip(whole, found, strict=True)
+        if sha256 != file["sha256"]
+    ]
+
+
+def file_hash(path: Path) -> str:
+    """Hexadecimal SHA-256 of a local file, read again once its size, time or inode is another."""
+    state = path.stat()
+    return _file_hash(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+def file_hashes(paths: list[Path]) -> list[str]:
+    """`file_hash` of some files, several at a time."""
+    with ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        return list(threads.map(file_hash, paths))
+
+
+@functools.cache
+def _file_hash(path: Path, *_state: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _other_sizes(sizes: dict[str, int], files: list[dict[str, Any]]) -> Iterable[Damage]:
     for file in files:
-        if sizes.get(file["name"]) != file["bytes"]:
-            raise DataError(
-                f"{folder.uri}/{file['name']} has {sizes.get(file['name'], 'no')} bytes",
-                f"its record says {file['bytes']}",
-                f"restore the file, or delete {folder.uri}: then the stage is done again",
+        found = sizes.get(file["name"])
+        if found != file["bytes"]:
+            yield Damage(
+                file["name"],
+                f"{file['bytes']} bytes",
+                "no file" if found is None else f"{found} bytes",
             )
 
 
@@ -65,15 +135,19 @@ def check_hashes(folder: Folder, files: list[dict[str, Any]]) -> bytes:
     content = b""
     for file in files:
         where = f"{folder.uri}/{file['name']}"
-        way_out = f"restore the file, or delete {folder.uri}: then the stage is done again"
+        way_out = "delete the file and run the same command: it makes again what is missing; or restore it"
         try:
             content = folder.read_bytes(file["name"])
         except OSError as error:
             raise DataError(
                 f"{where} cannot be read: {error}", "its record names it", way_out
             ) from error
-        if sha256(content) != file["sha256"]:
-            raise DataError(f"{where} was changed", "its hash is that of its record", way_out)
+        if (found := sha256(content)) != file["sha256"]:
+            raise DataError(
+                f"{where} was changed: its SHA-256 is {found}",
+                f"its record says {file['sha256']}",
+                way_out,
+            )
     return content
 
 

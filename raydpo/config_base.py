@@ -21,6 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raydpo.config_content import Resolved
 from raydpo.config_paths import LocalPath, PathOrName
+from raydpo.credentials import credential_in
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -57,6 +58,12 @@ def _misread(value: Any, annotation: Any) -> str | None:
         )
     if any(isinstance(scalar, str) and not _is_text(scalar) for scalar in scalars):
         return "a text holds no NUL and no lone surrogate"
+    for scalar in scalars:
+        if isinstance(scalar, str) and (kind := credential_in(scalar)):
+            return (
+                f"a text here holds {kind}, and the configuration is printed and saved: give it "
+                "in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, HF_TOKEN, ...)"
+            )
     if any(isinstance(scalar, int) and scalar.bit_length() > 63 for scalar in scalars):
         return "an integer has at most 63 bits"
     return None

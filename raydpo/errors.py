@@ -22,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from raydpo.credentials import without_credentials
+
 
 class RaydpoError(Exception):
     """Base of all errors raised on purpose.
@@ -33,10 +35,9 @@ class RaydpoError(Exception):
     """
 
     def __init__(self, value: str, rule: str, way_out: str) -> None:
-        super().__init__(value, rule, way_out)
-        self.value = value
-        self.rule = rule
-        self.way_out = way_out
+        # Whatever a library said may stand in them, such as a URI with a password.
+        self.value, self.rule, self.way_out = map(without_credentials, (value, rule, way_out))
+        super().__init__(self.value, self.rule, self.way_out)
 
     def __str__(self) -> str:
         text = f"{self.value}\n  rule: {self.rule}\n  way out: {self.way_out}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from raydpo import __version__
+from raydpo.credentials import without_credentials
 from raydpo.errors import ClusterError, RaydpoError, UnexpectedError, own_error
 from raydpo.labeling.own_code import is_own, own_lines
 from raydpo.storage import Folder
@@ -59,7 +60,7 @@ def keep_traceback(error: BaseException, run: Folder | None) -> str:
 
     Returns where it is.
     """
-    text = "".join(traceback.format_exception(error))
+    text = without_credentials("".join(traceback.format_exception(error)))
     content = f"raydpo {__version__}\n{text}".encode(errors="backslashreplace")
     name = f"traceback-{datetime.now(UTC):%Y%m%d-%H%M%S}.txt"
     try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from raydpo.errors import RunLockedError
-from raydpo.storage import Folder
+from raydpo.storage import Folder, make_folders
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def locked(run: Folder) -> Generator[None]:
         yield
         return
     path = run.local_path("lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

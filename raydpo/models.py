@@ -7,15 +7,12 @@ code that the folder brings, and fingerprints of their content.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from raydpo.artifacts import hold_artifacts
+from raydpo.checked import file_hashes
 from raydpo.config import ModelConfig
 from raydpo.errors import ModelError, said_by
 from raydpo.model_files import (
@@ -26,6 +23,7 @@ from raydpo.model_files import (
     refuse_unusable_files,
 )
 from raydpo.padding import set_padding_token
+from raydpo.private_files import kept
 from raydpo.storage import Folder, fingerprint
 from raydpo.tied_embeddings import holds_two, note_untied
 from raydpo.weights import (
@@ -52,11 +50,15 @@ _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", ADA
 def local_folder(model: ModelConfig) -> Path:
     """The local folder of a model; a URI or hub name is downloaded once per machine.
 
+    What a stage of raydpo made is held against the hashes in the stage's manifest.
+
     Raises:
         ModelError: nothing is found under that name.
+        DataError: a file was changed since the stage was finished; it is named.
     """
     path = Path(model.path).expanduser()
     if path.is_dir():
+        hold_artifacts(path.absolute(), str(path.absolute()))
         return path.absolute()
     if "://" in model.path:
         return _download(model.path)
@@ -380,18 +382,7 @@ def tokenizer_fingerprint(model: ModelConfig) -> str:
 
 def _files_fingerprint(folder: Path, patterns: tuple[str, ...]) -> str:
     paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    hashes: dict[str, str] = {}
-    for path in paths:
-        stat = path.stat()
-        hashes[path.name] = _file_hash(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    return fingerprint(hashes)
-
-
-@functools.cache
-def _file_hash(path: Path, *_state: int) -> str:
-    """Hash of a file; read again by a process that lives on when the file has changed."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return fingerprint(dict(zip((path.name for path in paths), file_hashes(paths), strict=True)))
 
 
 def _usable_folder(model: ModelConfig) -> Path:
@@ -436,17 +427,13 @@ def _download(uri: str) -> Path:
             "check the URI and the credentials in the environment",
         )
     # A policy that is trained again has files of the same names and sizes, at another time.
-    key = fingerprint([uri, files, folder.modified()])[:16]
-    target = Path(tempfile.gettempdir()) / f"raydpo-{os.getuid()}" / key
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent))
-        folder.download(partial)
-        try:
-            partial.rename(target)
-        except OSError:  # another process was first: its copy is as good
-            shutil.rmtree(partial)
-    return target
+    key = fingerprint([uri, files, folder.modified()])[:32]
+
+    def download(target: Path) -> None:
+        folder.download(target)
+        hold_artifacts(target, folder.uri)
+
+    return kept(f"model-{key}", download)
 
 
 def _from_hub(model: ModelConfig) -> Path:

@@ -9,6 +9,7 @@ it depends on: the same command goes on wherever it was stopped.
 from __future__ import annotations
 
 import functools
+import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from raydpo.evaluation.rounds import PolicyMeasures, measure_policy, reward_diff
 from raydpo.fit import check_counts_fit
 from raydpo.labeling.replay import mixes, training_groups
 from raydpo.lock import locked
-from raydpo.models import weights_fingerprint
+from raydpo.models import local_folder, weights_fingerprint
 from raydpo.online_record import (
     STREAMED,
     Ledger,
@@ -351,8 +352,9 @@ class _Rounds:
             pool.push(weights, "rounds")
         folder = folder_of(model.path)
         if model != self.config.model and folder.exists(PROBE_FILE):
+            rows = json.loads((local_folder(model) / PROBE_FILE).read_bytes())  # held to its hash
             with ledger.of("probe"):
-                probe_engines(pool, weights, probes_of(folder.read_json(PROBE_FILE)), "rounds")
+                probe_engines(pool, weights, probes_of(rows), "rounds")
         return pool
 
     def _examples(self) -> Table | None:

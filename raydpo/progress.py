@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from raydpo.credentials import without_credentials
+
 logger = logging.getLogger("raydpo")
 
 
@@ -19,10 +21,15 @@ def say(line: str) -> None:
 def start_logging(verbose: bool = False) -> None:
     """Send raydpo's log to stderr, a line an event, with the time of day."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_WithoutCredentials("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
+
+
+class _WithoutCredentials(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_credentials(super().format(record))
 
 
 @dataclass

@@ -18,7 +18,15 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from raydpo import __version__
-from raydpo.checked import check_hashes, check_sizes, read_checked, size_and_hash, write_checked
+from raydpo.checked import (
+    Damage,
+    check_hashes,
+    check_sizes,
+    damaged_files,
+    read_checked,
+    size_and_hash,
+    write_checked,
+)
 from raydpo.errors import ConfigError, DataError, ManifestError
 from raydpo.progress import logger
 from raydpo.set_aside import set_aside
@@ -37,6 +45,10 @@ FORMAT: Final = 2
 _MANIFEST: Final = "manifest.json"
 _PLAN: Final = "plan.json"
 _RECORDS: Final = "_parts"
+#: The manifest of a stage that was finished, while damaged files of it are made again.
+_FORMER: Final = "manifest.former.json"
+#: Beginnings of names of files that no stage reads, or that have manifests of their own.
+_NOT_HELD: Final = ("checkpoints/", "tensorboard/", "wandb/")
 #: A stage is finished, begun, made from something else than now, or not there.
 State = Literal["done", "begun", "stale", "new"]
 #: Stands in a plan for a table that is read part by part: the parts' records say from which ones.
@@ -135,7 +147,11 @@ def part_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
-def open_stage(stage: Stage, keep_folders: bool = False) -> dict[str, Any] | None:
+def open_stage(
+    stage: Stage,
+    keep_folders: bool = False,
+    refuse_to_mend: Callable[[list[str], dict[str, Any]], str | None] | None = None,
+) -> dict[str, Any] | None:
     """The stage's manifest when it is done; else None, with the folder ready to go on.
 
     Parts of an interrupted run of the very same stage are kept. What was begun from something
@@ -143,19 +159,76 @@ def open_stage(stage: Stage, keep_folders: bool = False) -> dict[str, Any] | Non
     `keep_folders` the folders inside stay: they are stages of their own, which know what they
     depend on.
 
+    The files of a finished stage are held against their hashes. Where one is damaged, the stage is
+    opened again: only what is damaged is made again, and it has to come out as it was.
+
+    Args:
+        stage: what is made.
+        keep_folders: whether folders inside stay.
+        refuse_to_mend: given names of damaged files and the manifest, says why they cannot be made
+            again; None where they can.
+
     Raises:
         ManifestError: the manifest or the plan is damaged.
+        DataError: a file is damaged that cannot be made again.
     """
     state, why = look_at(stage)
     if state == "done":
         manifest = read_checked(stage.folder, _MANIFEST)
-        check_sizes(stage.folder, stage.folder.files(recursive=True), manifest["files"])
-        return manifest
+        held = [file for file in manifest["files"] if not file["name"].startswith(_NOT_HELD)]
+        damaged = damaged_files(stage.folder, held)
+        if not damaged:
+            return manifest
+        _reopen(stage, manifest, damaged, refuse_to_mend)
+        return None
     if state == "stale":
         _make_room(stage, why, keep_folders)
     if not stage.folder.exists(_PLAN):
         write_checked(stage.folder, _PLAN, _identity(stage.begun))
     return None
+
+
+def _reopen(
+    stage: Stage,
+    manifest: dict[str, Any],
+    damaged: list[Damage],
+    refuse_to_mend: Callable[[list[str], dict[str, Any]], str | None] | None,
+) -> None:
+    """Make a finished stage one that lacks its damaged files.
+
+    Its manifest is kept under another name until the stage is finished again.
+    """
+    names = [damage.name for damage in damaged]
+    where = f"{stage.folder.uri}/{damaged[0]}"
+    more = f" and {len(damaged) - 1} more file(s)" if len(damaged) > 1 else ""
+    records: list[dict[str, Any]] | None = manifest.get("part_records")
+    problem = refuse_to_mend and refuse_to_mend(names, manifest)
+    if problem is None and stage.table is not None and records is None:
+        problem = (
+            "an older version of raydpo wrote its manifest, which does not say what each part is"
+        )
+    if problem is not None:
+        raise DataError(
+            f"{where}{more} was changed after it was written",
+            f"a damaged file is made again where nothing else is lost, but here {problem}",
+            f"restore the file from a copy; or delete {stage.folder.uri}, and it is all made again",
+        )
+    logger.warning("[%s] damaged, made again: %s%s", stage.name, where, more)
+    whole = {file["name"]: file for file in manifest["files"] if file["name"] not in names}
+    for record in records or []:
+        own = [name for name in _file_names(record["part"]) if name in whole or name in names]
+        if all(name in whole for name in own):
+            value = {**record, "files": [whole[name] for name in own]}
+            write_checked(stage.folder.child(_RECORDS), _record_name(record["part"]), value)
+    write_checked(stage.folder, _PLAN, _identity(stage.begun))
+    unchecked = {name: value for name, value in manifest.items() if name != "checksum"}
+    write_checked(stage.folder, _FORMER, unchecked)
+    stage.folder.delete(_MANIFEST)
+
+
+def _file_names(index: int) -> tuple[str, str]:
+    """Names that the files of a part have, where they are there."""
+    return part_name(index), f"quarantine/{part_name(index)}"
 
 
 def look_at(stage: Stage) -> tuple[State, str]:
@@ -336,10 +409,15 @@ def commit(
         "parts": len(records),
         "counts": total,
         "files": [file for record in records for file in record["files"]],
+        "part_records": [_without_files(record) for record in records],
         **measured,
         **(extra or {}),
     }
     return _commit_manifest(stage, manifest)
+
+
+def _without_files(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in ("files", "checksum")}
 
 
 def _measured(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -363,7 +441,7 @@ def commit_files(stage: Stage, content: str, extra: dict[str, Any] | None = None
     files = [
         {"name": name, "bytes": size, "sha256": stage.folder.sha256(name)}
         for name, size in stage.folder.files(recursive=True).items()
-        if name not in (_PLAN, _MANIFEST) and not name.startswith(("checkpoints/", "wandb/"))
+        if name not in (_PLAN, _MANIFEST, _FORMER) and not name.startswith(_NOT_HELD)
     ]
     manifest = {**_identity(stage), "fingerprint": content, "files": files, **(extra or {})}
     return _commit_manifest(stage, manifest)
@@ -409,10 +487,28 @@ def _identity(stage: Stage) -> dict[str, Any]:
 
 
 def _commit_manifest(stage: Stage, manifest: dict[str, Any]) -> dict[str, Any]:
+    _refuse_other_content(stage, manifest)
     written = write_checked(stage.folder, _MANIFEST, {**manifest, "committed_at": _now()})
     stage.folder.child(_RECORDS).delete()
     stage.folder.delete(_PLAN)
+    stage.folder.delete(_FORMER)
     return written
+
+
+def _refuse_other_content(stage: Stage, manifest: dict[str, Any]) -> None:
+    """Stop where a stage with damaged files did not come out as it was: others were made from it."""
+    if not stage.folder.exists(_FORMER):
+        return
+    former = read_checked(stage.folder, _FORMER)
+    if former["key"] == manifest["key"] and former["fingerprint"] != manifest["fingerprint"]:
+        where = stage.folder.uri
+        raise DataError(
+            f"{where}: what was made again for damaged files has the fingerprint "
+            f"{manifest['fingerprint'][:12]}, and it was {former['fingerprint'][:12]}",
+            "later stages were made from the former content, and are not discarded unasked",
+            f"restore the files of {where} from a copy, {_FORMER} as {_MANIFEST} among them; or "
+            f"delete {where}: then it and what was made from it are made again",
+        )
 
 
 def difference(found: dict[str, Any], stage: Stage) -> str:

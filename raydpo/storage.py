@@ -6,13 +6,13 @@ picklable `Folder` whose writes are atomic: a file is there whole, or not at all
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raydpo.errors import DataError
+from raydpo.credentials import credential_in
+from raydpo.errors import ConfigError, DataError
 
 #: Large files, such as weights, pass through memory in blocks of this size.
 _BLOCK_BYTES: Final = 1 << 22
@@ -146,7 +147,7 @@ class Folder:
             with filesystem.open_input_stream(path) as read, open(file, "wb") as out:
                 shutil.copyfileobj(read, out, _BLOCK_BYTES)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _writer(self, name: str) -> Generator[Any]:
         """A stream whose content is the file's once the block ends."""
         filesystem, path = self._locate(name)
@@ -155,10 +156,11 @@ class Folder:
                 yield stream
             return
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(target.parent)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
             with open(temporary, "wb") as stream:
+                os.fchmod(stream.fileno(), _mode_inside(target.parent) & 0o660)
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -177,8 +179,37 @@ class Folder:
         return filesystem, f"{path.rstrip('/')}/{name}" if name else path
 
 
+def make_folders(path: Path) -> None:
+    """Make a folder, and those above it that are missing, whatever the umask is.
+
+    A new folder is its owner's alone (0700). In one that is closed to others it takes that one's
+    mode, so that a group shares what lies below a folder of mode 2770.
+    """
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        path.chmod(_mode_inside(path.parent))
+
+
+def _mode_inside(folder: Path) -> int:
+    mode = folder.stat().st_mode
+    return 0o700 if mode & 0o007 else 0o700 | mode & 0o2770
+
+
 def folder_of(path: str) -> Folder:
-    """The folder of a path or URI; local paths become absolute."""
+    """The folder of a path or URI; local paths become absolute.
+
+    Raises:
+        ConfigError: a URI holds a credential: it would be printed and saved.
+    """
+    if "://" in path and (kind := credential_in(path)):
+        raise ConfigError(
+            f"the URI {path} holds {kind}",
+            "URIs are printed and saved, so they hold no credentials",
+            "give it in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
     # Unlike pathlib's, this leaves `~nobody` as it is where there is no such user.
     local = "://" not in path
     return Folder(str(Path(os.path.expanduser(path)).absolute()) if local else path)  # noqa: PTH111

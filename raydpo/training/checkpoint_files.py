@@ -130,6 +130,19 @@ def check_files(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
             raise _damaged(str(path), "its hash is not that of its manifest")
 
 
+def last_whole_step(checkpoints: Path) -> int | None:
+    """The step of the newest checkpoint in a local folder; None without one that is whole."""
+    folders = sorted(path for path in checkpoints.glob("checkpoint_*") if path.is_dir())
+    if not folders:
+        return None
+    try:
+        manifest = read_manifest(folders[-1])
+        check_files(folders[-1], manifest["files"])
+    except (DataError, OSError):
+        return None
+    return manifest["step"]
+
+
 class _KnownClasses(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _KNOWN.get(module, ()):

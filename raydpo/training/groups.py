@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raydpo.errors import DataError
+from raydpo.private_files import kept
 from raydpo.tables import PAIR, Row
 
 _ROWS_PER_BATCH: Final = 512
@@ -153,21 +152,16 @@ def _pair(row: Row) -> Pair:
 def write_groups(rows: Iterable[Row], key: str) -> Path:
     """Write group rows to a local Arrow file, once per `key`, schema and machine.
 
-    Processes that write the same key at the same time leave one whole file.
+    One that is there is held against the hash in its name, and made again where it was changed.
     """
-    folder = Path(tempfile.gettempdir()) / f"raydpo-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
     schema = hashlib.sha256(str(_SCHEMA).encode()).hexdigest()  # another version's has others
-    path = folder / f"groups-{key[:32]}-{schema[:8]}.arrow"
-    if path.exists():
-        return path
-    handle, partial = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    os.close(handle)
-    with pa.ipc.new_file(partial, _SCHEMA) as writer:
-        for chunk in _chunks(rows):
-            writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=_SCHEMA))
-    Path(partial).replace(path)
-    return path
+
+    def write(path: Path) -> None:
+        with pa.ipc.new_file(str(path), _SCHEMA) as writer:
+            for chunk in _chunks(rows):
+                writer.write_batch(pa.RecordBatch.from_pylist(chunk, schema=_SCHEMA))
+
+    return kept(f"groups-{key[:32]}-{schema[:8]}", write)
 
 
 def joined_rows(

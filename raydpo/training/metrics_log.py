@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from raydpo.errors import ConfigError
+from raydpo.artifacts import held_bytes
+from raydpo.errors import ConfigError, DataError
 from raydpo.progress import Progress
 from raydpo.storage import Folder
 
@@ -97,10 +98,22 @@ class MetricsLog:
 
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
-    """The rows of a stage's metrics.jsonl; none where it is not there."""
+    """The rows of a stage's metrics.jsonl; none where it is not there.
+
+    Raises:
+        DataError: it is damaged.
+    """
     if not folder.exists(METRICS_FILE):
         return []
-    return [json.loads(line) for line in folder.read_bytes(METRICS_FILE).splitlines()]
+    content = held_bytes(folder, METRICS_FILE)
+    try:
+        return [json.loads(line) for line in content.splitlines()]
+    except ValueError as error:
+        raise DataError(
+            f"{folder.uri}/{METRICS_FILE} is damaged: {error}",
+            "each line is the JSON of a step's metrics",
+            "restore it; or delete it, and the training goes on without the rows of its past steps",
+        ) from error
 
 
 def _tracker(name: str, folder: Folder, what: str, start_step: int) -> Tracker:

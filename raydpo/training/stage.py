@@ -7,10 +7,11 @@ training goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Final
+from typing import Any, Final
 
 from raydpo.cluster import cluster_size
 from raydpo.config import Config, ModelConfig, TrainerConfig
@@ -22,9 +23,10 @@ from raydpo.plan import workers_can_wait
 from raydpo.progress import logger, say
 from raydpo.run import Stage, commit_files, open_stage
 from raydpo.storage import Folder
-from raydpo.training.export import MODEL
+from raydpo.training.checkpoint_files import last_whole_step
+from raydpo.training.export import ADAPTER, MODEL
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
-from raydpo.training.ray_worker import ERROR_FILE, EXPORT_FILE, Publish, TrainJob
+from raydpo.training.ray_worker import CHECKPOINTS, ERROR_FILE, EXPORT_FILE, Publish, TrainJob
 from raydpo.training.workers import EarlyWorkers, count, fit
 
 #: Errors that workers leave in a file, by name.
@@ -168,7 +170,7 @@ def _heldout_fraction(config: Config) -> float:
 def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> ModelConfig:
     # Only what changed is carried over: the trained folder brings its own tokenizer.
     trained = job.model.model_copy(update={"path": job.folder.child(MODEL).uri, "revision": None})
-    if open_stage(stage) is not None:
+    if open_stage(stage, refuse_to_mend=functools.partial(_refuse_to_mend, job)) is not None:
         logger.info("[%s] nothing to do: the model is there", job.what)
         return trained
     job.folder.delete(ERROR_FILE)
@@ -185,6 +187,19 @@ def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> Mo
     logger.info(text, job.what, held["values"], held["largest_difference"], held["tolerance"])
     logger.info("[%s] done: %d steps, loss %.4f", job.what, len(rows), rows[-1]["loss"])
     return trained
+
+
+def _refuse_to_mend(job: TrainJob, damaged: list[str], manifest: dict[str, Any]) -> str | None:
+    """Why damaged files of a finished training cannot be written anew by an export alone."""
+    exported = (f"{MODEL}/", f"{ADAPTER}/", EXPORT_FILE)
+    trained = [name for name in damaged if not name.startswith(exported)]
+    if trained:
+        return f"{trained[0]} is made by the training itself"
+    local = job.folder.is_local
+    last = last_whole_step(job.folder.local_path(CHECKPOINTS)) if local else None
+    if last != manifest["steps"]:
+        return f"no whole checkpoint of its last step ({manifest['steps']}) is there to export from"
+    return None
 
 
 def _train(job: TrainJob, workers: EarlyWorkers | None) -> None:

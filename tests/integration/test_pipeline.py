@@ -207,6 +207,49 @@ def test_second_run_has_nothing_to_do(undisturbed, work, ray_cluster, capsys) ->
     assert {path: path.read_bytes() for path in run.rglob("manifest.json")} == before
 
 
+#: Of each kind of stage, a file that is changed by one bit.
+FLIPPED = (
+    "candidates/part-00002.parquet",
+    "reference/part-00000.parquet",
+    "policy/model/model.safetensors",
+    "policy/model/tokenizer.json",
+    "evaluation/metrics.json",
+)
+
+
+def test_flipped_bytes_are_named_and_only_what_they_damage_is_made_again(
+    undisturbed: tuple[Path, str],
+    work: Path,
+    ray_cluster: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = shutil.copytree(undisturbed[0], work / "flipped") / "round-000"
+    whole = {path: path.read_bytes() for path in other.rglob("*.parquet")}
+    policy = {path: path.read_bytes() for path in (other / "policy/model").iterdir()}
+    for name in FLIPPED:
+        content = bytearray((other / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (other / name).write_bytes(content)
+    assert main(["run", str(work / "job.yaml"), "--set", "name=flipped"]) == 0
+    said = capsys.readouterr().err
+    for name in FLIPPED[:-1]:
+        assert name.rpartition("/")[2] in said
+    assert said.count("damaged, made again") == 4
+    assert {path: path.read_bytes() for path in other.rglob("*.parquet")} == whole
+    assert {path: path.read_bytes() for path in (other / "policy/model").iterdir()} == policy
+    for stage in ("candidates", "reference", "policy", "evaluation"):
+        assert (
+            manifest(work / "flipped", stage)["fingerprint"]
+            == manifest(undisturbed[0], stage)["fingerprint"]
+        )
+    metrics = other / "policy/metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b"0.69", b"0.68", 1))
+    assert main(["run", str(work / "job.yaml"), "--set", "name=flipped"]) == 1
+    refused = capsys.readouterr().err
+    assert "metrics.jsonl (expected " in refused
+    assert "is made by the training itself" in refused
+
+
 @pytest.mark.timeout(1200)
 def test_run_killed_in_sampling_and_in_training_ends_as_if_undisturbed(
     undisturbed, work, request

@@ -21,7 +21,16 @@ STAGES = {"prompts", "sampling", "labeling", "reference", "training", "evaluatio
 
 #: A module imports from its own layer and from those before it.
 LAYERS = [
-    {"errors", "config_content", "config_paths", "config_yaml", "environment", "imports", "tables"},
+    {
+        "credentials",
+        "errors",
+        "config_content",
+        "config_paths",
+        "config_yaml",
+        "environment",
+        "imports",
+        "tables",
+    },
     {"config_base"},
     {"config_objective_base", "config_reward_model"},
     {"config_objectives"},
@@ -40,6 +49,8 @@ LAYERS = [
         "rankings",
         "fit",
         "checked",
+        "artifacts",
+        "private_files",
         "lock",
         "set_aside",
         "run",

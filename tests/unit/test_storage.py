@@ -1,10 +1,13 @@
 """Files are whole or not there, and equal content has equal bytes."""
 
+import os
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from raydpo.errors import DataError
+from raydpo.lock import locked
 from raydpo.storage import (
     Folder,
     canonical_json,
@@ -93,3 +96,24 @@ def test_rows_that_break_the_schema_are_refused() -> None:
 
 def test_canonical_json_knows_no_key_order() -> None:
     assert canonical_json({"b": 1, "a": [1.5, None]}) == canonical_json({"a": [1.5, None], "b": 1})
+
+
+@pytest.mark.parametrize(
+    ("shared", "folder_mode", "file_mode"), [(0o755, 0o700, 0o600), (0o2770, 0o2770, 0o660)]
+)
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_modes_are_the_owner_s_or_the_group_s_whatever_the_umask_is(
+    tmp_path: Path, shared: int, folder_mode: int, file_mode: int, umask: int
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(shared)
+    run = folder_of(str(tmp_path / "runs" / "one"))
+    before = os.umask(umask)
+    try:
+        with locked(run):
+            run.child("round-000", "prompts").write_bytes("part", b"")
+    finally:
+        os.umask(before)
+    for name in ("", "round-000", "round-000/prompts"):
+        assert run.local_path(name).stat().st_mode & 0o7777 == folder_mode
+    assert run.local_path("round-000/prompts/part").stat().st_mode & 0o777 == file_mode
