@@ -236,10 +236,10 @@ def _check_reward(what: str, reward: RewardConfig, findings: Findings, config: C
         findings.facts.append(f"{what}: {reward.weight:g} times the log-ratio to reference.model")
         return
     if reward.function is not None:
-        from raydpo.labeling.rewards import resolve_function
+        from raydpo.labeling.functions import look_at
 
-        call = resolve_function(reward.function)
-        findings.facts.append(f"{what}: function {reward.function}{call}")
+        look = look_at(reward.function, reward.timeout_seconds)
+        findings.facts.append(f"{what}: function {reward.function}{look.call}")
         return
     from raydpo.labeling.classifier import label_index
 

@@ -12,7 +12,7 @@ from raydpo.check import Findings
 from raydpo.check_resources import is_remote
 from raydpo.config import Config, RewardConfig
 from raydpo.errors import RaydpoError
-from raydpo.labeling.rewards import code_of
+from raydpo.labeling.functions import code_of
 from raydpo.labeling.trial import try_reward
 from raydpo.models import load_tokenizer
 from raydpo.prompts.sources import location, source_rows
@@ -41,7 +41,7 @@ def check_rewards(config: Config, findings: Findings) -> None:
 
 def _cover(name: str, reward: RewardConfig, findings: Findings) -> bool:
     """Note what the function's hashes cover, and the files that it names without declaring them."""
-    code = code_of(str(reward.function), reward.depends_on)
+    code = code_of(str(reward.function), reward.timeout_seconds, reward.depends_on)
     findings.facts.append(f"{name}: scores are made again when these change: {code.covered}")
     if code.undeclared:
         files = ", ".join(code.undeclared)

@@ -224,7 +224,18 @@ def _one_path_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-class RewardConfig(ClassifierReading):
+class FunctionLimits(Section):
+    """What a function may take before its process is ended; classifiers read none of it."""
+
+    timeout_seconds: Placement[PositiveFloat] = 600.0
+    """Longest time for the completions of one part, and for the import; a function that takes longer is ended, and what it hangs on is refused."""
+    max_attempts: Placement[PositiveInt] = 2
+    """How often a part is tried whose function ends its process or hangs, and each of its completions alone."""
+    max_memory_gib: Placement[PositiveFloat | None] = None
+    """Memory that the function's process may hold, in GiB, with the processes that it starts; without it there is no limit."""
+
+
+class RewardConfig(ClassifierReading, FunctionLimits):
     """One scorer of completions: a Python function or a sequence classifier."""
 
     function: Resolved[str | None] = None
@@ -260,6 +271,14 @@ class RewardConfig(ClassifierReading):
             raise ValueError(
                 "`depends_on` is for a `function`: a model's own files are looked at anyway"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _functions_have_limits(self) -> RewardConfig:
+        given = sorted(FunctionLimits.model_fields.keys() & self.model_fields_set)
+        defaults = {name: FunctionLimits.model_fields[name].default for name in given}
+        if self.function is None and defaults != {name: getattr(self, name) for name in given}:
+            raise ValueError(f"`{'`, `'.join(given)}` is for a `function`: take it out")
         return self
 
     @property

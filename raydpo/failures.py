@@ -17,7 +17,7 @@ from typing import Final
 from raydpo import __version__
 from raydpo.credentials import without_credentials
 from raydpo.errors import ClusterError, RaydpoError, UnexpectedError, own_error
-from raydpo.labeling.own_code import is_own, own_lines
+from raydpo.labeling.own_frames import is_own, own_lines
 from raydpo.storage import Folder
 
 _LONGEST_MESSAGE: Final = 300

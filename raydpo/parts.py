@@ -17,8 +17,10 @@ from typing import Any, Final, ParamSpec
 
 import ray.data
 
+from raydpo.attempts import attempted, forget_attempts
 from raydpo.cut_counts import cut_warnings
 from raydpo.errors import QuarantineBudgetError, RaydpoError, own_errors
+from raydpo.notices import notices_shown, telling
 from raydpo.progress import Progress, logger
 from raydpo.run import (
     PartResult,
@@ -327,6 +329,12 @@ class _PartWorker:
     def _one(self, number: int, index: int) -> int:
         if index in self.done:
             return 0
+        stage = self.stages[number]
+        part = f"part-{index:05d}"
+        with attempted(stage.stage.folder, part, stage.what), telling(stage.stage.folder, part):
+            return self._make(number, index)
+
+    def _make(self, number: int, index: int) -> int:
         read = [table.read(index) for table in self.stages[number].inputs]
         tables = [rows for rows, _ in read]
         result = self.transform(*tables)
@@ -356,7 +364,7 @@ def _map_missing(stages: list[PartStage], job: PartJob, missing: list[tuple[int,
     """Let the workers do the missing parts: pairs of a stage's number and a part's."""
     progress = [_progress(stage, number, missing) for number, stage in enumerate(stages)]
     dataset = map_parts(numbered_parts(missing), len(missing), stages, job)
-    for made in made_parts(dataset):
+    for made in made_parts(dataset, stages):
         progress[made.stage].add(made.rows)
 
 
@@ -398,15 +406,17 @@ class MadePart:
     rows: int
 
 
-def made_parts(dataset: ray.data.Dataset) -> Generator[MadePart]:
-    """The parts that workers write, each as soon as it is written.
+def made_parts(dataset: ray.data.Dataset, stages: list[PartStage]) -> Generator[MadePart]:
+    """The parts of these stages that workers write, each as soon as it is written.
 
     Ray Data's own iterators over rows hold one block back until the next is there.
 
     Raises:
         RaydpoError: raised in a worker, it arrives here as it was raised.
     """
-    with own_errors():
+    for stage in stages:
+        forget_attempts(stage.stage.folder)
+    with own_errors(), notices_shown([(stage.stage.folder, stage.what) for stage in stages]):
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
             columns = (batch[name] for name in ("stage", "part", "rows"))

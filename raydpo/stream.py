@@ -150,6 +150,6 @@ class Chain:
             dataset = map_parts(dataset, len(parts), [part_stage], job, done)
         total = links[0][0].parts
         progress = Progress(self.what, "parts", total, done=total - len(parts))
-        for made in made_parts(dataset):
+        for made in made_parts(dataset, [part_stage for part_stage, _, _ in links]):
             progress.add(1)
             budget.add([made.part])

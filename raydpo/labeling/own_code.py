@@ -1,9 +1,9 @@
-"""The user's own code around a reward function: what its rewards depend on, where it fails.
+"""The user's own code around a reward function: what its rewards depend on.
 
-What comes in: the import path of a function, and files that its section declares. What goes
+What comes in: the module of a function, its file, and files that its section declares. What goes
 out: hashes of its module, of the user's own modules that this imports at any depth, and of
-the declared files; and, of an exception, the lines of the user's own files. What is
-installed, and Python's library, is not the user's own.
+the declared files. What is installed, and Python's library, is not the user's own. Nothing of
+the user's is imported or run here.
 """
 
 from __future__ import annotations
@@ -12,23 +12,14 @@ import ast
 import importlib
 import importlib.machinery
 import importlib.util
-import linecache
 import sys
-import sysconfig
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Final
 
-import raydpo
 from raydpo.errors import ConfigError
+from raydpo.labeling.own_frames import is_own
 from raydpo.storage import Folder, fingerprint, folder_of, sha256
-
-#: Frames of the user's own files that a message shows.
-_MOST_FRAMES: Final = 3
-_LONGEST_LINE: Final = 100
 
 
 @dataclass(frozen=True)
@@ -38,12 +29,10 @@ class OwnCode:
     Attributes:
         hashes: by what is hashed: the function's own module under "", `module NAME` for the
             others, `file PATH` for what is declared.
-        modules: dotted names of all these modules and of the packages around them.
         undeclared: files that the source names and nobody declared.
     """
 
     hashes: dict[str, str]
-    modules: tuple[str, ...]
     undeclared: tuple[str, ...]
 
     @property
@@ -53,68 +42,34 @@ class OwnCode:
         return ", ".join(["the function's own module", *others])
 
 
-def own_code(module: str, depends_on: tuple[str, ...]) -> OwnCode:
+def own_code(module: str, file: Path | None, depends_on: tuple[str, ...]) -> OwnCode:
     """Hash the module of a reward function, what it imports of the user's own, and its files.
 
     Args:
-        module: dotted name of the function's module, which is imported already.
+        module: dotted name of the function's module.
+        file: the module's file, or None where it has none.
         depends_on: paths or URIs of files and folders, as the configuration has them.
 
     Raises:
         ConfigError: a declared file is not there, or a module's source cannot be read.
     """
-    files = _own_modules(module)
+    files = _own_modules(module, file)
     hashes = {"": sha256(_content(files[module])) if module in files else sha256(module.encode())}
     for name, file in sorted(files.items()):
         if name != module and (content := _content(file)):  # an empty __init__.py says nothing
             hashes[f"module {name}"] = sha256(content)
     hashes |= {f"file {name}": _content_hash(path) for name, path in _short_names(depends_on)}
-    names = {name for module_name in (module, *files) for name in _with_parents(module_name)}
-    return OwnCode(hashes, tuple(sorted(names)), _undeclared(files, depends_on))
+    return OwnCode(hashes, _undeclared(files, depends_on))
 
 
-def is_own(file: str) -> bool:
-    """Whether a file is the user's own: neither installed, nor Python's, nor raydpo's."""
-    path = Path(file)
-    if file.startswith("<") or {"site-packages", "dist-packages"} & set(path.parts):
-        return False
-    return not any(path.is_relative_to(folder) for folder in _foreign_folders())
-
-
-def own_lines(error: BaseException) -> list[str]:
-    """The lines of the user's own files that an exception came through, the innermost last."""
-    frames: dict[tuple[str, int | None], str] = {}
-    for frame in traceback.extract_tb(error.__traceback__):
-        if is_own(frame.filename):  # a comprehension is a frame of its own on the same line
-            frames.setdefault((frame.filename, frame.lineno), frame.name)
-    if isinstance(error, SyntaxError) and error.filename:
-        frames[error.filename, error.lineno] = "<module>"
-    lines = [_frame_line(file, line, name) for (file, line), name in frames.items()]
-    return lines[-_MOST_FRAMES:]
-
-
-def _frame_line(file: str, line: int | None, function: str) -> str:
-    code = linecache.getline(file, line or 0).strip()
-    shown = code if len(code) <= _LONGEST_LINE else code[:_LONGEST_LINE] + " ..."
-    return f"{file}:{line}, in {function}: {shown}"
-
-
-@cache
-def _foreign_folders() -> tuple[Path, ...]:
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    python = {Path(path) for name in names if (path := sysconfig.get_path(name))}
-    return (*python, Path(str(raydpo.__file__)).parent)
-
-
-def _own_modules(module: str) -> dict[str, Path]:
+def _own_modules(module: str, file: Path | None) -> dict[str, Path]:
     """Files of the module and of the user's own modules that it imports, by dotted name."""
     importlib.invalidate_caches()
     package = module.partition(".")[0]
     found: dict[str, Path] = {}
     seen: set[str] = set()
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file:
-        found[module] = Path(file)
+    if file is not None:
+        found[module] = file
     waiting = [*_with_parents(module)[:-1], *_imported_names(module, found.get(module))]
     while waiting:
         name = waiting.pop()
@@ -148,6 +103,8 @@ def _origin(name: str) -> Path | None:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
+    if spec is None:  # where the function's own process looks last
+        spec = importlib.machinery.PathFinder.find_spec(top, [str(Path.cwd())])
     for count in range(len(inner)):
         if spec is None or spec.submodule_search_locations is None:
             return None

@@ -1,22 +1,23 @@
-"""Rewards by a Python function.
+"""Rewards by a Python function, in the process that imports it: see `reward_process.py`.
 
 What comes in: the import path `package.module:name` of a function, prompts and their
 completions. What goes out: a reward for each completion, or the reason why there is none;
-never a default. No torch and no Ray are imported.
+never a default. No torch, no Arrow and no Ray are imported.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raydpo.errors import ConfigError, DataError
-from raydpo.labeling.own_code import OwnCode, own_code, own_lines
+from raydpo.labeling.own_frames import own_lines
 from raydpo.labeling.signature import OWED, RewardCall, reward_call
 
 _RULE = "a reward function is given as `package.module:name`"
@@ -25,9 +26,15 @@ _LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a completion has no reward."""
+    """Why a completion has no reward.
+
+    Attributes:
+        reason: in words.
+        ended_process: the function never came back from it: it ended its process, or was ended.
+    """
 
     reason: str
+    ended_process: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ def resolve_function(path: str) -> RewardCall:
         )
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
+    _refuse_standard_library(path, module_name)
     module = _imported(path, module_name)
     function: Any = module
     for part in name.split("."):
@@ -73,30 +81,26 @@ def resolve_function(path: str) -> RewardCall:
             OWED,
             f"name a function of {module_name}",
         )
+    if inspect.isroutine(function):
+        _refuse_standard_library(path, str(function.__module__))
     return reward_call(function, path)
 
 
-def forget_modules(names: Iterable[str]) -> None:
-    """Let the next `resolve_function` read these modules from their files again."""
-    for name in names:
-        sys.modules.pop(name, None)
-    importlib.invalidate_caches()
-
-
-def code_of(path: str, depends_on: tuple[str, ...] = ()) -> OwnCode:
-    """What the rewards of the function `path` depend on, with hashes.
-
-    Raises:
-        ConfigError: the function cannot be used, or a file that it depends on is not there.
-    """
-    resolve_function(path)
-    return own_code(path.partition(":")[0], depends_on)
-
-
 def judge_with_function(
-    function: Callable[..., Any], path: str, prompts: list[str], completions: list[str]
+    function: Callable[..., Any],
+    path: str,
+    prompts: list[str],
+    completions: list[str],
+    some_of_many: bool = False,
 ) -> Judged:
     """Call the function on all completions; where it raises, on each of them alone.
+
+    Args:
+        function: as a person wrote it.
+        path: `package.module:name`, for messages.
+        prompts: texts.
+        completions: one for each prompt.
+        some_of_many: there are others; that it raises for each of these is then no error.
 
     Raises:
         ConfigError: it cannot be called with prompts and completions.
@@ -110,7 +114,7 @@ def judge_with_function(
     except DataError:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
-        return _one_by_one(call, path, prompts, completions, error)
+        return _one_by_one(call, path, prompts, completions, None if some_of_many else error)
     return Judged([reward_or_refusal(value) for value in values])
 
 
@@ -123,6 +127,16 @@ def reward_or_refusal(value: Any) -> float | Refusal:
     except Exception:  # noqa: BLE001 - a type of the user's may raise anything
         return Refusal(f"the reward is a {type(value).__name__}, not a number")
     return reward if math.isfinite(reward) else Refusal(f"the reward is {reward}")
+
+
+def _refuse_standard_library(path: str, module_name: str) -> None:
+    """Stop at functions of Python's own library: what they do to a text is no reward of it."""
+    if module_name.partition(".")[0] in (*sys.stdlib_module_names, *sys.builtin_module_names):
+        raise ConfigError(
+            f"reward function {path!r} is of Python's own library ({module_name})",
+            OWED,
+            "name a function of your own, which may call it",
+        )
 
 
 def _imported(path: str, module_name: str) -> Any:
@@ -175,9 +189,12 @@ def _one_by_one(
     path: str,
     prompts: list[str],
     completions: list[str],
-    first: BaseException,
+    first: BaseException | None,
 ) -> Judged:
-    """Tell the completions that the function fails on from the others."""
+    """Tell the completions that the function fails on from the others.
+
+    `first` is raised where it fails on all of them.
+    """
     values: list[float | Refusal] = []
     failed = 0
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -189,7 +206,7 @@ def _one_by_one(
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's function may raise anything
             failed += 1
             values.append(Refusal(f"the reward function raised {_in_one_line(error)}"))
-    if failed == len(prompts):
+    if first is not None and failed == len(prompts):
         raise DataError(
             f"reward function {path!r} raised {_described(first)}",
             OWED,

@@ -11,29 +11,29 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
+
+import ray
 
 from raydpo.cluster import uses_cuda
 from raydpo.config import ClassifierReading, ModelConfig, RewardConfig
 from raydpo.config_content import content_of
 from raydpo.errors import ConfigError
+from raydpo.labeling.bounded import judge_bounded
 from raydpo.labeling.classifier import (
     judge_with_classifier,
     label_index,
     load_classifier,
     read_otherwise_before,
 )
+from raydpo.labeling.functions import code_of, look_at
 from raydpo.labeling.groups import candidate_id
 from raydpo.labeling.own_code import OwnCode
-from raydpo.labeling.rewards import (
-    Judged,
-    Refusal,
-    code_of,
-    forget_modules,
-    judge_with_function,
-    resolve_function,
-)
+from raydpo.labeling.reward_process import RewardProcess
+from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
+from raydpo.notices import tell
 from raydpo.parts import (
     PartJob,
     PartStage,
@@ -99,8 +99,8 @@ def scoring_work(
     cuda = any(reward.classifier for reward in rewards) and uses_cuda("auto")
     gpus = max(reward.gpus_per_worker for reward in rewards) if cuda else 0.0
     workers = Workers(max(reward.workers for reward in rewards), gpus=gpus)
-    modules = {name for code in codes.values() for name in code.modules}
-    make = functools.partial(_make_transform, rewards, tuple(sys.path), frozenset(modules))
+    search = (*sys.path, str(Path.cwd()))  # of this machine; workers run in other folders
+    make = functools.partial(_make_transform, rewards, search)
     identity = {**scorer_inputs(rewards), "rewards": [r.model_dump(mode="json") for r in rewards]}
     job = PartJob(make, workers, fingerprint(identity))
     return part_work(stages, job, max_quarantined_fraction)
@@ -135,16 +135,17 @@ def check_rewards(rewards: tuple[RewardConfig, ...]) -> None:
             )
     for reward in rewards:
         if reward.function is not None:
-            resolve_function(reward.function)
+            look_at(reward.function, reward.timeout_seconds)
         else:
             label_index(reward)
 
 
-def make_judge(reward: RewardConfig) -> Judge:
-    """Load a scorer."""
+def make_judge(reward: RewardConfig, search: tuple[str, ...] = ()) -> Judge:
+    """Load a scorer; a function is looked for in the folders `search` first."""
     if reward.function is not None:
-        function = resolve_function(reward.function)
-        return functools.partial(judge_with_function, function, reward.function)
+        limits = reward.timeout_seconds, reward.max_memory_gib
+        process = RewardProcess(reward.function, *limits, search, _environment())
+        return functools.partial(judge_bounded, process, reward)
     return functools.partial(judge_with_classifier, load_classifier(reward))
 
 
@@ -160,20 +161,24 @@ def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
         reasons = [f"{s}: {v.reason}" for s, v in values.items() if isinstance(v, Refusal)]
         if reasons:
             refused.append(_quarantined(candidate, "; ".join(reasons)))
+            if any(isinstance(v, Refusal) and v.ended_process for v in values.values()):
+                tell(f"candidate {candidate_id(candidate)} is refused: {'; '.join(reasons)}")
         else:
             rows += [_score(candidate, scorer, value) for scorer, value in values.items()]
     counts = {f"truncated_for_{scorer}": given.truncated for scorer, given in judged.items()}
     return PartResult(rows, refused, {"scored": len(candidates) - len(refused), **counts})
 
 
-def _make_transform(
-    rewards: tuple[RewardConfig, ...], search: tuple[str, ...], modules: frozenset[str]
-) -> Transform:
-    # The process may have made scorers before: of other folders, and of sources that have changed since.
-    sys.path[:] = dict.fromkeys((*filter(None, search), *sys.path))
-    forget_modules(modules)
-    judges = {reward.scorer: make_judge(reward) for reward in rewards}
+def _make_transform(rewards: tuple[RewardConfig, ...], search: tuple[str, ...]) -> Transform:
+    judges = {reward.scorer: make_judge(reward, search) for reward in rewards}
     return functools.partial(score_part, judges)
+
+
+def _environment() -> tuple[tuple[str, str], ...]:
+    """A function that asks Ray for something connects to the cluster that it works for."""
+    if not ray.is_initialized():
+        return ()
+    return (("RAY_ADDRESS", ray.get_runtime_context().gcs_address),)
 
 
 def scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
@@ -201,7 +206,7 @@ def scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
 def _codes(rewards: tuple[RewardConfig, ...]) -> dict[str, OwnCode]:
     """By scorer, the code of those that are functions."""
     return {
-        reward.scorer: code_of(reward.function, reward.depends_on)
+        reward.scorer: code_of(reward.function, reward.timeout_seconds, reward.depends_on)
         for reward in rewards
         if reward.function is not None
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -219,3 +220,29 @@ def test_a_function_that_fails_in_a_worker_is_the_users_error_here(candidates, t
     sys.modules.pop("scratch_rewards", None)
     with pytest.raises(DataError, match=r"'scratch_rewards:broken' raised OSError: no key"):
         score(tmp_path / "scores", candidates, RewardConfig(function="scratch_rewards:broken"))
+
+
+@pytest.mark.usefixtures("rewards_module")
+def test_candidates_that_end_or_hang_a_function_are_refused_and_told(candidates, tmp_path, caplog):
+    (tmp_path / "scratch_rewards.py").write_text(
+        "import os, time\n"
+        "def odd(prompts, completions):\n"
+        "    for c in completions:\n"
+        "        if c.endswith('fine p1'): os._exit(3)\n"
+        "        while c.endswith('dull p4'): time.sleep(0.01)\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    odd = RewardConfig(function="scratch_rewards:odd", timeout_seconds=2, max_attempts=1)
+    with caplog.at_level(logging.WARNING, "raydpo"):
+        scores = score(tmp_path / "scores", candidates, odd, budget=0.1)
+    refused = {r["id"]: r["reason"] for r in read_quarantine(scores.folder, scores.manifest)}
+    assert refused.keys() == {"p1/2", "p4/3"}
+    assert "the reward function ended its process with status 3" in refused["p1/2"]
+    assert "the reward function did not answer in 2 s at" in refused["p4/3"]
+    assert len(rows_of(scores)) == 22
+    for candidate, reason in refused.items():
+        assert f"candidate {candidate} is refused: {reason}" in caplog.text
+    assert "[test, score] part-00002: reward function" in caplog.text
+    assert not scores.folder.child("_notices").files()
+    with pytest.raises(QuarantineBudgetError, match="2 of 24"):
+        score(tmp_path / "again", candidates, odd, budget=0.05)

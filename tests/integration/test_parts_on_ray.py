@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from sampling_tables import make_prompts
 
-from raydpo.errors import ModelError
+from raydpo.errors import ClusterError, ModelError
 from raydpo.parts import PartJob, PartStage, Transform, Workers, part_work, run_work
-from raydpo.run import PartResult, Stage
+from raydpo.run import PartResult, Stage, finished_parts
 from raydpo.storage import folder_of
 from raydpo.tables import Row
 
@@ -57,3 +57,25 @@ def test_processes_use_what_they_made_in_the_next_stage_again(
         assert table.fingerprint == prompts.fingerprint
     processes = made.read_text().split()
     assert len(processes) == len(set(processes))
+
+
+def test_a_part_that_ends_its_process_each_time_is_given_up(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    def make_transform() -> Transform:
+        def transform(rows: list[Row]) -> PartResult:
+            if rows[0]["prompt_id"] == "b":
+                os._exit(1)
+            return PartResult(rows)
+
+        return transform
+
+    prompts = make_prompts(tmp_path / "p", [("a", [1]), ("b", [2])], rows_per_part=1)
+    stage = Stage(folder_of(str(tmp_path / "c")), "prompts", "prompts", {}, {})
+    job = PartJob(make_transform, Workers(1), "ends its process")
+    work = part_work([PartStage(stage, [prompts], "test")], job, 0.0)
+    for _ in range(2):  # a new run counts from the beginning
+        with pytest.raises(ClusterError, match="part-00001 was begun 5 times") as caught:
+            run_work(work)
+        assert caught.value.value.count("process ") == 6
+    assert finished_parts(stage).keys() == {0}

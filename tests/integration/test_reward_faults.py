@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 
 #: It answers where `raydpo check` calls it, and fails where candidates are scored.
 SOURCE = """
-import sys
+import os
 ANSWERS = {}
 def length(prompts, completions):
-    if "ray" in sys.modules:
+    if " A first completion." not in completions:
         return [look_up(c) for c in completions]
     return [len(c) for c in completions]
 def look_up(completion):

@@ -53,6 +53,8 @@ LAYERS = [
         "private_files",
         "lock",
         "set_aside",
+        "notices",
+        "attempts",
         "run",
         "model_files",
         "models",

@@ -217,7 +217,10 @@ TWO_HALVES = {"num_workers": 2, "gpus_per_worker": 0.5, "trackers": []}
         ({"sampling": SLEEPING, "training": {}}, "a worker of reference holds 1 of a GPU"),
         ({"training": TWO_HALVES}, "NCCL takes a GPU for each"),
         ({"labeling": {"reward": {"function": "nothing.here:f"}}}, "no module 'nothing'"),
-        ({"labeling": {"reward": {"function": "json:nothing"}}}, "has no 'nothing'"),
+        (
+            {"labeling": {"reward": {"function": "tests.integration.rewards:nothing"}}},
+            "has no 'nothing'",
+        ),
         ({"labeling": {"reward": {"classifier": "./missing"}}}, "no such folder"),
     ],
 )

@@ -218,7 +218,9 @@ def test_an_option_that_is_added_changes_the_key_of_labels_by_people() -> None:
 
 
 @pytest.mark.parametrize(
-    "reward", [{"function": "math:fmod"}, {"implicit": True}], ids=["function", "implicit"]
+    "reward",
+    [{"function": "tests.integration.rewards:count_e"}, {"implicit": True}],
+    ids=["function", "implicit"],
 )
 def test_an_option_that_is_added_changes_the_key_of_any_scorer(reward: dict[str, object]) -> None:
     scorer = RewardConfig.model_validate(reward)
@@ -312,9 +314,9 @@ ELSEWHERE: dict[str, Any] = {
     "sft.format": "text",
     "evaluation.prompts.path": ASSETS / "prompts.jsonl",
     "evaluation.prompts.format": "text",
-    "labeling.reward.0.function": "math:fmod",
+    "labeling.reward.0.function": "tests.integration.rewards:count_e",
     "labeling.reward.0.classifier": ASSETS / "sentiment-reward",
-    "evaluation.judge.0.function": "math:fmod",
+    "evaluation.judge.0.function": "tests.integration.rewards:count_e",
     "evaluation.judge.0.classifier": ASSETS / "sentiment-reward",
     "sampling.engines.dtype": "bfloat16",
     "sampling.engines.max_sequence_tokens": 96,

@@ -11,8 +11,10 @@ import pytest
 
 from raydpo.config import RewardConfig
 from raydpo.errors import ConfigError, DataError
-from raydpo.labeling.own_code import is_own, own_lines
-from raydpo.labeling.rewards import code_of, forget_modules, judge_with_function, resolve_function
+from raydpo.labeling.functions import code_of as code_with_limit
+from raydpo.labeling.own_code import OwnCode
+from raydpo.labeling.own_frames import is_own, own_lines
+from raydpo.labeling.rewards import judge_with_function, resolve_function
 from raydpo.labeling.stage import scorer_inputs
 
 FILES = {
@@ -47,6 +49,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules.pop(name)
 
 
+def code_of(path: str, depends_on: tuple[str, ...] = ()) -> OwnCode:
+    return code_with_limit(path, 60, depends_on)
+
+
 @pytest.mark.parametrize("name", IMPORTED)
 def test_a_change_of_any_imported_module_of_the_users_own_is_seen(folder: Path, name: str) -> None:
     before = code_of("mine_rewards:length").hashes
@@ -71,12 +77,10 @@ def test_a_function_that_imports_nothing_of_its_own_keeps_the_key_of_version_0_1
     assert inputs == {"source of mine_alone:length": source}
 
 
-def test_forgotten_modules_are_all_read_again(folder: Path) -> None:
-    call = resolve_function("mine_rewards:length")
-    assert call(["p"], ["12"]) == [7]
-    (folder / "mine_words.py").write_text("LIMIT = 1000\n")
-    forget_modules(code_of("mine_rewards:length").modules)
-    assert resolve_function("mine_rewards:length")(["p"], ["12"]) == [998]
+def test_the_users_code_is_imported_in_other_processes_only(folder: Path) -> None:
+    code_of("mine_rewards:length")
+    assert not [name for name in sys.modules if name.startswith("mine_")]
+    assert str(folder) not in sys.path
 
 
 def test_nothing_is_imported_to_find_what_is_imported(folder: Path) -> None:

@@ -13,8 +13,6 @@ import torch
 from raydpo.errors import ConfigError, DataError
 from raydpo.labeling.rewards import (
     Refusal,
-    code_of,
-    forget_modules,
     judge_with_function,
     resolve_function,
     reward_or_refusal,
@@ -47,14 +45,6 @@ def test_a_function_beside_the_working_directory_is_found(module):
     assert resolve_function("own_rewards:Rules.brevity")(PROMPTS, COMPLETIONS) == [-1, -2, -3]
 
 
-def test_a_forgotten_module_is_read_from_its_file_again(module):
-    assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [1, 2, 3]
-    module.write_text("def length(prompts, completions):\n    return [0.0] * len(prompts)\n")
-    assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [1, 2, 3]
-    forget_modules(["own_rewards"])
-    assert resolve_function("own_rewards:length")(PROMPTS, COMPLETIONS) == [0, 0, 0]
-
-
 @pytest.mark.usefixtures("module")
 @pytest.mark.parametrize(
     ("path", "said"),
@@ -84,15 +74,13 @@ def test_a_module_that_fails_is_named(module):
         resolve_function("fails:length")
 
 
-def test_the_fingerprint_is_that_of_the_source(module):
-    before = code_of("own_rewards:length").hashes
-    assert code_of("own_rewards:Rules.brevity").hashes == before
-    module.write_text(module.read_text() + "# changed\n")
-    assert code_of("own_rewards:length").hashes != before
-
-
-def test_a_function_without_source_has_a_fingerprint_too():
-    assert {name: len(value) for name, value in code_of("math:fmod").hashes.items()} == {"": 64}
+@pytest.mark.parametrize(
+    "path", ["math:fmod", "os:link", "os.path:join", "builtins:len", "own_rewards:rename"]
+)
+def test_functions_of_pythons_own_library_are_refused(module, path):
+    module.write_text("from os import rename\n")
+    with pytest.raises(ConfigError, match="of Python's own library"):
+        resolve_function(path)
 
 
 def test_what_is_no_number_is_refused_and_never_scored():

@@ -69,15 +69,19 @@ def test_an_empty_part_has_no_scores():
 
 
 def test_scorers_of_one_name_are_refused():
-    reward = RewardConfig(function="math:fmod")
-    with pytest.raises(ConfigError, match="2 scorers are called 'math:fmod'"):
+    reward = RewardConfig(function="tests.integration.rewards:count_e")
+    with pytest.raises(
+        ConfigError, match=r"2 scorers are called 'tests\.integration\.rewards:count_e'"
+    ):
         check_rewards((reward, reward))
-    check_rewards((reward, RewardConfig(function="math:fmod", name="other")))
+    check_rewards(
+        (reward, RewardConfig(function="tests.integration.rewards:count_e", name="other"))
+    )
 
 
 def test_a_wrong_function_or_label_is_found_before_anything_runs(make_classifier):
     with pytest.raises(ConfigError, match="has no 'nothing'"):
-        check_rewards((RewardConfig(function="math:nothing"),))
+        check_rewards((RewardConfig(function="tests.integration.rewards:nothing"),))
     with pytest.raises(ConfigError, match="labels: 0 "):
         check_rewards((RewardConfig(classifier=str(make_classifier()), label="nothing"),))
 
