@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import os
 import re
-import secrets
 import shutil
 import stat
 import tempfile
@@ -34,7 +33,6 @@ _SECONDS_PER_DAY: Final = 86400.0
 _FINISHED: Final = re.compile(r"(.+)\.([0-9a-f]{64})")
 _PARTIAL: Final = "partial-"
 _LOCK: Final = ".lock"
-_TOKEN_FILE: Final = ".ray-token"  # noqa: S105 - its name
 #: Shared locks that this process holds until it ends, by path.
 _locks: dict[Path, int] = {}
 
@@ -64,30 +62,6 @@ def private_folder() -> Path:
         )
     if found.st_mode & 0o077:
         path.chmod(0o700)
-    return path
-
-
-def token_file() -> Path:
-    """A file with a random token, which this user alone reads; made once.
-
-    Raises:
-        RunError: see `private_folder`, or others can read the file.
-    """
-    path = private_folder() / _TOKEN_FILE
-    if not path.exists():
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL)
-        with open(handle, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32))
-        with contextlib.suppress(FileExistsError):  # another process was first
-            path.hardlink_to(partial)
-        Path(partial).unlink()
-    found = path.lstat()
-    if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077 or found.st_uid != os.getuid():
-        raise RunError(
-            f"{path} has the mode {stat.filemode(found.st_mode)} and the owner {found.st_uid}",
-            f"it is a file that the user {os.getuid()} alone can read: it opens the cluster",
-            "remove it: the next command makes a new one",
-        )
     return path
 
 
