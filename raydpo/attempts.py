@@ -13,7 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from raydpo.errors import ClusterError, DataError
+from raydpo.errors import ClusterError, DataError, note_place
 from raydpo.storage import Folder
 
 _FOLDER: Final = "_attempts"
@@ -46,6 +46,9 @@ def attempted(stage: Folder, part: str, what: str) -> Generator[None]:
     folder.write_json(name, [*places, f"process {os.getpid()} on {socket.gethostname()}"])
     try:
         yield
+    except Exception as error:
+        note_place(error, f"{what}, {part}, on {socket.gethostname()}")
+        raise
     finally:
         folder.delete(name)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
-from raydpo.errors import DataError, ManifestError
+from raydpo.errors import DataError, ManifestError, said_by
 from raydpo.storage import Folder, fingerprint, sha256
 
 #: Files that are hashed at the same time: one core hashes more slowly than a disk reads.
@@ -41,24 +42,35 @@ def write_checked(folder: Folder, name: str, value: dict[str, Any]) -> dict[str,
     return checked
 
 
-def read_checked(folder: Folder, name: str) -> dict[str, Any]:
+def read_checked(
+    folder: Folder, name: str, fields: Mapping[str, type] = MappingProxyType({})
+) -> dict[str, Any]:
     """JSON that `write_checked` wrote.
 
+    Args:
+        folder: where it lies.
+        name: of the file.
+        fields: what it holds at least, with their types.
+
     Raises:
-        ManifestError: it is damaged.
+        ManifestError: it is damaged, or lacks a field.
     """
     where = f"{folder.uri}/{name}"
     way_out = f"restore {where}, or delete {folder.uri}: then it is done again from its inputs"
     rule = "it is JSON that raydpo wrote, with its own checksum"
     try:
         value = json.loads(folder.read_bytes(name))
-    except ValueError as error:
-        raise ManifestError(f"{where} is damaged: {error}", rule, way_out) from error
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{where} is damaged: {said_by(error)}", rule, way_out) from error
     if not isinstance(value, dict):
         raise ManifestError(f"{where} is damaged: not a mapping", rule, way_out)
     checksum = value.get("checksum")
     if checksum != fingerprint({k: v for k, v in value.items() if k != "checksum"}):
         raise ManifestError(f"{where} is damaged: its checksum does not match", rule, way_out)
+    for field, kind in fields.items():
+        if not isinstance(value.get(field), kind):
+            found = f"its {field!r} is no {kind.__name__}" if field in value else f"no {field!r}"
+            raise ManifestError(f"{where} is damaged: {found}", rule, way_out)
     return value
 
 

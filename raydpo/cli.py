@@ -59,10 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_failure(error: Exception, run: Folder | None) -> None:
     """Say what failed in a few lines; the traceback goes to a file where it tells more."""
+    from raydpo.errors import places_of
     from raydpo.failures import explained, has_more_to_tell, keep_traceback
 
     told = explained(error)
     print(f"{type(told).__name__}: {told}", file=sys.stderr)
+    for place in places_of(error):
+        print(f"  where: {place}", file=sys.stderr)
     if has_more_to_tell(error, told):
         print(f"  traceback: {keep_traceback(error, run)}", file=sys.stderr)
 

@@ -401,7 +401,7 @@ class EvaluationConfig(Section):
 class Config(Section):
     """One job."""
 
-    name: Placement[str] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Placement[str] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """Name of the run; its directory is `<output>/<name>`."""
     output: Placement[Annotated[LocalPath, Field(validate_default=True)]] = "runs"
     """Folder or URI that holds the run directories."""

@@ -16,6 +16,9 @@ from pydantic import AfterValidator
 
 #: `org/name`, or a name alone.
 _HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+#: Bytes that Linux allows for a path, and for each name in it.
+_LONGEST_PATH: Final = 4095
+_LONGEST_NAME: Final = 255
 
 
 def _absolute(path: str) -> str:
@@ -23,6 +26,12 @@ def _absolute(path: str) -> str:
         raise ValueError("a path has at least one character")
     if "://" in path:
         return path
+    longest = max(len(os.fsencode(name)) for name in path.split("/"))
+    if longest > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(
+            f"a path has at most {_LONGEST_PATH} bytes, and each name in it at most "
+            f"{_LONGEST_NAME}: this one has {len(os.fsencode(path))}, with a name of {longest}"
+        )
     # Unlike pathlib's, it leaves `~nobody` as it is where there is no such user.
     return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
 

@@ -94,6 +94,7 @@ def _too_deep(where: str) -> ConfigError:
 
 
 def _constructed(text: str, where: str) -> Any:
+    _check_events(text, where)
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -103,6 +104,33 @@ def _constructed(text: str, where: str) -> Any:
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _check_events(text: str, where: str) -> None:
+    """Hold a text against the limits as it is read, before a single node of it is made.
+
+    Raises:
+        ConfigError: it is too deep or has too many values.
+    """
+    level = count = 0
+    for event in yaml.parse(text, _Loader):
+        count += 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            level += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            level -= 1
+        if level > _MOST_LEVELS:
+            raise _too_deep(where)
+        if count > 2 * _MOST_NODES:
+            raise _too_many(where, f"more than {_MOST_NODES:,}")
+
+
+def _too_many(where: str, size: str) -> ConfigError:
+    return ConfigError(
+        f"{where} unfolds into {size} values",
+        f"a configuration has at most {_MOST_NODES:,}, an alias counted wherever it is used",
+        "write out what its aliases (*name) stand for",
+    )
 
 
 def _check_nodes(root: yaml.Node, where: str) -> None:
@@ -128,11 +156,7 @@ def _check_nodes(root: yaml.Node, where: str) -> None:
     if levels > _MOST_LEVELS:
         raise _too_deep(where)
     if size > _MOST_NODES:
-        raise ConfigError(
-            f"{where} unfolds into {size:,} values",
-            f"a configuration has at most {_MOST_NODES:,}, an alias counted wherever it is used",
-            "write out what its aliases (*name) stand for",
-        )
+        raise _too_many(where, f"{size:,}")
 
 
 def _inner(node: yaml.Node) -> list[yaml.Node]:

@@ -8,6 +8,7 @@
     |-- ClusterError     Ray cannot be reached, or lost a task, a process or a node
     |-- EngineError      a sampling engine got no place in the cluster, or died too often
     |-- RunError         the run directory cannot be used as asked
+    |   |-- StorageError           a store of files could not be reached; an OSError, too
     |   |-- RunLockedError         another live process holds the directory
     |   `-- ManifestError          a manifest is unreadable or of another run
     |-- NumericsError    a loss, gradient or log-probability is not what it must be
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Final
 
 from raydpo.credentials import without_credentials
 
@@ -73,6 +75,20 @@ class RunError(RaydpoError):
     """The run directory cannot be used as asked."""
 
 
+class StorageError(RunError, OSError):
+    """A store of files could not be reached.
+
+    It is an OSError, too: who goes on without a file that cannot be read goes on without this one.
+    """
+
+    def __init__(self, value: str, rule: str, way_out: str) -> None:
+        super().__init__(value, rule, way_out)
+        self.args = (value, rule, way_out)  # OSError makes a number and a file name of them
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, str], dict[str, object]]:
+        return type(self), (self.value, self.rule, self.way_out), vars(self)
+
+
 class RunLockedError(RunError):
     """Another live process holds the run directory."""
 
@@ -115,21 +131,54 @@ def own_errors() -> Generator[None]:
 
 def own_error(error: BaseException) -> RaydpoError | None:
     """The raydpo error inside an exception that Ray wrapped, as it was raised, if there is one."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop()
-        if current is None or id(current) in seen:
-            continue
-        if isinstance(current, RaydpoError):
-            return _as_raised(current)
-        seen.add(id(current))
-        pending += [getattr(current, "cause", None), current.__cause__, current.__context__]
-        pending += getattr(current, "worker_failures", {}).values()  # of Ray Train
+    for inner in inside(error):
+        # What Ray raises in its place is of a class of its own, and holds it.
+        if isinstance(inner, RaydpoError) and not is_of_ray(inner):
+            return inner
     return None
 
 
-def _as_raised(error: RaydpoError) -> RaydpoError:
-    """Ray raises a subclass of its own of the error, whose text is the worker's traceback."""
-    cause = getattr(error, "cause", None)
-    return _as_raised(cause) if isinstance(cause, RaydpoError) else error
+def inside(error: BaseException) -> Generator[BaseException]:
+    """An exception, then those that it holds or came from, the nearest first.
+
+    Ray and Ray Train keep what was raised in attributes of many names, some of them in mappings.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException] = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += _held_by(current)
+
+
+def is_of_ray(error: BaseException) -> bool:
+    """Whether an exception's class is one of Ray's, or one that Ray made of another."""
+    return any(cls.__module__.partition(".")[0] == "ray" for cls in type(error).__mro__)
+
+
+def _held_by(error: BaseException) -> list[BaseException]:
+    values: list[object] = list(vars(error).values())
+    values += [inner for value in values if isinstance(value, dict) for inner in value.values()]
+    values.append(error.__cause__)
+    if not error.__suppress_context__:
+        values.append(error.__context__)
+    return [value for value in values if isinstance(value, BaseException)]
+
+
+#: How a note on an exception begins that says where it was raised.
+_PLACE: Final = "where: "
+
+
+def note_place(error: BaseException, place: str) -> None:
+    """Write on an exception where it was raised; the note goes with it to the driver."""
+    error.add_note(f"{_PLACE}{place}")
+
+
+def places_of(error: BaseException) -> list[str]:
+    """What `note_place` wrote on an exception and on those inside it."""
+    notes = [note for one in inside(error) for note in getattr(one, "__notes__", [])]
+    places = [note.removeprefix(_PLACE) for note in notes if note.startswith(_PLACE)]
+    return list(dict.fromkeys(places))

@@ -7,7 +7,9 @@ exceptions are known by their names.
 
 from __future__ import annotations
 
+import errno
 import re
+import shutil
 import tempfile
 import traceback
 from datetime import UTC, datetime
@@ -16,11 +18,21 @@ from typing import Final
 
 from raydpo import __version__
 from raydpo.credentials import without_credentials
-from raydpo.errors import ClusterError, RaydpoError, UnexpectedError, own_error
+from raydpo.errors import (
+    ClusterError,
+    RaydpoError,
+    RunError,
+    UnexpectedError,
+    inside,
+    is_of_ray,
+    own_error,
+)
 from raydpo.labeling.own_frames import is_own, own_lines
 from raydpo.storage import Folder
 
 _LONGEST_MESSAGE: Final = 300
+#: Characters of a traceback that are printed where no disk takes it.
+_LAST_OF_IT: Final = 2000
 #: What helps against what Ray lost, by the name of its exception.
 _WAYS_OUT: Final = {
     "OutOfMemoryError": "give the node more memory, or let fewer workers run at once: lower "
@@ -35,9 +47,25 @@ _WAYS_OUT: Final = {
     "again; the same command goes on from here",
     "RuntimeEnvSetupError": "mend the runtime environment of the job (packages, working directory)",
     "OutOfDiskError": "free some disk under Ray's temporary folder, /tmp/ray",
+    "TaskUnschedulableError": "the cluster has no node with what a worker holds: lower the stage's "
+    "CPUs or GPUs, or add a node",
+    "ActorUnschedulableError": "the cluster has no node with what a worker holds: lower the stage's "
+    "CPUs or GPUs, or add a node",
+    "InsufficientClusterResourcesError": "the cluster has less than the training's workers hold: "
+    "lower `num_workers` or what each holds",
+    "WorkerGroupStartupTimeoutError": "the cluster had no room for the training's workers in time: "
+    "lower `num_workers` or what each holds, or add a node",
+    "WorkerHealthCheckTimeoutError": "a train worker did not answer: see whether its node is busy or "
+    "stopped; the same command goes on from the last checkpoint",
+    "OwnerDiedError": "the process that held data is gone; the same command goes on from here",
+    "ObjectLostError": "data between stages is gone with a node; the same command goes on from here",
     "ObjectStoreFullError": "start Ray with a larger object store (--object-store-memory)",
 }
 _GO_ON: Final = "read the traceback; where it can pass, the same command goes on from here"
+_MORE_MEMORY: Final = _WAYS_OUT["OutOfMemoryError"]
+#: What the operating system says where there is no room for a file.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_RIGHT: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def explained(error: Exception) -> RaydpoError:
@@ -45,14 +73,75 @@ def explained(error: Exception) -> RaydpoError:
     own = own_error(error)
     if own is not None:
         return own
-    if _is_of_ray(error):
-        return _of_ray(error)
-    lines = own_lines(error) or _innermost(traceback.extract_tb(error.__traceback__))
+    root = _root(error)
+    lines = own_lines(error) if root is error else _frames_in(_remote_text(error))
+    if (plain := _of_the_system(root, lines)) is not None:
+        return plain
+    if is_of_ray(error):
+        return _of_ray(error, root, lines)
     return UnexpectedError(
-        "\n    ".join([_in_one_line(error), *lines]),
+        _with_lines(
+            _in_one_line(error), lines or _innermost(traceback.extract_tb(error.__traceback__))
+        ),
         "what raydpo cannot use is refused with its own errors: this was not foreseen",
         "look at the lines above; where they are not yours, report it with the traceback",
     )
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was raised first: below Ray's exceptions, or the innermost of these that says something."""
+    if not is_of_ray(error):
+        return error
+    held = list(inside(error))
+    plain = (inner for inner in held if not is_of_ray(inner))
+    known = (inner for inner in reversed(held) if not _WAYS_OUT.keys().isdisjoint(_names(inner)))
+    return next(plain, None) or next(known, error)
+
+
+def _of_the_system(root: BaseException, lines: list[str]) -> RaydpoError | None:
+    """What the operating system refused: room, rights, memory, open files; None of all else."""
+    said = _with_lines(_in_one_line(root), lines)
+    number = root.errno if isinstance(root, OSError) else None
+    named = root.filename if isinstance(root, OSError) and root.filename else None
+    place = f": {named}" if named else ""
+    if number in _NO_ROOM or "No space left on device" in said:
+        return RunError(
+            f"there is no room left on a disk{place} ({said})",
+            "what a run writes has room, in the run directory and in the temporary folder of each node",
+            f"free some{_free_space(named)}, raise the quota, or set `output` or TMPDIR to another "
+            "disk. What was finished is whole: the same command goes on from here",
+        )
+    if number in _NO_RIGHT:
+        return RunError(
+            f"a file may not be read or written{place} ({said})",
+            "the user that raydpo and its workers run as may write the run directory",
+            "mend its owner or mode, or set `output` to another folder",
+        )
+    if number in (errno.EMFILE, errno.ENFILE):
+        return RunError(
+            f"too many files are open ({said})",
+            "a process opens as many files as its limit allows",
+            "raise it: `ulimit -n 65536` before Ray starts",
+        )
+    if isinstance(root, MemoryError) or (
+        "OutOfMemoryError" in _names(root) and not is_of_ray(root)
+    ):
+        return ClusterError(
+            f"memory ran out: {said}", "what a process computes fits its memory", _MORE_MEMORY
+        )
+    return None
+
+
+def _free_space(path: object) -> str:
+    """How much room there is where a file should lie, in words; nothing where nobody knows."""
+    if not isinstance(path, str):
+        return ""
+    folder = next((f for f in Path(path).parents if f.is_dir()), Path("/"))
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return ""
+    return f" under {folder} ({free / (1 << 20):,.0f} MiB are free there on this machine)"
 
 
 def keep_traceback(error: BaseException, run: Folder | None) -> str:
@@ -69,8 +158,11 @@ def keep_traceback(error: BaseException, run: Folder | None) -> str:
             return f"{run.uri}/errors/{name}"
     except OSError:  # the disk may be what failed
         pass
-    path = Path(tempfile.mkdtemp(prefix="raydpo-")) / name
-    path.write_bytes(content)
+    try:
+        path = Path(tempfile.mkdtemp(prefix="raydpo-")) / name
+        path.write_bytes(content)
+    except OSError as again:
+        return f"it cannot be kept, {_in_one_line(again)}; the last of it:\n{text[-_LAST_OF_IT:]}"
     return str(path)
 
 
@@ -78,46 +170,48 @@ def has_more_to_tell(error: Exception, told: RaydpoError) -> bool:
     """Whether the traceback of an exception tells more than what was told of it."""
     cause = told.__cause__
     unforeseen = isinstance(told, ClusterError | UnexpectedError)
-    return unforeseen or told is not error or (cause is not None and _is_of_ray(cause))
-
-
-def _is_of_ray(error: BaseException) -> bool:
-    return any(cls.__module__.partition(".")[0] == "ray" for cls in type(error).__mro__)
+    return unforeseen or told is not error or (cause is not None and is_of_ray(cause))
 
 
 def _names(error: BaseException) -> list[str]:
     return [cls.__name__ for cls in type(error).__mro__]
 
 
-def _of_ray(error: Exception) -> ClusterError:
+def _of_ray(error: Exception, root: BaseException, lines: list[str]) -> ClusterError:
     """What Ray says of a task, an actor or a node; of a task, the lines where it failed."""
-    way_out = next((_WAYS_OUT[name] for name in _names(error) if name in _WAYS_OUT), _GO_ON)
+    way_out = next((_WAYS_OUT[name] for name in _names(root) if name in _WAYS_OUT), _GO_ON)
     remote = _remote_text(error)
-    if remote is None:
-        what, lines = f"Ray lost what it was doing: {_in_one_line(error)}", []
+    if not is_of_ray(root):
+        what = f"a process on the cluster failed: {_in_one_line(root)}"
+    elif remote:
+        what = f"a process on the cluster failed: {remote.splitlines()[-1]}"
     else:
-        cause = getattr(error, "cause", None)
-        said = _in_one_line(cause) if isinstance(cause, Exception) else remote.splitlines()[-1]
-        what, lines = f"a process on the cluster failed: {said}", _frames_in(remote)
+        what = f"Ray lost what it was doing: {_in_one_line(root)}"
     rule = "tasks and actors of a run end well, or are begun again"
-    return ClusterError("\n    ".join([what, *lines]), rule, way_out)
+    return ClusterError(_with_lines(what, lines), rule, way_out)
 
 
-def _remote_text(error: BaseException) -> str | None:
-    """The traceback of the process that failed, where the exception carries one."""
-    failures = list(getattr(error, "worker_failures", {}).values())  # of Ray Train
-    for inner in (error, getattr(error, "cause", None), error.__cause__, *failures):
-        if inner is not None and "RayTaskError" in _names(inner):
-            return re.sub(r"\x1b\[\d+m", "", str(inner)).strip()  # Ray's colours
-    return "".join(traceback.format_exception(failures[0])).strip() if failures else None
+def _remote_text(error: BaseException) -> str:
+    """The traceback of the process that failed, where the exception carries one; else nothing."""
+    for inner in inside(error):
+        text = getattr(inner, "_traceback_str", None)  # of a worker of Ray Train
+        if text is None and "RayTaskError" in _names(inner):
+            text = str(inner)
+        if isinstance(text, str):
+            return re.sub(r"\x1b\[\d+m", "", text).strip()  # Ray's colours
+    return ""
 
 
 def _frames_in(text: str) -> list[str]:
     """The innermost line of a traceback's text, and the user's own ones before it."""
     found = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*(.*)', text)
-    lines = [(file, f"{file}:{line}, in {name}: {code}"[:200]) for file, line, name, code in found]
-    own = [line for file, line in lines[:-1] if is_own(file)][-2:]
+    lines = [(file, f"{file}:{line}, in {name}: {code[:100]}") for file, line, name, code in found]
+    own = [line for file, line in lines[:-1] if is_own(file)][-3:]
     return [*own, *(line for _, line in lines[-1:])]
+
+
+def _with_lines(said: str, lines: list[str]) -> str:
+    return "\n    ".join([said, *lines])
 
 
 def _innermost(frames: traceback.StackSummary) -> list[str]:

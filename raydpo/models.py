@@ -57,7 +57,15 @@ def local_folder(model: ModelConfig) -> Path:
         DataError: a file was changed since the stage was finished; it is named.
     """
     path = Path(model.path).expanduser()
-    if path.is_dir():
+    try:
+        there = path.is_dir()
+    except (OSError, ValueError) as error:  # such as a name of 300 letters in an adapter's file
+        raise ModelError(
+            f"model {model.path[:300]!r} cannot be looked for: {said_by(error)}",
+            "a model is a Hugging Face folder, a URI of one, or a hub name such as org/name",
+            "check the path",
+        ) from error
+    if there:
         hold_artifacts(path.absolute(), str(path.absolute()))
         return path.absolute()
     if "://" in model.path:

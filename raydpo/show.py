@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from raydpo.errors import ManifestError, RunError
+from raydpo.errors import RaydpoError, RunError, said_by
 from raydpo.labeling.kept_votes import is_of_people
 from raydpo.run import read_manifest, read_part
 from raydpo.set_aside import all_set_aside, is_set_aside
@@ -47,22 +47,27 @@ def _stage_folders(run: Folder) -> set[str]:
 
 
 def _describe(folder: Folder, name: str, rows: int) -> Iterator[str]:
+    """What is known of a stage; what is damaged of it is named, and ends nothing."""
     try:
-        manifest = read_manifest(folder)
-    except ManifestError as error:
-        yield f"\n{name}: DAMAGED: {error}"
-        return
+        yield from _described(folder, name, rows)
+    except (RaydpoError, OSError) as error:
+        said = str(error) if isinstance(error, RaydpoError) else said_by(error)
+        yield f"\n{name}: DAMAGED: {said}"
+
+
+def _described(folder: Folder, name: str, rows: int) -> Iterator[str]:
+    manifest = read_manifest(folder)
     if manifest is None:
         yield f"\n{name}: begun, not finished"
         return
     yield f"\n{name}: done {manifest['committed_at']}, fingerprint {manifest['fingerprint'][:16]}"
     if "counts" in manifest:
         yield "  " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
-    if manifest["table"] == "preferences" and is_of_people(manifest):
+    if manifest.get("table") == "preferences" and is_of_people(manifest):
         yield "  made from people's votes"
     for kind, value in manifest["inputs"].items():
         yield f"  from {kind} {str(value)[:16]}"
-    if manifest["table"] and manifest.get("parts"):
+    if manifest.get("table") and manifest.get("parts"):
         yield from _head(folder, manifest, rows)
 
 

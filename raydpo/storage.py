@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raydpo.credentials import credential_in
-from raydpo.errors import ConfigError, DataError
+from raydpo.errors import ConfigError, DataError, said_by
+from raydpo.retrying import MOST_BYTES_IN_MEMORY, RetryingHandler
 
 #: Large files, such as weights, pass through memory in blocks of this size.
 _BLOCK_BYTES: Final = 1 << 22
@@ -85,9 +87,9 @@ class Folder:
         """
         try:
             return json.loads(self.read_bytes(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{self.uri}/{name} is not JSON: {error}",
+                f"{self.uri}/{name} is not JSON: {said_by(error)}",
                 "files that raydpo wrote are whole",
                 "it was damaged after it was written: restore it, or delete its folder",
             ) from error
@@ -135,8 +137,14 @@ class Folder:
     def upload(self, source: Path) -> None:
         """Copy the files of a local folder into this one; files of the same name are replaced."""
         for file in sorted(p for p in source.rglob("*") if p.is_file()):
-            with open(file, "rb") as read, self._writer(file.relative_to(source).as_posix()) as out:
-                shutil.copyfileobj(read, out, _BLOCK_BYTES)
+            name = file.relative_to(source).as_posix()
+            filesystem, path = self._locate(name)
+            with open(file, "rb") as read:
+                if isinstance(filesystem, pafs.LocalFileSystem):
+                    with self._writer(name) as out:
+                        shutil.copyfileobj(read, out, _BLOCK_BYTES)
+                else:
+                    _handler_of(filesystem).put(path, read)
 
     def download(self, target: Path) -> None:
         """Copy this folder's files, at any depth, into a local one."""
@@ -152,8 +160,9 @@ class Folder:
         """A stream whose content is the file's once the block ends."""
         filesystem, path = self._locate(name)
         if not isinstance(filesystem, pafs.LocalFileSystem):
-            with filesystem.open_output_stream(path) as stream:  # visible only once closed
+            with tempfile.SpooledTemporaryFile(MOST_BYTES_IN_MEMORY) as stream:
                 yield stream
+                _handler_of(filesystem).put(path, stream)
             return
         target = Path(path)
         make_folders(target.parent)
@@ -165,6 +174,10 @@ class Folder:
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(target)
+        except OSError as error:
+            if error.filename is None:  # a full disk does not say whose file it was
+                error.filename = str(target)
+            raise
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -223,8 +236,9 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), uri
+    scheme = uri.partition("://")[0]
     try:
-        return pafs.FileSystem.from_uri(uri)
+        return _retrying(*pafs.FileSystem.from_uri(uri), scheme)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
     try:
@@ -232,13 +246,27 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
 
         filesystem, path = fsspec.core.url_to_fs(uri)
         handler: Any = pafs.FSSpecHandler  # its stub calls it abstract
-        return pafs.PyFileSystem(handler(filesystem)), path
+        return _retrying(pafs.PyFileSystem(handler(filesystem)), path, scheme)
     except (ImportError, ValueError) as error:
         raise DataError(
             f"{uri}: {error}",
             "a URI's scheme is one that pyarrow (s3, gs, hdfs) or an installed fsspec package reads",
             "install the fsspec package of that scheme, or copy the files to a known place",
         ) from error
+
+
+def _handler_of(filesystem: pafs.FileSystem) -> RetryingHandler:
+    """What does the work of a file system that `locate` gave and that is no local one."""
+    assert isinstance(filesystem, pafs.PyFileSystem), filesystem
+    handler = filesystem.handler
+    assert isinstance(handler, RetryingHandler), handler
+    return handler
+
+
+def _retrying(filesystem: pafs.FileSystem, path: str, scheme: str) -> tuple[pafs.FileSystem, str]:
+    if isinstance(filesystem, pafs.LocalFileSystem):  # a URI of this machine
+        return filesystem, path
+    return pafs.PyFileSystem(RetryingHandler(filesystem, scheme)), path
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

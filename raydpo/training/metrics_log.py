@@ -120,13 +120,21 @@ def _tracker(name: str, folder: Folder, what: str, start_step: int) -> Tracker:
     makers = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
     try:
         return makers[name](folder, what, start_step)
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+            raise  # of the disk, not of the tracker
+        raise _does_not_start(name, error) from error
     except Exception as error:
-        raise ConfigError(
-            f"tracker {name!r} (training.trackers) does not start: {error}",
-            "a tracker's package is installed where the workers run, and knows where to write",
-            "install raydpo[trackers]; give WANDB_API_KEY or WANDB_MODE=offline, or "
-            "MLFLOW_TRACKING_URI, in the environment; or take it out of `trackers`",
-        ) from error
+        raise _does_not_start(name, error) from error
+
+
+def _does_not_start(name: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"tracker {name!r} (training.trackers) does not start: {error}",
+        "a tracker's package is installed where the workers run, and knows where to write",
+        "install raydpo[trackers]; give WANDB_API_KEY or WANDB_MODE=offline, or "
+        "MLFLOW_TRACKING_URI, in the environment; or take it out of `trackers`",
+    )
 
 
 def _tracked_as(folder: Folder) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from raydpo.cluster import cluster_size
 from raydpo.config import Config, ModelConfig, TrainerConfig
 from raydpo.config_content import content_of
-from raydpo.errors import ModelError, NumericsError, RunError
+from raydpo.errors import ModelError, NumericsError, RunError, said_by
 from raydpo.models import tokenizer_fingerprint, weights_fingerprint
 from raydpo.parts import Table
 from raydpo.plan import workers_can_wait
@@ -218,7 +218,11 @@ def _shown_progress(folder: Folder) -> Generator[None]:
     def show() -> None:
         shown = b""
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-            line = folder.read_bytes(PROGRESS_FILE) if folder.exists(PROGRESS_FILE) else shown
+            try:
+                line = folder.read_bytes(PROGRESS_FILE) if folder.exists(PROGRESS_FILE) else shown
+            except OSError as error:  # it is there again, or the training itself ends by it
+                logger.warning("progress cannot be read: %s", said_by(error))
+                continue
             if line != shown:
                 say(line.decode())
                 shown = line

@@ -54,6 +54,7 @@ LAYERS = [
         "lock",
         "set_aside",
         "notices",
+        "retrying",
         "attempts",
         "run",
         "model_files",

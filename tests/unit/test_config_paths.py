@@ -86,3 +86,17 @@ def test_what_is_no_path_is_refused(here, path, rule) -> None:
     for key, value in {"model": path, "output": path}.items():
         with pytest.raises(ConfigError, match=f"{key}.*{rule}"):
             config_from_values({**sampled(), key: value}, "here")
+
+
+@pytest.mark.parametrize(
+    "path", ["x" * 300, "é" * 130, "/".join(["folder"] * 700), "a/" + "b" * 256]
+)
+def test_paths_that_no_disk_takes_are_refused(here, path: str) -> None:
+    for changed in ({"model": path}, {"output": path}, {"prompts": path}):
+        with pytest.raises(ConfigError, match="each name in it at most 255"):
+            config_from_values({**sampled(), **changed}, "test")
+
+
+def test_a_name_of_a_run_that_no_disk_takes_is_refused(here) -> None:
+    with pytest.raises(ConfigError, match="at most 200 characters"):
+        config_from_values({**sampled(), "name": "x" * 300}, "test")

@@ -87,3 +87,14 @@ def test_yaml_that_no_configuration_needs_is_refused(text, problem) -> None:
 def test_aliases_and_merged_keys_stay_in_use() -> None:
     text = "a: &a {x: 1, y: 2}\nb: *a\nc: {<<: *a, y: 3}"
     assert yaml_values(text, "job.yaml")["c"] == {"x": 1, "y": 3}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 100_000, "- " * 100_000, "? " * 100_000])
+def test_depth_is_refused_before_anything_is_made_of_it(text: str) -> None:
+    with pytest.raises(ConfigError, match="nests more than 40 levels"):
+        yaml_values(text, "job.yaml")
+
+
+def test_too_many_values_are_refused_as_they_are_read() -> None:
+    with pytest.raises(ConfigError, match="more than 20,000 values"):
+        yaml_values("[" + "1, " * 200_000 + "1]", "job.yaml")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any, cast
@@ -18,12 +21,16 @@ from raydpo.errors import (
     ConfigError,
     DataError,
     RaydpoError,
+    RunError,
     UnexpectedError,
+    note_place,
     own_errors,
+    places_of,
 )
 from raydpo.failures import explained, has_more_to_tell, keep_traceback
 from raydpo.run import run_folder
 from raydpo.storage import Folder
+from tests.conftest import ROOT
 
 
 def of_a_task(cause: Exception) -> Exception:
@@ -62,6 +69,129 @@ def test_a_fault_in_a_task_is_told_with_its_lines_and_cause() -> None:
     assert first == "a process on the cluster failed: KeyError: 'answer'"
     assert line.strip().startswith(f"{__file__}:")
     assert line.endswith("in of_a_task: raise cause")
+
+
+def of_a_train_worker(cause: Exception) -> Exception:
+    """What Ray Train raises for an exception of its worker, as it comes from its controller."""
+    from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    with pytest.raises(type(cause)) as caught:
+        raise cause
+    trace = "".join(traceback.format_exception(caught.value))
+    inner = UserExceptionWithTraceback(caught.value, trace)
+    group = WorkerGroupError("1 of 2 workers failed", {1: inner})
+    return ControllerError(pickle.loads(pickle.dumps(group)))
+
+
+@pytest.mark.parametrize("wrap", [of_a_task, of_a_train_worker])
+def test_an_error_of_raydpo_is_found_at_any_depth_with_its_place(wrap) -> None:
+    inner = DataError("value", "rule", "way out")
+    note_place(inner, "round 0, label, part-00003, on node-1")
+    error = of_a_task(wrap(of_a_task(inner)))
+    told = explained(error)
+    assert type(told) is DataError
+    assert str(told) == "value\n  rule: rule\n  way out: way out"
+    assert places_of(error) == ["round 0, label, part-00003, on node-1"]
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, of_a_task, of_a_train_worker])
+@pytest.mark.parametrize(
+    ("error", "kind", "said", "way_out"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/x"), RunError,
+         "there is no room left on a disk: /runs/x", "MiB are free there"),
+        (OSError(errno.EFBIG, "File too large"), RunError, "no room left on a disk", "TMPDIR"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), RunError, "may not be", "owner or mode"),
+        (OSError(errno.EMFILE, "Too many open files"), RunError, "too many files", "ulimit -n"),
+        (MemoryError(), ClusterError, "memory ran out", "batch sizes"),
+    ],
+)  # fmt: skip
+def test_what_the_system_refuses_has_its_name_wherever_it_happens(
+    wrap, error, kind, said, way_out
+) -> None:
+    told = explained(wrap(error))
+    assert type(told) is kind
+    assert said in told.value
+    assert way_out in told.way_out
+
+
+def test_a_fault_in_a_train_worker_is_told_with_its_lines() -> None:
+    told = explained(of_a_train_worker(KeyError("answer")))
+    first, line = told.value.splitlines()
+    assert first == "a process on the cluster failed: KeyError: 'answer'"
+    assert line.strip().startswith(f"{__file__}:")
+
+
+def test_what_ray_train_lost_is_told_by_what_it_lost() -> None:
+    from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
+    told = explained(ControllerError(WorkerGroupError("worker died", {0: lost})))
+    assert "ActorDiedError: The actor died" in told.value
+    assert "Ray's logs say why" in told.way_out
+
+
+def test_a_tracker_that_finds_the_disk_full_is_not_called_uninstalled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raydpo.training import metrics_log
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(metrics_log, "_TensorBoard", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        metrics_log._tracker("tensorboard", Folder(str(tmp_path)), "test", 0)
+    assert type(explained(caught.value)) is RunError
+
+
+def test_where_no_disk_takes_the_traceback_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(failures.tempfile, "mkdtemp", full)
+    kept = keep_traceback(ValueError("the reason"), None)
+    assert "No space left on device" in kept
+    assert kept.endswith("ValueError: the reason\n")
+
+
+#: What a process may write to a file, as where a disk is full.
+FULL = """
+import resource, signal, sys
+from raydpo.cli import _print_failure
+from raydpo.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.storage import Folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Folder(sys.argv[1])
+stage = Stage(folder, "examples", "examples", {}, {})
+open_stage(stage)
+row = {"example_id": "a", "token_ids": list(range(int(sys.argv[2]))), "prompt_tokens": 0}
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
+try:
+    write_part(stage, 0, PartResult([row], counts={"input": 1}))
+    commit(stage, {})
+except Exception as error:
+    _print_failure(error, None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit", "file"), [(200_000, 4096, "part-00000.parquet"), (1, 1800, "manifest.json")]
+)
+def test_a_full_disk_is_told_with_the_file_and_leaves_no_half(
+    tmp_path: Path, tokens: int, limit: int, file: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "run"), str(tokens), str(limit)],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stderr.startswith("RunError: there is no room left on a disk: "), done.stderr
+    assert file in done.stderr
+    assert "free some under" in done.stderr
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert not (tmp_path / "run/manifest.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -165,5 +295,7 @@ def test_a_job_with_a_relative_output_ends_before_anything_is_written(
 
 def test_rays_own_exceptions_are_known_by_their_names() -> None:
     import ray.exceptions
+    from ray.train.v2._internal import exceptions as of_train
 
-    assert all(hasattr(ray.exceptions, name) for name in failures._WAYS_OUT)
+    known = {*vars(ray.exceptions), *vars(of_train)}
+    assert failures._WAYS_OUT.keys() <= known

@@ -20,7 +20,7 @@ from raydpo.model_files import (
     refuse_unusable_files,
     weight_files,
 )
-from raydpo.models import load_causal_lm, load_tokenizer
+from raydpo.models import load_causal_lm, load_tokenizer, weights_fingerprint
 
 
 @pytest.fixture
@@ -213,3 +213,17 @@ def test_many_labels_or_experts_that_the_weights_have_are_no_reason(folder: Path
         else:
             with pytest.raises(ModelError, match="num_labels 5001"):
                 refuse_unusable_files(folder)
+
+
+def test_an_adapter_that_is_its_own_base_is_refused(folder: Path) -> None:
+    adapter = {"base_model_name_or_path": str(folder), "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(ModelError, match="which is an adapter itself"):
+        weights_fingerprint(ModelConfig(path=str(folder)))
+
+
+def test_an_adapter_whose_base_has_a_name_that_no_disk_takes_is_refused(folder: Path) -> None:
+    adapter = {"base_model_name_or_path": "/" + "x" * 300, "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(ModelError, match="cannot be looked for: .*File name too long"):
+        weights_fingerprint(ModelConfig(path=str(folder)))
