@@ -9,14 +9,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from raydpo.errors import DataError, ManifestError, said_by
+from raydpo.manifests import hold_fields
 from raydpo.storage import Folder, fingerprint, sha256
 
 #: Files that are hashed at the same time: one core hashes more slowly than a disk reads.
@@ -43,14 +45,14 @@ def write_checked(folder: Folder, name: str, value: dict[str, Any]) -> dict[str,
 
 
 def read_checked(
-    folder: Folder, name: str, fields: Mapping[str, type] = MappingProxyType({})
+    folder: Folder, name: str, fields: type[BaseModel] | None = None
 ) -> dict[str, Any]:
     """JSON that `write_checked` wrote.
 
     Args:
         folder: where it lies.
         name: of the file.
-        fields: what it holds at least, with their types.
+        fields: what it holds at least.
 
     Raises:
         ManifestError: it is damaged, or lacks a field.
@@ -67,10 +69,8 @@ def read_checked(
     checksum = value.get("checksum")
     if checksum != fingerprint({k: v for k, v in value.items() if k != "checksum"}):
         raise ManifestError(f"{where} is damaged: its checksum does not match", rule, way_out)
-    for field, kind in fields.items():
-        if not isinstance(value.get(field), kind):
-            found = f"its {field!r} is no {kind.__name__}" if field in value else f"no {field!r}"
-            raise ManifestError(f"{where} is damaged: {found}", rule, way_out)
+    if fields is not None:
+        hold_fields(fields, value, where, way_out)
     return value
 
 

@@ -112,9 +112,8 @@ def _check_events(text: str, where: str) -> None:
     Raises:
         ConfigError: it is too deep or has too many values.
     """
-    level = count = 0
-    for event in yaml.parse(text, _Loader):
-        count += 1
+    level = 0
+    for count, event in enumerate(yaml.parse(text, _Loader)):
         if isinstance(event, yaml.CollectionStartEvent):
             level += 1
         elif isinstance(event, yaml.CollectionEndEvent):

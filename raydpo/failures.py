@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from raydpo import __version__
+from raydpo import __version__, errors
 from raydpo.credentials import without_credentials
 from raydpo.errors import (
     ClusterError,
@@ -63,6 +63,10 @@ _WAYS_OUT: Final = {
 }
 _GO_ON: Final = "read the traceback; where it can pass, the same command goes on from here"
 _MORE_MEMORY: Final = _WAYS_OUT["OutOfMemoryError"]
+#: How an error of raydpo ends a traceback.
+_OWN_TEXT: Final = re.compile(
+    r"raydpo\.errors\.(\w+): (.+?)\n\s*rule: (.+?)\n\s*way out: (.+?)\s*(?=\n|$)", re.DOTALL
+)
 #: What the operating system says where there is no room for a file.
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_RIGHT: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -70,7 +74,7 @@ _NO_RIGHT: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def explained(error: Exception) -> RaydpoError:
     """The raydpo error that a person reads instead of an exception's traceback."""
-    own = own_error(error)
+    own = own_error(error) or _own_in_text(error)
     if own is not None:
         return own
     root = _root(error)
@@ -86,6 +90,18 @@ def explained(error: Exception) -> RaydpoError:
         "what raydpo cannot use is refused with its own errors: this was not foreseen",
         "look at the lines above; where they are not yours, report it with the traceback",
     )
+
+
+def _own_in_text(error: BaseException) -> RaydpoError | None:
+    """The raydpo error of which only a text is left: where an actor's constructor raised it."""
+    if not is_of_ray(error):
+        return None
+    for inner in inside(error):
+        found = _OWN_TEXT.search(_plain(str(inner)))
+        kind = getattr(errors, found[1], None) if found else None
+        if found and isinstance(kind, type) and issubclass(kind, RaydpoError):
+            return kind(found[2], found[3], found[4])
+    return None
 
 
 def _root(error: BaseException) -> BaseException:
@@ -195,11 +211,21 @@ def _remote_text(error: BaseException) -> str:
     """The traceback of the process that failed, where the exception carries one; else nothing."""
     for inner in inside(error):
         text = getattr(inner, "_traceback_str", None)  # of a worker of Ray Train
-        if text is None and "RayTaskError" in _names(inner):
+        if text is None and ("RayTaskError" in _names(inner) or _has_frames(inner)):
             text = str(inner)
         if isinstance(text, str):
-            return re.sub(r"\x1b\[\d+m", "", text).strip()  # Ray's colours
+            return _plain(text)
     return ""
+
+
+def _has_frames(error: BaseException) -> bool:
+    """Whether an exception of Ray's, such as of an actor that never began, quotes a traceback."""
+    return is_of_ray(error) and '  File "' in str(error)
+
+
+def _plain(text: str) -> str:
+    """A text without Ray's colours."""
+    return re.sub(r"\x1b\[\d+m", "", text).strip()
 
 
 def _frames_in(text: str) -> list[str]:
@@ -222,5 +248,5 @@ def _innermost(frames: traceback.StackSummary) -> list[str]:
 
 
 def _in_one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split())
+    message = " ".join(_plain(str(error)).split())
     return f"{type(error).__name__}: {message}"[:_LONGEST_MESSAGE]

@@ -132,9 +132,10 @@ class RetryingHandler(pafs.FileSystemHandler):
         """The path as the file system writes it."""
         return self.inner.normalize_path(path)
 
-    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+    def get_file_info(self, paths: str | list[str]) -> list[pafs.FileInfo]:
         """What is known of each path."""
-        return self._do(lambda: self.inner.get_file_info(paths), paths[0] if paths else "")
+        names = [paths] if isinstance(paths, str) else paths
+        return self._do(lambda: self.inner.get_file_info(names), names[0] if names else "")
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         """What lies in a folder."""
@@ -271,7 +272,7 @@ class _Target(io.RawIOBase):
 
     def __init__(self, handler: RetryingHandler, path: str, metadata: dict[str, str]) -> None:
         self._handler, self._path, self._metadata = handler, path, metadata
-        self._content = tempfile.SpooledTemporaryFile(MOST_BYTES_IN_MEMORY)
+        self._content = tempfile.SpooledTemporaryFile(MOST_BYTES_IN_MEMORY)  # noqa: SIM115 - until `close`
 
     def writable(self) -> bool:
         return True

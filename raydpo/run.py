@@ -28,6 +28,7 @@ from raydpo.checked import (
     write_checked,
 )
 from raydpo.errors import ConfigError, DataError, ManifestError
+from raydpo.manifests import Manifest, Plan
 from raydpo.progress import logger
 from raydpo.set_aside import set_aside
 from raydpo.storage import (
@@ -45,12 +46,6 @@ FORMAT: Final = 2
 _MANIFEST: Final = "manifest.json"
 _PLAN: Final = "plan.json"
 _RECORDS: Final = "_parts"
-#: What every manifest holds.
-_FIELDS: Final = {
-    **dict.fromkeys(("stage", "key", "fingerprint", "committed_at"), str),
-    **dict.fromkeys(("inputs", "settings"), dict),
-    "files": list,
-}
 #: The manifest of a stage that was finished, while damaged files of it are made again.
 _FORMER: Final = "manifest.former.json"
 #: Beginnings of names of files that no stage reads, or that have manifests of their own.
@@ -248,8 +243,7 @@ def look_at(stage: Stage) -> tuple[State, str]:
         same = manifest["key"] == stage.key
         return ("done", "") if same else ("stale", difference(manifest, stage))
     if stage.folder.exists(_PLAN):
-        fields = {"key": str, "inputs": dict, "settings": dict}
-        plan = read_checked(stage.folder, _PLAN, fields)
+        plan = read_checked(stage.folder, _PLAN, Plan)
         same = plan["key"] == stage.begun.key
         why = "it was begun, and " + difference(plan, stage.begun)
         return ("begun", "") if same else ("stale", why)
@@ -264,7 +258,7 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
     Raises:
         ManifestError: it is there, but damaged.
     """
-    return read_checked(folder, _MANIFEST, _FIELDS) if folder.exists(_MANIFEST) else None
+    return read_checked(folder, _MANIFEST, Manifest) if folder.exists(_MANIFEST) else None
 
 
 def write_part(

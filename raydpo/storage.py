@@ -115,7 +115,7 @@ class Folder:
         filesystem, path = self._locate(name)
         _, end = target._locate(name)
         if isinstance(filesystem, pafs.LocalFileSystem):
-            Path(end).parent.mkdir(parents=True, exist_ok=True)
+            make_folders(Path(end).parent)
             Path(path).rename(end)
             return
         names = [name] if name else list(self.files(recursive=True))

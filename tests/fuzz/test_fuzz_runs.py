@@ -45,7 +45,11 @@ def job(folder: Path) -> Config:
         "name": "run",
         "output": str(folder / "runs"),
         "model": str(folder / "model"),
-        "preferences": str(folder / "pairs.jsonl"),
+        "preferences": {
+            "path": str(folder / "pairs.jsonl"),
+            "max_prompt_tokens": 32,
+            "max_completion_tokens": 32,
+        },
         "training": {},
     }
     return config_from_values(values, "a test")

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from ray import cloudpickle
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from raydpo import cli, failures
@@ -20,6 +21,7 @@ from raydpo.errors import (
     ClusterError,
     ConfigError,
     DataError,
+    ModelError,
     RaydpoError,
     RunError,
     UnexpectedError,
@@ -81,7 +83,7 @@ def of_a_train_worker(cause: Exception) -> Exception:
     trace = "".join(traceback.format_exception(caught.value))
     inner = UserExceptionWithTraceback(caught.value, trace)
     group = WorkerGroupError("1 of 2 workers failed", {1: inner})
-    return ControllerError(pickle.loads(pickle.dumps(group)))
+    return ControllerError(cloudpickle.loads(cloudpickle.dumps(group)))
 
 
 @pytest.mark.parametrize("wrap", [of_a_task, of_a_train_worker])
@@ -114,6 +116,26 @@ def test_what_the_system_refuses_has_its_name_wherever_it_happens(
     assert type(told) is kind
     assert said in told.value
     assert way_out in told.way_out
+
+
+def test_an_error_of_an_actors_constructor_is_told_from_its_text() -> None:
+    text = (
+        "The actor died because of an error raised in its creation task, \x1b[36mray::A.__init__()"
+        '\x1b[39m (pid=1)\n  File "/x/y.py", line 3, in __init__\n    raise error\n'
+        "raydpo.errors.ModelError: the value\n    of two lines\n  rule: the rule\n  way out: the way"
+    )
+    told = explained(died(text))
+    assert type(told) is ModelError
+    assert told.args == ("the value\n    of two lines", "the rule", "the way")
+
+
+def died(text: str) -> ActorDiedError:
+    """What Ray raises where an actor never began; only the text of the cause is left."""
+    error = ActorDiedError()
+    error.error_msg = text
+    error.args = (text,)
+    assert text in str(error)
+    return error
 
 
 def test_a_fault_in_a_train_worker_is_told_with_its_lines() -> None:
@@ -165,7 +187,7 @@ from raydpo.run import PartResult, Stage, commit, open_stage, write_part
 from raydpo.storage import Folder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Folder(sys.argv[1])
-stage = Stage(folder, "examples", "examples", {}, {})
+stage = Stage(folder, "examples", "examples", {}, {"note": "x" * 3000})  # in the manifest
 open_stage(stage)
 row = {"example_id": "a", "token_ids": list(range(int(sys.argv[2]))), "prompt_tokens": 0}
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)

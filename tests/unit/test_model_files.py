@@ -225,5 +225,5 @@ def test_an_adapter_that_is_its_own_base_is_refused(folder: Path) -> None:
 def test_an_adapter_whose_base_has_a_name_that_no_disk_takes_is_refused(folder: Path) -> None:
     adapter = {"base_model_name_or_path": "/" + "x" * 300, "peft_type": "LORA"}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    with pytest.raises(ModelError, match="cannot be looked for: .*File name too long"):
+    with pytest.raises(ModelError, match=r"cannot be looked for: .*File name too long"):
         weights_fingerprint(ModelConfig(path=str(folder)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import pickle
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,8 @@ class FlakyFileSystem:
         return Stream(self.inner.open_output_stream(path), self)
 
     def __getattr__(self, name: str) -> Any:
-        self.fail()
+        if name != "normalize_path":  # which asks the store for nothing
+            self.fail()
         return getattr(self.inner, name)
 
 
@@ -86,15 +86,13 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def flaky(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]
-) -> Iterator[FlakyFileSystem]:
+def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> FlakyFileSystem:
     """Folders of `flaky://` URIs lie in a store that fails 30 % of its operations."""
     store = FlakyFileSystem(tmp_path, 0.3, seed=1)
     handler: Any = RetryingHandler(store, "flaky")
     filesystem = pafs.PyFileSystem(handler)
     monkeypatch.setattr(storage, "locate", lambda uri: (filesystem, uri.removeprefix("flaky://")))
-    yield store
+    return store
 
 
 def test_every_operation_survives_a_store_that_fails(flaky: FlakyFileSystem, tmp_path) -> None:
@@ -120,9 +118,14 @@ def test_every_operation_survives_a_store_that_fails(flaky: FlakyFileSystem, tmp
 
 def test_a_write_that_its_caller_gives_up_leaves_nothing(flaky: FlakyFileSystem) -> None:
     folder = Folder("flaky://bucket/run")
-    with pytest.raises(KeyError), folder._writer("half.bin") as stream:
-        stream.write(b"half")
-        raise KeyError
+
+    def half() -> None:
+        with folder._writer("half.bin") as stream:
+            stream.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        half()
     assert not folder.exists("half.bin")
 
 
@@ -132,6 +135,7 @@ def test_arrow_copies_through_it_as_ray_train_does(flaky: FlakyFileSystem, tmp_p
     (source / "__0_0.distcp").write_bytes(CONTENT)
     filesystem, _ = storage.locate("flaky://x")
     pafs.copy_files(str(source), "bucket/checkpoint", pafs.LocalFileSystem(), filesystem)
+    (tmp_path / "back").mkdir()
     pafs.copy_files("bucket/checkpoint", str(tmp_path / "back"), filesystem, pafs.LocalFileSystem())
     assert (tmp_path / "back/__0_0.distcp").read_bytes() == CONTENT
 

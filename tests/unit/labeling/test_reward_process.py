@@ -112,14 +112,14 @@ def test_completions_that_end_the_process_are_refused_alone(folder, name, how, l
 
 def test_a_completion_that_hangs_is_refused_with_the_line_where_it_does(folder) -> None:
     begun = time.monotonic()
-    found = refusals(judged("hangs", timeout_seconds=0.5))
+    found = refusals(judged("hangs", timeout_seconds=2, max_attempts=1))
     assert found.keys() == {3, 12}
     where = f"{folder}/odd_rewards.py:{line_of('while any')}, in hangs"
     line = line_of("time.sleep(0.01)")
     either = {where, where.replace(f":{line_of('while any')}", f":{line}")}
     for reason in found.values():
         how, _, place = reason.partition(" at ")
-        assert how == "the reward function did not answer in 0.5 s"
+        assert how == "the reward function did not answer in 2 s"
         assert any(place.startswith(one[:-10]) for one in either), reason
     assert time.monotonic() - begun < 60
 
@@ -163,7 +163,8 @@ def test_memory_that_is_never_given_back_restarts_the_process_between_calls(capl
         held = [judge(PROMPTS, COMPLETIONS).values[0] for _ in range(8)]
     assert max(held) < 5
     assert held.count(1) >= 2
-    assert "is started anew: it holds 0." in caplog.text
+    # It is noticed between two calls, or during one that takes long enough.
+    assert "is started anew: it holds 0." in caplog.text or "of memory, more than" in caplog.text
 
 
 def test_a_completion_that_takes_all_memory_is_refused() -> None:
