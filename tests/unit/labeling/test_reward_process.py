@@ -192,12 +192,12 @@ def test_a_wait_is_told_with_what_ends_it(caplog, monkeypatch) -> None:
     monkeypatch.setattr(bounded, "_MOST_ENDS", 1)
     with (
         caplog.at_level(logging.WARNING, "raydpo"),
-        pytest.raises(DataError, match="did not answer in 1 s"),
+        pytest.raises(DataError, match="did not answer in 5 s"),
     ):
-        make_judge(RewardConfig(function="odd_rewards:hangs", timeout_seconds=1, max_attempts=1))(
+        make_judge(RewardConfig(function="odd_rewards:hangs", timeout_seconds=5, max_attempts=1))(
             PROMPTS[:1], ["bad"]
         )
-    told = "waits for reward function 'odd_rewards:hangs' on 1 completions since 0 s; it is ended after 1 s"
+    told = "waits for reward function 'odd_rewards:hangs' on 1 completions since 0 s; it is ended after 5 s"
     assert told in caplog.text
 
 
