@@ -46,6 +46,8 @@ FORMAT: Final = 2
 _MANIFEST: Final = "manifest.json"
 _PLAN: Final = "plan.json"
 _RECORDS: Final = "_parts"
+#: So many damaged files are named, with their hashes.
+_MOST_NAMED: Final = 5
 #: The manifest of a stage that was finished, while damaged files of it are made again.
 _FORMER: Final = "manifest.former.json"
 #: Beginnings of names of files that no stage reads, or that have manifests of their own.
@@ -200,8 +202,9 @@ def _reopen(
     Its manifest is kept under another name until the stage is finished again.
     """
     names = [damage.name for damage in damaged]
-    where = f"{stage.folder.uri}/{damaged[0]}"
-    more = f" and {len(damaged) - 1} more file(s)" if len(damaged) > 1 else ""
+    shown = ", ".join(map(str, damaged[:_MOST_NAMED]))
+    more = len(damaged) - _MOST_NAMED
+    where = f"{stage.folder.uri}/{shown}" + (f" and {more} more file(s)" if more > 0 else "")
     records: list[dict[str, Any]] | None = manifest.get("part_records")
     problem = refuse_to_mend and refuse_to_mend(names, manifest)
     if problem is None and stage.table is not None and records is None:
@@ -210,11 +213,11 @@ def _reopen(
         )
     if problem is not None:
         raise DataError(
-            f"{where}{more} was changed after it was written",
+            f"{where}: changed after the stage was finished",
             f"a damaged file is made again where nothing else is lost, but here {problem}",
             f"restore the file from a copy; or delete {stage.folder.uri}, and it is all made again",
         )
-    logger.warning("[%s] damaged, made again: %s%s", stage.name, where, more)
+    logger.warning("[%s] damaged, made again: %s", stage.name, where)
     whole = {file["name"]: file for file in manifest["files"] if file["name"] not in names}
     for record in records or []:
         own = [name for name in _file_names(record["part"]) if name in whole or name in names]

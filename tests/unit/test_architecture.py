@@ -57,7 +57,6 @@ LAYERS = [
         "retrying",
         "manifests",
         "attempts",
-        "set_aside",
         "run",
         "model_files",
         "models",

@@ -54,6 +54,22 @@ def test_a_flipped_byte_costs_one_part_and_the_table_ends_as_it_was(
     assert not folder.exists("manifest.former.json")
 
 
+def test_each_damaged_file_is_named_with_its_hashes_and_those_after_five_are_counted(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = replace(stage_in(folder), table=None)
+    open_stage(stage)
+    names = [f"model/{number}" for number in range(7)]
+    for name in names:
+        folder.write_bytes(name, name.encode() * 9)
+    commit_files(stage, "same")
+    changed = [(name, *flip(folder.local_path(name))) for name in names]
+    open_stage(stage)
+    for name, expected, found in changed[:5]:
+        assert f"{name} (expected {expected}, found {found})" in caplog.text
+    assert " and 2 more file(s)" in caplog.text
+
+
 def test_a_missing_part_is_made_again_alone(folder: Folder) -> None:
     finish(stage_in(folder))
     folder.local_path("part-00002.parquet").unlink()
