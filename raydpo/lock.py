@@ -1,47 +1,66 @@
 """The lock of a run directory: one process at a time writes into it.
 
-What comes in: the directory. What goes out: a block that holds it, or an error that names the holder.
+What comes in: the directory. What goes out: a block that holds it, or an error that names the
+holder. The kernel locks a local directory; elsewhere a driver holds a lease that it renews.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import IO, Final
 
 from raydpo.errors import RunLockedError
+from raydpo.lease import leased
 from raydpo.storage import Folder, make_folders
+
+#: What a file system says that does not know `flock`.
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
 def locked(run: Folder) -> Generator[None]:
     """Hold the run directory; the kernel lets go when the process ends, however it ends.
 
-    Folders in object stores are not locked: they offer nothing to lock with.
+    A folder in an object store, or on a file system without locks, is held by a lease.
 
     Raises:
         RunLockedError: another live process holds it; the message says which.
     """
     if not run.is_local:
-        yield
+        with leased(run):
+            yield
         return
     path = run.local_path("lock")
     make_folders(path.parent)
     with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise RunLockedError(
-                f"{run.uri} is in use by {file.read().strip() or 'another process'}",
-                "one run at a time writes into a run directory",
-                "wait for it or end it, or give this run another `name`",
-            ) from error
+        if not _flocked(file, run):
+            with leased(run):
+                yield
+            return
         file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
         file.flush()
         yield
+
+
+def _flocked(file: IO[str], run: Folder) -> bool:
+    """Whether the kernel locked the file; it is False where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        file.seek(0)
+        raise RunLockedError(
+            f"{run.uri} is in use by {file.read().strip() or 'another process'}",
+            "one run at a time writes into a run directory",
+            "wait for it or end it, or give this run another `name`",
+        ) from error
+    return True

@@ -28,6 +28,7 @@ from raydpo.checked import (
     write_checked,
 )
 from raydpo.errors import ConfigError, DataError, ManifestError
+from raydpo.lease import check_lease
 from raydpo.manifests import Manifest, Plan
 from raydpo.progress import logger
 from raydpo.set_aside import set_aside
@@ -175,6 +176,7 @@ def open_stage(
         ManifestError: the manifest or the plan is damaged.
         DataError: a file is damaged that cannot be made again.
     """
+    check_lease(stage.folder)
     state, why = look_at(stage)
     if state == "done":
         manifest = read_checked(stage.folder, _MANIFEST)
@@ -222,7 +224,7 @@ def _reopen(
     for record in records or []:
         own = [name for name in _file_names(record["part"]) if name in whole or name in names]
         if all(name in whole for name in own):
-            value = {**record, "files": [whole[name] for name in own]}
+            value = {**record, "key": stage.begun.key, "files": [whole[name] for name in own]}
             write_checked(stage.folder.child(_RECORDS), _record_name(record["part"]), value)
     write_checked(stage.folder, _PLAN, _identity(stage.begun))
     unchecked = {name: value for name, value in manifest.items() if name != "checksum"}
@@ -271,6 +273,7 @@ def write_part(
 
     `made_from` are the hashes of the files of input parts that it was made from.
     """
+    check_lease(stage.folder)
     content = parquet_bytes(table_from_rows(result.rows, stage.schema))
     name = part_name(index)
     stage.folder.write_bytes(name, content)
@@ -287,6 +290,7 @@ def write_part(
         )
     record = {
         "part": index,
+        "key": stage.begun.key,
         "made_from": made_from,
         "files": files,
         "content": sha256(b"\n".join(canonical_json(row) for row in result.rows)),
@@ -362,12 +366,22 @@ def _records(stage: Stage, check: Callable[[dict[str, Any]], object]) -> dict[in
             continue
         try:
             record = read_checked(folder, name)
+            _check_key(stage, record)
             check(record)
         except (DataError, ManifestError) as error:
             logger.warning("%s: done again, because %s", stage.name, str(error).splitlines()[0])
             continue
         records[record["part"]] = record
     return records
+
+
+def _check_key(stage: Stage, record: dict[str, Any]) -> None:
+    if record.get("key") != stage.begun.key:
+        raise DataError(
+            f"the record of part {record['part']} is another stage's or an older version's",
+            "a table has parts of one stage only, also where two runs write into one folder",
+            "it is made again",
+        )
 
 
 def commit(
@@ -421,7 +435,9 @@ def commit(
 
 
 def _without_files(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in ("files", "checksum")}
+    return {
+        name: value for name, value in record.items() if name not in ("files", "checksum", "key")
+    }
 
 
 def _measured(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -492,6 +508,7 @@ def _identity(stage: Stage) -> dict[str, Any]:
 
 def _commit_manifest(stage: Stage, manifest: dict[str, Any]) -> dict[str, Any]:
     _refuse_other_content(stage, manifest)
+    check_lease(stage.folder)
     written = write_checked(stage.folder, _MANIFEST, {**manifest, "committed_at": _now()})
     stage.folder.child(_RECORDS).delete()
     stage.folder.delete(_PLAN)

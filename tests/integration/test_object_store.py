@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from raydpo.config import ModelConfig
+from raydpo.errors import RunLockedError
+from raydpo.lease import Timing, leased
 from raydpo.models import load_causal_lm, weights_fingerprint
 from raydpo.run import read_manifest, read_rows
 from raydpo.storage import Folder, folder_of
@@ -75,7 +77,14 @@ def test_a_policy_is_trained_from_bucket_to_bucket(
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
-    folder = bucket.child("runs", "run", "round-000")
+    run = bucket.child("runs", "run")
+    assert run.read_json("lease.json")["holder"].startswith("process ")
+    assert not run.child("lease").files()
+    quick = Timing(renewal_seconds=0.2, lapse_seconds=2.0)
+    with leased(run, quick), pytest.raises(RunLockedError), leased(run, quick):
+        pass
+
+    folder = run.child("round-000")
     scored = read_manifest(folder.child("reference"))
     assert scored is not None
     assert len(list(read_rows(folder.child("reference"), scored))) == 8

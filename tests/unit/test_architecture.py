@@ -53,6 +53,7 @@ LAYERS = [
         "private_files",
         "lock",
         "set_aside",
+        "lease",
         "notices",
         "retrying",
         "manifests",

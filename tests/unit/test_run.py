@@ -1,5 +1,7 @@
 """The run directory: what is finished stays, what is stale or damaged is seen."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -201,6 +203,30 @@ def test_damaged_manifest_is_refused_and_not_taken_for_nothing_done(folder) -> N
         path.write_bytes(damaged)
         with pytest.raises(ManifestError, match=r"manifest\.json is damaged"):
             open_stage(stage_in(folder))
+
+
+def test_parts_of_another_stage_in_the_same_folder_are_no_part_of_the_table(folder) -> None:
+    mine, other = stage_in(folder), stage_in(folder, model="another")
+    assert open_stage(mine) is None
+    write_part(mine, 0, result(0))
+    write_part(other, 1, result(7))  # as two drivers did in an object store without a lease
+    assert list(finished_parts(mine)) == [0]
+    with pytest.raises(DataError, match="has the parts"):
+        commit(mine, {}, parts=2)
+    write_part(mine, 1, result(1))
+    manifest = commit(mine, {}, parts=2)
+    assert [row["example_id"][0] for row in read_rows(folder, manifest)] == list("000111")
+
+
+def test_a_file_system_without_locks_gets_a_lease(tmp_path, monkeypatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    run = folder_of(str(tmp_path))
+    with locked(run):
+        assert len(run.child("lease").files()) == 1
+    assert not run.child("lease").files()
 
 
 def test_second_run_in_a_directory_is_told_who_holds_it(tmp_path) -> None:

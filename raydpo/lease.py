@@ -1,0 +1,304 @@
+"""The lease of a run directory that the kernel cannot lock: one driver at a time writes into it.
+
+What comes in: a folder in an object store, or on a file system without `flock`. What goes out: a
+block that holds the folder, or an error that names who does. Each driver writes a claim and then
+lists all claims. It goes on only where it sees no other, so of two that begin together at least
+one sees the other's. That asks one thing of a store: a list shows what was written before it, as
+S3, Google Cloud Storage, Azure and shared file systems do. A driver renews its claim while it
+lives. Others take the folder from one that stopped, and that one finds out before it commits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Generator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from raydpo.checked import read_checked, write_checked
+from raydpo.errors import ManifestError, RunLockedError
+from raydpo.progress import logger
+from raydpo.storage import Folder
+
+_CLAIMS: Final = "lease"
+#: Says who held the directory last, for a driver that slept while another came and went.
+_LAST: Final = "lease.json"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How often a claim is renewed, and after how long without that it counts for nothing."""
+
+    renewal_seconds: float = 10.0
+    lapse_seconds: float = 60.0
+
+
+@contextlib.contextmanager
+def leased(run: Folder, timing: Timing | None = None) -> Generator[None]:
+    """Hold a run directory by a claim that is renewed until the block ends.
+
+    Raises:
+        RunLockedError: another live driver holds it, or took it from this one.
+    """
+    lease = _Lease(run, timing or Timing())
+    lease.acquire()
+    _held.append(lease)
+    done = threading.Event()
+    renewal = threading.Thread(target=lease.keep, args=(done,), name="raydpo-lease", daemon=True)
+    renewal.start()
+    try:
+        yield
+    except Exception as error:
+        _blame(lease, error)
+        raise
+    finally:
+        done.set()
+        renewal.join()
+        _held.remove(lease)
+        try:
+            lease.release()
+        except OSError as error:  # what the block returned or raised matters more
+            logger.warning("%s: the lease lapses by itself: %s", run.uri, error)
+
+
+def _blame(lease: _Lease, error: Exception) -> None:
+    """Say that the lease was lost, where that may be why the driver failed."""
+    try:
+        lease.check()
+    except RunLockedError as lost:
+        raise lost from error
+    except OSError:
+        pass  # the driver's own error says more
+
+
+#: Leases that this process holds.
+_held: list[_Lease] = []
+
+
+def check_lease(folder: Folder) -> None:
+    """Stop a driver that no longer holds the run directory which `folder` lies in.
+
+    Nothing happens where this process holds no lease on it.
+
+    Raises:
+        RunLockedError: another driver took it, since this one did not renew its claim in time.
+    """
+    for lease in _held:
+        if f"{folder.uri}/".startswith(f"{lease.run.uri}/"):
+            lease.check()
+
+
+class _Lease:
+    """One driver's claim on a run directory.
+
+    Others pass over a claim that did not change for `lapse_seconds`, so its driver trusts it for
+    half as long. After that it asks again, and goes on only if nobody took the directory.
+    """
+
+    def __init__(self, run: Folder, timing: Timing) -> None:
+        self.run = run
+        self.timing = timing
+        self._claims = run.child(_CLAIMS)
+        self._name = f"{uuid.uuid4().hex}.json"
+        self._watch = _Watch(timing.lapse_seconds)
+        self._changes = 0
+        self._renewed_at = _now_seconds()
+        self._lost: RunLockedError | None = None
+        self._one_at_a_time = threading.Lock()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._who = {
+            "holder": f"process {os.getpid()} on {socket.gethostname()}, since {since}",
+            "pid": os.getpid(),
+            "processes": _process_table(),
+        }
+
+    def acquire(self) -> None:
+        """Return once no other claim counts.
+
+        Raises:
+            RunLockedError: another driver holds the directory, and renews its claim.
+        """
+        told = False
+        while others := self._asked():
+            self.release()
+            for claim in others:
+                if claim.holding and claim.renewed:
+                    raise _locked(self.run, claim.holder)
+            if not told:
+                text = "%s: waiting up to %.0f s for a sign of life of %s"
+                logger.info(text, self.run.uri, self.timing.lapse_seconds, others[0].holder)
+                told = True
+            self._pause()
+        self.run.write_json(_LAST, {"claim": self._name, "holder": self._who["holder"]})
+        self._hold()
+
+    def keep(self, done: threading.Event) -> None:
+        """Renew the claim until `done`, or until it is lost."""
+        while not done.wait(self.timing.renewal_seconds):
+            try:
+                self.check(renew=True)
+            except RunLockedError as error:
+                logger.error("this run ends when its stage does: %s", error)
+                return
+            except OSError as error:
+                logger.warning("%s: the lease was not renewed: %s", self.run.uri, error)
+
+    def check(self, renew: bool = False) -> None:
+        """Raise where the lease is lost; ask the store where it may be."""
+        with self._one_at_a_time:
+            if self._lost is None:
+                try:
+                    if self._late():
+                        self._ask_again()
+                    elif renew:
+                        self._hold()
+                except RunLockedError as error:
+                    self._lost = error
+            if self._lost is not None:
+                raise self._lost
+
+    def release(self) -> None:
+        """Take the claim away."""
+        self._take_away(self._name)
+
+    def _asked(self) -> list[_Claim]:
+        """Write a claim, then return the others that count; those that do not are deleted."""
+        self._write("asking")
+        others, passed_over = self._watch.look(self._claims, self._name)
+        if not others:
+            for name in passed_over:
+                self._take_away(name)
+        return others
+
+    def _take_away(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another driver was faster
+            self._claims.delete(name)
+
+    def _hold(self) -> None:
+        self._write("holding")
+        if self._late():  # the store was slow, and others may have passed over the claim
+            self._ask_again()
+
+    def _ask_again(self) -> None:
+        """Hold the directory again, if nobody took it; unlike in `acquire`, the claim stays."""
+        while self._late():
+            others = self._asked()
+            last = self.run.read_json(_LAST)
+            if last["claim"] != self._name:
+                self.release()
+                raise _locked(self.run, f"{last['holder']}, which saw no sign of life of this run")
+            if others:
+                self._renewed_at = -math.inf
+                self._pause()
+            else:
+                self._write("holding")
+
+    def _late(self) -> bool:
+        return _now_seconds() - self._renewed_at > self.timing.lapse_seconds / 2
+
+    def _write(self, state: Literal["asking", "holding"]) -> None:
+        at = _now_seconds()
+        self._changes += 1
+        value = {**self._who, "state": state, "changes": self._changes}
+        write_checked(self._claims, self._name, value)
+        if state == "asking" or at - self._renewed_at <= self.timing.lapse_seconds / 2:
+            self._renewed_at = at
+
+    def _pause(self) -> None:
+        longest = self.timing.renewal_seconds / 5
+        time.sleep(random.uniform(longest / 10, longest))  # noqa: S311 - no secret
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Another driver's claim: who it is, whether it holds, and whether it changed under our eyes."""
+
+    holder: str
+    holding: bool
+    renewed: bool
+
+
+class _Watch:
+    """What one driver has seen of the others' claims, by its own clock."""
+
+    def __init__(self, lapse_seconds: float) -> None:
+        self._lapse_seconds = lapse_seconds
+        self._first: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def look(self, claims: Folder, own: str) -> tuple[list[_Claim], list[str]]:
+        """The other claims that count, and the names of those that do not."""
+        counting: list[_Claim] = []
+        passed_over: list[str] = []
+        for name in claims.files():
+            if name == own or not name.endswith(".json") or name.startswith("."):
+                continue
+            content = _read_claim(claims, name)
+            if content is None:
+                continue
+            changes = int(content["changes"])
+            first = self._first.setdefault(name, changes)
+            if self._seen.get(name, (None,))[0] != changes:
+                self._seen[name] = (changes, _now_seconds())
+            unchanged_seconds = _now_seconds() - self._seen[name][1]
+            if unchanged_seconds > self._lapse_seconds or _has_ended(content):
+                passed_over.append(name)
+            else:
+                holding = content["state"] == "holding"
+                counting.append(_Claim(str(content["holder"]), holding, changes != first))
+        return counting, passed_over
+
+
+def _read_claim(claims: Folder, name: str) -> dict[str, Any] | None:
+    """A claim's content; None where it was taken away."""
+    try:
+        return read_checked(claims, name)
+    except FileNotFoundError:
+        return None
+    except ManifestError:
+        return {"changes": 0, "state": "asking", "holder": f"the damaged claim {name}"}
+
+
+def _has_ended(content: dict[str, Any]) -> bool:
+    """Whether the driver of a claim was one of this machine's processes, and is no more."""
+    table = _process_table()
+    if table is None or content.get("processes") != table:
+        return False
+    try:
+        os.kill(int(content["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _process_table() -> str | None:
+    """What all processes share that see each other by number; None where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _now_seconds() -> float:
+    """A clock that also goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _locked(run: Folder, holder: str) -> RunLockedError:
+    return RunLockedError(
+        f"{run.uri} is in use by {holder}",
+        "one run at a time writes into a run directory",
+        "wait for it or end it, or give this run another `name`",
+    )
