@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 BESIDE := --ignore=tests/integration -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz lint format lock sbom audit clean gpu-acceptance
+.PHONY: help setup demo test test-fast test-faults fuzz lint format lock sbom audit clean gpu-acceptance
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
@@ -37,6 +37,9 @@ endif
 
 test-fast: setup ## Run the tests that need no cluster, without the thorough ones.
 	@$(BIN)/python -m pytest -m "not slow and not thorough" --ignore=tests/fuzz $(BESIDE) $(ARGS)
+
+test-faults: setup ## Inject every fault of docs/faults.md and write each row's result there.
+	@$(BIN)/python -m tests.faults.table $(ARGS)
 
 fuzz: setup ## Feed readers, configuration and model folders with garbage; MINUTES=1 for each target.
 	@RAYDPO_FUZZ_MINUTES='$(or $(MINUTES),1)' $(BIN)/python -m pytest tests/fuzz --timeout 0 -n auto --maxprocesses 4 $(ARGS)
