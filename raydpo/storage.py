@@ -120,8 +120,13 @@ class Folder:
             return
         names = [name] if name else list(self.files(recursive=True))
         for file in names:
-            source = self._locate(file)[1]
-            with filesystem.open_input_stream(source) as read, target._writer(file) as out:
+            try:
+                read = filesystem.open_input_stream(self._locate(file)[1])
+            except FileNotFoundError:
+                if name:
+                    raise
+                continue  # a driver that lost its lease cleans up behind itself
+            with read, target._writer(file) as out:
                 shutil.copyfileobj(read, out, _BLOCK_BYTES)
         self.delete(name)
 
