@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -118,7 +119,8 @@ def clean(folder: Path) -> None:
         if (old or (total > room and _FINISHED.fullmatch(path.name))) and _remove_unused(path):
             total -= sizes[path]
     for lock in folder.glob(f"*{_LOCK}"):
-        if now - lock.stat().st_mtime > UNUSED_DAYS * _SECONDS_PER_DAY:
+        state = _states([lock])
+        if state and now - state[0].st_mtime > UNUSED_DAYS * _SECONDS_PER_DAY:
             with _alone(lock):
                 """Nothing is left that it stands for."""
 
@@ -176,13 +178,21 @@ def _lock_of(path: Path) -> Path:
 
 
 def _last_used(path: Path) -> float:
-    lock = _lock_of(path)
-    return max(file.lstat().st_mtime for file in (path, lock) if file.exists())
+    return max((state.st_mtime for state in _states([path, _lock_of(path)])), default=math.inf)
 
 
 def _size(path: Path) -> int:
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files)
+    below = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return sum(state.st_size for state in _states([path, *below]))
+
+
+def _states(paths: list[Path]) -> list[os.stat_result]:
+    """What is known of those files that are there: other processes remove theirs meanwhile."""
+    states: list[os.stat_result] = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            states.append(path.lstat())
+    return states
 
 
 def _remove_unused(path: Path) -> bool:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -148,3 +149,30 @@ def test_the_longest_unused_go_first_where_there_is_no_room(
     monkeypatch.setattr(private_files, "DISK_FRACTION", 1500 / total)
     clean(folder)
     assert [file.exists() for file in files] == [True, False, False]
+
+
+def test_what_other_processes_remove_meanwhile_is_no_error(folder: Path) -> None:
+    """Train workers on one node write their groups, and end, while others clean."""
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            file, tree = folder / "groups-x.0123", folder / "model-x.4567"
+            (folder / "groups-x.lock").touch()
+            file.write_bytes(b"rows")
+            tree.mkdir(exist_ok=True)
+            (tree / "weights").write_bytes(b"w")
+            file.unlink(missing_ok=True)
+            (tree / "weights").unlink()
+            tree.rmdir()
+            (folder / "groups-x.lock").unlink(missing_ok=True)
+
+    private_folder()
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(2_000):
+            clean(folder)
+    finally:
+        done.set()
+        other.join()
