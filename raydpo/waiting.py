@@ -1,8 +1,7 @@
 """Waits that speak: what is waited for, who holds it, and what frees it.
 
 What comes in: a block that may wait, and what stands in its way. What goes out: a line in the
-log after half a minute without progress, and one each minute after that. Every wait of raydpo
-whose end depends on others goes through here.
+log after half a minute without progress, and one each minute after that.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
-
-import ray
+from typing import Final
 
 from raydpo.errors import said_by
 from raydpo.progress import logger
@@ -34,19 +31,16 @@ class Obstacle:
         waits_for: what is missing.
         held_by: who has it, or what is being done meanwhile.
         freed_by: what ends the wait, by itself or by a person.
-        seconds: since when, where that is known better than by the wait itself.
     """
 
     waits_for: str
     held_by: str
     freed_by: str
-    seconds: float | None = None
 
     def line(self, what: str, seconds: float) -> str:
         """What the log says of it after so many seconds."""
-        since = seconds if self.seconds is None else self.seconds
         return (
-            f"[{what}] waits since {since:.0f} s for {self.waits_for}; "
+            f"[{what}] waits since {seconds:.0f} s for {self.waits_for}; "
             f"{self.held_by}; what frees it: {self.freed_by}"
         )
 
@@ -111,30 +105,3 @@ def waiting(
         yield wait
     finally:
         ended.set()
-
-
-#: What this process holds of the cluster for longer than a task, in words.
-_holding: dict[object, str] = {}
-
-
-@contextmanager
-def holding(words: str) -> Generator[None]:
-    """Inside the block, lines on waits name this as a holder of the cluster's CPUs and GPUs."""
-    key = object()
-    _holding[key] = words
-    try:
-        yield
-    finally:
-        del _holding[key]
-
-
-def holders() -> str:
-    """Who holds the cluster's CPUs and GPUs, and what of them is free."""
-    total: Any = ray.cluster_resources()
-    free: Any = ray.available_resources()
-    size = " and ".join(
-        f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU")
-    )
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    held = ", ".join(_holding.values()) or "other work on the cluster"
-    return f"{size} are free on {nodes} node(s); held by {held}"

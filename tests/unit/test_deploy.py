@@ -142,7 +142,7 @@ def test_all_nodes_run_the_same_image_and_share_the_runs(job: Json) -> None:
 def test_the_ray_version_is_the_locked_one(job: Json) -> None:
     for lock in ("cpu.txt", "cuda.txt"):
         text = (ROOT / "requirements" / lock).read_text()
-        assert f"\nray=={job['spec']['rayClusterSpec']['rayVersion']}\n" in text
+        assert f"\nray=={job['spec']['rayClusterSpec']['rayVersion']} \\\n" in text
 
 
 def test_a_lost_cluster_is_tried_again_and_a_finished_one_goes(job: Json) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raydpo import waiting
-from raydpo.waiting import Obstacle, Wait, holding
+from raydpo.waiting import Obstacle, Wait
 
 ENGINE = Obstacle("an engine", "held by others", "their end")
 
@@ -69,13 +69,3 @@ def test_a_reason_that_cannot_be_told_ends_no_wait(clock: Clock) -> None:
 
     wait = Wait("round 0", describe, told.append)
     assert lines_of(wait, clock, 100, told) == []
-
-
-def test_holders_are_named_while_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(waiting.ray, "available_resources", lambda: {"CPU": 0.5})
-    monkeypatch.setattr(waiting.ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
-    free = "0.5 of 2 CPUs and 0 of 0 GPUs are free on 1 node(s); held by "
-    with holding("2 train workers"):
-        assert waiting.holders() == free + "2 train workers"
-    assert waiting.holders() == free + "other work on the cluster"
