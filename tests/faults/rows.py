@@ -221,4 +221,67 @@ ROWS = (
             "unit/training/test_checkpoints.py::test_values_that_would_run_code_are_refused",
         ),
     ),
+    Row(
+        "a finished stage whose manifest is lost, or whose settings changed",
+        "it is set aside under a name that the log tells, and `raydpo clean` alone deletes it",
+        (
+            "unit/test_set_aside.py::test_a_finished_stage_is_set_aside_whole_and_the_log_says_where",
+        ),
+    ),
+    Row(
+        "a cluster that stood here before, or one that does not answer",
+        "an own cluster looks for no other; a join says what it waits for and gives up",
+        (
+            "unit/test_cluster.py::test_an_own_cluster_does_not_look_for_one_that_stood_here",
+            "unit/test_cluster.py::test_joining_a_cluster_that_does_not_answer_speaks_and_gives_up",
+        ),
+    ),
+    Row(
+        "processes that clean the temporary folder together",
+        "what vanishes meanwhile stops none of them",
+        ("unit/test_private_files.py::test_what_other_processes_remove_meanwhile_is_no_error",),
+    ),
+    Row(
+        "a credential in a configuration, a URI or the environment",
+        "it is refused, or kept out of every file, log and error",
+        (
+            "integration/test_pipeline.py::test_no_file_and_no_log_holds_a_secret_and_prompts_stand_where_people_read_them",
+            "unit/test_credentials.py::test_a_configuration_with_one_is_refused_without_repeating_it",
+            "unit/test_credentials.py::test_a_run_s_uri_with_one_is_refused",
+            "unit/test_credentials.py::test_secret_variables_are_taken_out_of_errors_logs_and_tracebacks",
+        ),
+    ),
+    Row(
+        "other users of the machine and the network",
+        "a cluster that raydpo starts listens on loopback; temporary files are one user's alone",
+        (
+            "integration/test_cluster_access.py::test_all_that_listens_listens_on_loopback",
+            "unit/test_private_files.py::test_a_folder_that_others_can_write_into_is_refused",
+        ),
+    ),
+    Row(
+        "a model of a billion layers",
+        "it is refused by arithmetic before one is built",
+        (
+            "unit/test_model_files.py::test_a_model_of_a_billion_layers_is_refused_before_one_is_built",
+        ),
+    ),
+    Row(
+        "a node that is lost and does not come back",
+        "the work is planned again for the nodes that are left",
+        (),
+        missing="written and not landed; today a stage waits for room",
+    ),
+    Row(
+        "a train worker, or the only engine, that stands still",
+        "it is ended after a stated time and its work done again; the wait is told each minute",
+        (),
+        missing="written and not landed; Ray Train's own health check ends a worker after minutes",
+    ),
+    Row(
+        "a judge or reward service with time-outs, errors and bad JSON",
+        "limited tries with growing waits, no default score, the row quarantined at the end",
+        (),
+        missing="judges over HTTP are not there yet",
+    ),
 )
