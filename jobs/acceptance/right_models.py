@@ -20,7 +20,7 @@ from raydpo.training.attention.interface import attention_of
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.groups import Group
 from raydpo.training.logps import autocast, token_logps
-from raydpo.training.sharing import token_module
+from raydpo.training.sharing import own_logps, token_module
 
 from .task import Context, Task, Values
 
@@ -135,18 +135,6 @@ def make_groups(context: Context) -> list[Group]:
         Group(str(number), tokens(prompt), [tokens(longest - k) for k in range(count)], [], None)
         for number, (prompt, count, longest) in enumerate(shapes)
     ]
-
-
-def own_logps(model: PreTrainedModel, groups: list[Group]) -> Tensor:
-    """Log-probs of all completion tokens by transformers alone: [N] float32."""
-    values: list[Tensor] = []
-    for group in groups:
-        for completion in group.completions:
-            ids = torch.tensor([group.prompt_ids + completion], device=model.device)
-            logps = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-            start = len(group.prompt_ids)
-            values.append(logps[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0])
-    return torch.cat(values)
 
 
 def _rms(values: Tensor) -> float:

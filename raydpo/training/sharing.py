@@ -99,7 +99,8 @@ def check_sharing(model: PreTrainedModel) -> None:
         ModelError: the model cannot share prompts, and why.
     """
     groups = _groups(model)
-    expected = _own_logps(model, groups)
+    with torch.no_grad():
+        expected = own_logps(model, groups)
     windows = _windows_by_config(model)
     module = TokenLogps(model, attention="segments" if model.device.type == "cpu" else "mask")
     batch = build_micro_batch(groups, shared=True).to(model.device)
@@ -135,7 +136,8 @@ def check_forward(module: TokenLogps) -> None:
     groups = _groups(module.model)
     with torch.no_grad():
         got = token_logps(module, build_micro_batch(groups).to(module.model.device))
-    difference = (_own_logps(module.model, groups) - got).abs().max().item()
+        expected = own_logps(module.model, groups)
+    difference = (expected - got).abs().max().item()
     if not difference < TOLERANCE_NATS:
         raise ModelError(
             f"{type(module.model).__name__}: its logits differ from hidden states times output "
@@ -156,9 +158,8 @@ def _groups(model: PreTrainedModel) -> list[Group]:
     ]
 
 
-@torch.no_grad()
-def _own_logps(model: PreTrainedModel, groups: list[Group]) -> Tensor:
-    """Log-probs by transformers alone, one sequence at a time: [N] float32."""
+def own_logps(model: PreTrainedModel, groups: list[Group]) -> Tensor:
+    """Log-probs of all completion tokens by transformers alone, one sequence at a time: [N] float32."""
     values: list[Tensor] = []
     for group in groups:
         for completion in group.completions:

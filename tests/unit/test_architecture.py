@@ -213,6 +213,7 @@ def test_what_everything_imports_imports_nothing_heavy(name: str) -> None:
         assert not foreign_imports(module) & HEAVY, module
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "core",
     [

@@ -196,6 +196,7 @@ SLEEPING = {"max_completion_tokens": 32, "engines": {"sleep": True, "gpu_share":
 TWO_HALVES = {"num_workers": 2, "gpus_per_worker": 0.5, "trackers": []}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -245,6 +246,7 @@ def _changed_model(source: Path, target: Path, **values: Any) -> str:
     return str(target)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("values", "message"),
     [

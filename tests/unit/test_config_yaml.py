@@ -95,6 +95,7 @@ def test_depth_is_refused_before_anything_is_made_of_it(text: str) -> None:
         yaml_values(text, "job.yaml")
 
 
+@pytest.mark.thorough
 def test_too_many_values_are_refused_as_they_are_read() -> None:
     with pytest.raises(ConfigError, match="more than 20,000 values"):
         yaml_values("[" + "1, " * 200_000 + "1]", "job.yaml")

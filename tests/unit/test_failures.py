@@ -199,6 +199,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("tokens", "limit", "file"), [(200_000, 4096, "part-00000.parquet"), (1, 1800, "manifest.json")]
 )

@@ -122,6 +122,7 @@ def freeze(operations: int) -> Iterator[tuple[int, dict[str, object]]]:
         yield done, together(["A"] * done + ["B"] * 5000)
 
 
+@pytest.mark.thorough
 def test_a_driver_that_stops_at_any_operation_is_replaced_and_spoils_nothing(
     operations: int,
 ) -> None:

@@ -186,6 +186,7 @@ def test_the_same_job_works_before_and_after_the_votes(run, write_job, capsys) -
     }
 
 
+@pytest.mark.thorough
 def test_a_dry_run_says_what_is_done_again_and_why_and_changes_nothing(
     run, write_job, capsys
 ) -> None:

@@ -124,6 +124,7 @@ def kept_elsewhere(name: str, folder: Path, size: int = 3) -> Path:
     return Path(done.stdout.strip())
 
 
+@pytest.mark.thorough
 def test_what_nobody_used_for_days_is_removed_and_what_is_in_use_stays(folder: Path) -> None:
     mine = kept("groups-mine", writes(b"one"))
     old, new = kept_elsewhere("groups-old", folder), kept_elsewhere("groups-new", folder)
@@ -139,6 +140,7 @@ def test_what_nobody_used_for_days_is_removed_and_what_is_in_use_stays(folder: P
     assert not (folder / "groups-old.lock").exists()
 
 
+@pytest.mark.thorough
 def test_the_longest_unused_go_first_where_there_is_no_room(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

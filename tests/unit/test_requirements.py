@@ -110,6 +110,7 @@ def test_the_hashes_of_torch_for_cpu_are_those_of_the_locked_version() -> None:
     assert len(hashes) == 3  # Python 3.11, 3.12 and 3.13
 
 
+@pytest.mark.thorough
 def test_pip_refuses_a_file_whose_hash_is_another(tmp_path: Path) -> None:
     """What `--require-hashes` is there for: the same name and version, other content."""
     wheels = tmp_path / "wheels"

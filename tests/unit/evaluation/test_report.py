@@ -76,6 +76,7 @@ def parsed(page: str) -> Page:
     return parser
 
 
+@pytest.mark.thorough
 def test_text_of_models_and_people_is_escaped_everywhere():
     inputs = make_inputs(HOSTILE)
     pair = inputs.samples[0]

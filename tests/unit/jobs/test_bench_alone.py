@@ -34,6 +34,7 @@ def measured(jobs: Any, tiny: Any) -> Any:
     return jobs.alone.run_alone(tiny, jobs.spec.OURS, turns, profiled=1)
 
 
+@pytest.mark.thorough
 def test_every_turn_is_timed_and_the_warm_up_is_not(measured: Any) -> None:
     runs, _ = measured
     assert len(runs.seconds) == len(runs.peak_flops) == 2
@@ -50,6 +51,7 @@ def test_families_share_all_time_of_the_profiled_step(jobs: Any, measured: Any) 
     assert kernels["busy_seconds"] <= kernels["span_seconds"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"lora_rank": 4}])
 def test_contenders_that_save_memory_begin_at_the_same_loss(
     jobs: Any, tiny: Any, measured: Any, change: dict[str, Any]

@@ -65,6 +65,7 @@ def test_a_killed_worker_is_seen_below_its_driver(jobs: Any, tmp_path: Path) -> 
     assert (ended.status, ended.shown, ended.left_over) == (1, [fault], [])
 
 
+@pytest.mark.thorough
 def test_what_outlives_a_killed_driver_is_ended_and_counted(jobs: Any, tmp_path: Path) -> None:
     stopped = jobs.faults.Fault("stop", "train worker", 0.0, 0.5)
     killed = jobs.faults.Fault("kill", "driver", 1.5)
@@ -73,6 +74,7 @@ def test_what_outlives_a_killed_driver_is_ended_and_counted(jobs: Any, tmp_path:
     assert len(ended.left_over) == 1
 
 
+@pytest.mark.thorough
 def test_a_fault_at_a_save_waits_for_a_new_file_of_a_checkpoint(jobs: Any, tmp_path: Path) -> None:
     counts = iter([3] * 10 + [4] * 1000)
     fault = jobs.faults.Fault("kill", "driver", "save")

@@ -46,6 +46,7 @@ def judge(folder, prompts=PROMPTS, completions=COMPLETIONS, **reward):
     return judge_with_classifier(load_classifier(config), prompts, completions)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 @pytest.mark.parametrize("label", ["pos", 2])
 def test_log_odds_are_those_of_transformers_in_the_order_of_the_input(
@@ -152,6 +153,7 @@ def rewards_at_last_tokens(folder, texts: list[str]) -> list[float]:
         return [model.score(one).item() for one in hidden]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "gemma", "gpt_neox", "opt"])
 def test_a_decoder_reads_the_last_token_of_each_text_in_a_batch(tmp_path, kind):
     heads = {"num_key_value_heads": 2, "head_dim": 16} if kind in ("qwen2", "gemma") else {}

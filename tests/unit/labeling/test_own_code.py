@@ -53,6 +53,7 @@ def code_of(path: str, depends_on: tuple[str, ...] = ()) -> OwnCode:
     return code_with_limit(path, 60, depends_on)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", IMPORTED)
 def test_a_change_of_any_imported_module_of_the_users_own_is_seen(folder: Path, name: str) -> None:
     before = code_of("mine_rewards:length").hashes

@@ -111,6 +111,7 @@ def test_bradley_terry_labels_win_as_often_as_they_should(first, second, tempera
     assert wins / n == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / n))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rate", [0.0, 0.2, 1.0])
 def test_the_flip_rate_is_the_share_of_labels_turned_round(rate):
     n = 4000

@@ -251,6 +251,7 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_name(tmp_path: Path) -> N
     assert source_fingerprint(f"{tmp_path}/[ab].jsonl") != of["a"]
 
 
+@pytest.mark.thorough
 def test_reading_takes_little_memory(tmp_path: Path) -> None:
     import tracemalloc
 

@@ -45,6 +45,7 @@ def largest_error(got: list[Tensor], expected: list[Tensor]) -> float:
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", SCORES)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -111,6 +112,7 @@ def test_explicit_mask_is_that_of_each_sequence_alone() -> None:
         assert torch.equal(allowed[own].sum(1), alone[len(prompt) :].sum(1))
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kind", SCORES)
 @torch.no_grad()

@@ -201,6 +201,7 @@ def loss_and_gradient(step: Step) -> tuple[dict[str, float], torch.Tensor]:
     return metrics, torch.cat(gradients)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("section", "first"), OBJECTIVES, ids=IDS)
 def test_first_loss_is_that_of_the_table_and_training_lowers_it(section, first) -> None:
     step = step_of(section, max_tokens=200)
@@ -214,6 +215,7 @@ def test_first_loss_is_that_of_the_table_and_training_lowers_it(section, first) 
         assert metrics[2]["loss"] < metrics[0]["loss"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("section", "first"), OBJECTIVES, ids=IDS)
 def test_neither_micro_batches_nor_layout_change_loss_or_gradient(section, first) -> None:
     """Away from the reference, where nothing cancels by symmetry."""

@@ -70,6 +70,7 @@ def relative_error(got: Tensor, expected: Tensor, total: Tensor) -> float:
     return ((got - expected).norm() / (norm if norm > 1e-9 * total else total)).item()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", SHARED)
 def test_loss_and_every_gradient_are_those_of_transformers_in_float64(family: str) -> None:
     expected = by_transformers_alone(make_model(*SHARED[family], torch.float64))
