@@ -238,7 +238,7 @@ def _check_reward(what: str, reward: RewardConfig, findings: Findings, config: C
     if reward.function is not None:
         from raydpo.labeling.functions import look_at
 
-        look = look_at(reward.function, reward.timeout_seconds)
+        look = look_at(reward.function, reward.import_seconds)
         findings.facts.append(f"{what}: function {reward.function}{look.call}")
         return
     from raydpo.labeling.classifier import label_index

@@ -41,7 +41,7 @@ def check_rewards(config: Config, findings: Findings) -> None:
 
 def _cover(name: str, reward: RewardConfig, findings: Findings) -> bool:
     """Note what the function's hashes cover, and the files that it names without declaring them."""
-    code = code_of(str(reward.function), reward.timeout_seconds, reward.depends_on)
+    code = code_of(str(reward.function), reward.import_seconds, reward.depends_on)
     findings.facts.append(f"{name}: scores are made again when these change: {code.covered}")
     if code.undeclared:
         files = ", ".join(code.undeclared)

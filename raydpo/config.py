@@ -6,7 +6,7 @@ What comes in: the mapping of a YAML file (see `config_file.py`). What goes out:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -224,15 +224,24 @@ def _one_path_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+#: A limit for a call says little of how long Python takes to start on busy cores.
+LEAST_IMPORT_SECONDS: Final = 60.0
+
+
 class FunctionLimits(Section):
     """What a function may take before its process is ended; classifiers read none of it."""
 
     timeout_seconds: Placement[PositiveFloat] = 600.0
-    """Longest time for the completions of one part, and for the import; a function that takes longer is ended, and what it hangs on is refused."""
+    """Longest time for the completions of one part; a function that takes longer is ended, and what it hangs on is refused. The import may take as long, and at least a minute."""
     max_attempts: Placement[PositiveInt] = 2
     """How often a part is tried whose function ends its process or hangs, and each of its completions alone."""
     max_memory_gib: Placement[PositiveFloat | None] = None
     """Memory that the function's process may hold, in GiB, with the processes that it starts; without it there is no limit."""
+
+    @property
+    def import_seconds(self) -> float:
+        """How long starting the process and importing the function may take: busy cores need seconds."""
+        return max(self.timeout_seconds, LEAST_IMPORT_SECONDS)
 
 
 class RewardConfig(ClassifierReading, FunctionLimits):

@@ -135,7 +135,7 @@ def check_rewards(rewards: tuple[RewardConfig, ...]) -> None:
             )
     for reward in rewards:
         if reward.function is not None:
-            look_at(reward.function, reward.timeout_seconds)
+            look_at(reward.function, reward.import_seconds)
         else:
             label_index(reward)
 
@@ -143,7 +143,7 @@ def check_rewards(rewards: tuple[RewardConfig, ...]) -> None:
 def make_judge(reward: RewardConfig, search: tuple[str, ...] = ()) -> Judge:
     """Load a scorer; a function is looked for in the folders `search` first."""
     if reward.function is not None:
-        limits = reward.timeout_seconds, reward.max_memory_gib
+        limits = reward.import_seconds, reward.max_memory_gib
         process = RewardProcess(reward.function, *limits, search, _environment())
         return functools.partial(judge_bounded, process, reward)
     return functools.partial(judge_with_classifier, load_classifier(reward))
@@ -206,7 +206,7 @@ def scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
 def _codes(rewards: tuple[RewardConfig, ...]) -> dict[str, OwnCode]:
     """By scorer, the code of those that are functions."""
     return {
-        reward.scorer: code_of(reward.function, reward.timeout_seconds, reward.depends_on)
+        reward.scorer: code_of(reward.function, reward.import_seconds, reward.depends_on)
         for reward in rewards
         if reward.function is not None
     }

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from raydpo.checked import read_checked, size_and_hash, write_checked
 from raydpo.cli import main
+from raydpo.storage import folder_of
 from tests.integration.runs import drive, manifest, rows, write_prompts
 
 pytestmark = pytest.mark.slow
@@ -136,10 +138,15 @@ def test_an_engine_that_disagrees_with_the_trainer_ends_the_run(
     shutil.copytree(undisturbed[0], run, ignore=shutil.ignore_patterns("round-001", "online.*"))
     probe = run / "round-000/policy/model/probe.json"
     rows = json.loads(probe.read_text())
-    size = probe.stat().st_size  # the manifest knows it
-    rows[0]["token_logps"][0][0] = round(rows[0]["token_logps"][0][0] - 0.01, 9)
-    probe.write_text(json.dumps(rows).ljust(size))
-    assert probe.stat().st_size == size
+    rows[0]["token_logps"][0][0] -= 0.01
+    probe.write_text(json.dumps(rows))
+    policy = folder_of(str(run / "round-000/policy"))
+    written = read_checked(policy, "manifest.json")
+    for file in written["files"]:  # else the probe is a damaged file, which is made again
+        if file["name"] == "model/probe.json":
+            file.update(size_and_hash(probe.read_bytes()))
+    del written["checksum"]
+    write_checked(policy, "manifest.json", written)
     assert main(["online", str(work / "job.yaml"), "--set", "name=doubted"]) == 1
     assert "differs by 0.01 nats from the trainer's" in capsys.readouterr().err
     assert not (run / "round-001/candidates/manifest.json").exists()
