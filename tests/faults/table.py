@@ -64,6 +64,8 @@ def outcomes(reports: list[Path]) -> dict[str, list[str]]:
 
 def result_of(row: Row, ended: dict[str, list[str]], day: str) -> str:
     """One row's result in words."""
+    if not row.tests:
+        return "no test"
     cases: list[str] = []
     for test in row.tests:
         file, _, function = test.partition("::")
