@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from raydpo.config import Config
-from raydpo.errors import ConfigError, RaydpoError, RunLockedError
+from raydpo.errors import ConfigError, RaydpoError
 from raydpo.fit import check_config_fits
+from raydpo.lease import locked_by
 from raydpo.run import run_folder
+from raydpo.storage import Folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,8 +133,5 @@ def _check_lock(path: Path) -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunLockedError(
-                f"{path} is in use by {file.read().strip() or 'another process'}",
-                "one run at a time writes into a run directory",
-                "wait for it or end it, or give this run another `name`",
-            ) from error
+            holder = file.read().strip() or "another process"
+            raise locked_by(Folder(str(path)), holder) from error

@@ -11,7 +11,6 @@ lives. Others take the folder from one that stopped, and that one finds out befo
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import random
 import socket
@@ -128,18 +127,21 @@ class _Lease:
             RunLockedError: another driver holds the directory, and renews its claim.
         """
         told = False
-        while others := self._asked():
+        asked_at, others = self._asked()
+        while others:
             self.release()
             for claim in others:
                 if claim.holding and claim.renewed:
-                    raise _locked(self.run, claim.holder)
+                    raise locked_by(self.run, claim.holder)
             if not told:
                 text = "%s: waiting up to %.0f s for a sign of life of %s"
                 logger.info(text, self.run.uri, self.timing.lapse_seconds, others[0].holder)
                 told = True
             self._pause()
+            asked_at, others = self._asked()
         self.run.write_json(_LAST, {"claim": self._name, "holder": self._who["holder"]})
-        self._hold()
+        if not self._hold(asked_at):
+            self._ask_again()
 
     def keep(self, done: threading.Event) -> None:
         """Renew the claim until `done`, or until it is lost."""
@@ -157,10 +159,8 @@ class _Lease:
         with self._one_at_a_time:
             if self._lost is None:
                 try:
-                    if self._late():
+                    if self._late() or (renew and not self._hold(self._renewed_at)):
                         self._ask_again()
-                    elif renew:
-                        self._hold()
                 except RunLockedError as error:
                     self._lost = error
             if self._lost is not None:
@@ -170,48 +170,59 @@ class _Lease:
         """Take the claim away."""
         self._take_away(self._name)
 
-    def _asked(self) -> list[_Claim]:
-        """Write a claim, then return the others that count; those that do not are deleted."""
-        self._write("asking")
+    def _asked(self) -> tuple[float, list[_Claim]]:
+        """Write a claim; since when it stands, and the others that count.
+
+        Where none counts, those that do not are deleted.
+        """
+        asked_at = self._write("asking")
         others, passed_over = self._watch.look(self._claims, self._name)
         if not others:
             for name in passed_over:
                 self._take_away(name)
-        return others
+        return asked_at, others
 
     def _take_away(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # another driver was faster
             self._claims.delete(name)
 
-    def _hold(self) -> None:
-        self._write("holding")
-        if self._late():  # the store was slow, and others may have passed over the claim
-            self._ask_again()
+    def _hold(self, stood_since: float) -> bool:
+        """Write that the directory is held; whether a claim stood all the time since then.
+
+        Where the store was slow, others may have passed over the claim meanwhile.
+        """
+        at = self._write("holding")
+        half = self.timing.lapse_seconds / 2
+        if at - stood_since > half or _now_seconds() - at > half:
+            return False
+        self._renewed_at = at
+        return True
 
     def _ask_again(self) -> None:
         """Hold the directory again, if nobody took it; unlike in `acquire`, the claim stays."""
-        while self._late():
-            others = self._asked()
+        while True:
+            asked_at, others = self._asked()
             last = self.run.read_json(_LAST)
             if last["claim"] != self._name:
                 self.release()
-                raise _locked(self.run, f"{last['holder']}, which saw no sign of life of this run")
+                raise locked_by(
+                    self.run, f"{last['holder']}, which saw no sign of life of this run"
+                )
             if others:
-                self._renewed_at = -math.inf
                 self._pause()
-            else:
-                self._write("holding")
+            elif self._hold(asked_at):
+                return
 
     def _late(self) -> bool:
         return _now_seconds() - self._renewed_at > self.timing.lapse_seconds / 2
 
-    def _write(self, state: Literal["asking", "holding"]) -> None:
+    def _write(self, state: Literal["asking", "holding"]) -> float:
+        """Write the claim; returns when that began, since others see it from then on at the earliest."""
         at = _now_seconds()
         self._changes += 1
         value = {**self._who, "state": state, "changes": self._changes}
         write_checked(self._claims, self._name, value)
-        if state == "asking" or at - self._renewed_at <= self.timing.lapse_seconds / 2:
-            self._renewed_at = at
+        return at
 
     def _pause(self) -> None:
         longest = self.timing.renewal_seconds / 5
@@ -296,7 +307,8 @@ def _now_seconds() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def _locked(run: Folder, holder: str) -> RunLockedError:
+def locked_by(run: Folder, holder: str) -> RunLockedError:
+    """The error of a run directory that another process holds."""
     return RunLockedError(
         f"{run.uri} is in use by {holder}",
         "one run at a time writes into a run directory",

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import IO, Final
 
-from raydpo.errors import RunLockedError
-from raydpo.lease import leased
+from raydpo.lease import leased, locked_by
 from raydpo.storage import Folder, make_folders
 
 #: What a file system says that does not know `flock`.
@@ -58,9 +57,5 @@ def _flocked(file: IO[str], run: Folder) -> bool:
         if error.errno in _NO_LOCKS:
             return False
         file.seek(0)
-        raise RunLockedError(
-            f"{run.uri} is in use by {file.read().strip() or 'another process'}",
-            "one run at a time writes into a run directory",
-            "wait for it or end it, or give this run another `name`",
-        ) from error
+        raise locked_by(run, file.read().strip() or "another process") from error
     return True

@@ -15,7 +15,7 @@ import pytest
 from stepped_store import SteppedStore, Turns
 
 from raydpo.errors import DataError, RunLockedError
-from raydpo.lease import Timing, check_lease, leased
+from raydpo.lease import Timing, _Lease, check_lease, leased
 from raydpo.run import PartResult, Stage, commit, open_stage, read_manifest, read_rows, write_part
 from raydpo.storage import Folder, folder_of
 
@@ -198,3 +198,22 @@ def test_a_lease_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path) -
         pass
     assert time.monotonic() - begun < Timing().renewal_seconds
     assert not list((tmp_path / "lease").iterdir())
+
+
+def test_a_store_that_fails_while_a_late_driver_asks_gives_it_nothing(monkeypatch) -> None:
+    SteppedStore.files.clear()
+    SteppedStore.turns = Turns([])
+    late, taker = (_Lease(Folder(f"stepped://{name}/run"), QUICK) for name in "AB")
+    late.acquire()
+    time.sleep(QUICK.lapse_seconds)
+    taker.acquire()
+
+    def fail(*_: object) -> None:
+        raise OSError("the list of claims did not arrive")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(late._watch, "look", fail)
+        with pytest.raises(OSError, match="did not arrive"):
+            late.check()
+    with pytest.raises(RunLockedError):
+        late.check(renew=True)
