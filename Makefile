@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 BESIDE := --ignore=tests/integration -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-faults fuzz lint format lock sbom audit clean gpu-acceptance
+.PHONY: help setup demo test test-fast test-faults fuzz docs lint format lock sbom audit clean gpu-acceptance
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-14s %s\n' "$$name" "$$what"; done
@@ -43,6 +43,9 @@ test-faults: setup ## Inject every fault of docs/faults.md and write each row's 
 
 fuzz: setup ## Feed readers, configuration and model folders with garbage; MINUTES=1 for each target.
 	@RAYDPO_FUZZ_MINUTES='$(or $(MINUTES),1)' $(BIN)/python -m pytest tests/fuzz --timeout 0 -n auto --maxprocesses 4 $(ARGS)
+
+docs: ## Build the site of the documentation in build/docs; a link that leads nowhere fails.
+	@PYTHON='$(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3))' sh docs/build.sh
 
 gpu-acceptance: ## Compare and measure the training core on the GPU at hand; ARGS='--minutes 8'.
 	@$(or $(PYTHON),$(if $(wildcard $(BIN)/python),$(BIN)/python,python3)) jobs/gpu_acceptance.py $(ARGS)

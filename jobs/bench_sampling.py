@@ -1,16 +1,16 @@
-"""How fast the engine pool samples, and what stands around it; with memory held flat.
+"""Measure how fast the engine pool samples, its overhead, and whether memory stays flat.
 
-What comes in: a model (the demo's) and how much of each to do. What goes out: a table,
-`bench_sampling.json` in the output folder, and one JSON object as the last line:
+It takes a model (the demo's) and how much of each to do. It prints a table, writes
+`bench_sampling.json` to the output folder, and prints one JSON object as the last line:
 
     python jobs/bench_sampling.py --quick
     python jobs/bench_sampling.py --prompts 4000 --flat-prompts 1000000
 
-Measured, one after the other on one machine, engines idle while others work:
-tokens/s of one engine behind the pool and its Ray Data stage, of a bare `vllm.LLM` with
-the same arguments, of `transformers.generate`; the seconds that starting an engine takes,
-that a weight push takes, and that a round spends in sampling beside the tokens; and
-the memory of the driver and of Ray's object store while a stand-in engine that costs
+It measures one thing after the other on one machine, and engines idle while others work. It
+measures tokens/s of one engine behind the pool and its Ray Data stage, of a bare `vllm.LLM` with
+the same arguments, and of `transformers.generate`. It measures the seconds that an engine's start
+and a weight push take, and those that a round spends in sampling apart from the tokens. It
+measures the memory of the driver and of Ray's object store while a stand-in engine that costs
 nothing answers a great many short prompts.
 """
 
@@ -35,12 +35,14 @@ import ray
 import torch
 from sampling_peers import BareLLM, MemoryWatch, NoOpEngine, Transformers
 
-from raydpo.cluster import start, uses_cuda
-from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
-from raydpo.models import load_tokenizer, local_folder
-from raydpo.parts import Table
-from raydpo.progress import logger, start_logging
-from raydpo.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.config.job import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.core.cluster import start, uses_cuda
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.progress import logger, start_logging
+from raydpo.core.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.core.storage import Folder, fingerprint
+from raydpo.models.loading import load_tokenizer, local_folder
 from raydpo.sampling.arguments import engine_arguments, engine_environment
 from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Request
@@ -48,7 +50,6 @@ from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.seeds import prompt_seed
 from raydpo.sampling.stage import sample_candidates
 from raydpo.sampling.weights import weights_of
-from raydpo.storage import Folder, fingerprint
 
 ROOT = Path(__file__).parents[1]
 MAX_PROMPT_TOKENS = 16
@@ -78,13 +79,9 @@ class Work:
         arguments: dict[str, Any] = {"model": self.model, "sampling": self.sampling, **changes}
         started = time.perf_counter()
         table = sample_candidates(
-            folder=Folder(str(self.folder / name)),
-            prompts=prompts,
-            seed=0,
-            round_index=0,
+            Place(Folder(str(self.folder / name)), name),
+            prompts,
             max_prompt_tokens=MAX_PROMPT_TOKENS,
-            what=name,
-            max_quarantined_fraction=0.0,
             pool=lambda: pool,
             **arguments,
         )
@@ -207,7 +204,7 @@ class _Runs:
 def _interleaved(work: Work, prompts: Table, pool: EnginePool, bare: Any) -> _Runs:
     """The stage, the pool's engine called directly, and the bare LLM, in turn."""
     requests, weights = work.requests(), weights_of(work.model)
-    pool.generate(0, requests[:64], work.sampling, weights)  # the first call warms up
+    pool.generate(pool.take(), requests[:64], work.sampling, weights)  # the first call warms up
     ray.get(bare.generate.remote(requests[:64], work.sampling))
     few = _prompts_table(work.folder / "warm-up-prompts", work.prompts[:64])
     counts, seconds = work.stage("warm-up", few, pool)  # workers start and import once a cluster
@@ -219,7 +216,7 @@ def _interleaved(work: Work, prompts: Table, pool: EnginePool, bare: Any) -> _Ru
 
     def by_engine() -> None:
         started = time.perf_counter()
-        _, given = pool.generate(0, requests, work.sampling, weights)
+        _, given = pool.generate(pool.take(), requests, work.sampling, weights)
         seconds = time.perf_counter() - started
         completions = [c for answer in given.answers if isinstance(answer, list) for c in answer]
         runs.engine.append((sum(len(c.token_ids) for c in completions), seconds))
@@ -316,7 +313,13 @@ def _flat_memory(work: Work, count: int) -> dict[str, Any]:
 
 def _prompts_table(folder: Path, prompts: list[list[int]]) -> Table:
     """A prompts table, written part by part."""
-    stage = Stage(Folder(str(folder)), "prompts", "prompts", {"n": fingerprint(len(prompts))}, {})
+    stage = Stage(
+        Place(Folder(str(folder)), "test"),
+        "prompts",
+        "prompts",
+        {"n": fingerprint(len(prompts))},
+        {},
+    )
     open_stage(stage)
     for index, first in enumerate(range(0, len(prompts), ROWS_PER_PART)):
         rows = [

@@ -1,14 +1,14 @@
 r"""Measure the train step against TRL's DPOTrainer, in turn, in one run.
 
-What comes in: choices. What goes out: a table on the console, one JSON object as the last
-line; with `--output` also a page, JSON and a plot.
+It prints a table, and one JSON object as the last line. With `--output` it also writes a page,
+JSON and a plot.
 
     python jobs/bench_training.py --quick                     # within five minutes on 2 cores
     python jobs/bench_training.py --output docs/benchmarks    # everything
     python jobs/bench_training.py --profile                   # where our step's time goes
 
-Every contender has a process of its own, and takes the same steps of the same data in turn.
-TRL (`pip install 'raydpo[peers]'`), Ray and vLLM are left out, with a line, where absent.
+Every contender has its own process, and takes the same steps of the same data in turn. If TRL
+(`pip install 'raydpo[peers]'`), Ray or vLLM is not installed, a line says that it is left out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from benchmark import report
 from benchmark.flops import peak_flops
 from benchmark.processes import BenchmarkError, Worker, profile, take_turns, workers
@@ -36,8 +37,7 @@ from benchmark.scenarios import (
     our_contenders,
 )
 from benchmark.spec import Precision
-
-from raydpo.errors import RaydpoError
+from raydpo.core.errors import RaydpoError
 
 
 def main(argv: list[str] | None = None) -> None:

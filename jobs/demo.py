@@ -1,7 +1,7 @@
 """Run the demo: `make demo`, or `python jobs/demo.py [--set section.key=value ...]`.
 
-What comes in: jobs/demo.yaml and the models in assets/. What goes out: runs/demo, and on
-the console a table of reference and policy with the path of the report.
+From jobs/demo.yaml and the models in assets/ it makes runs/demo, and prints a table of reference
+and policy with the path of the report.
 """
 
 from __future__ import annotations

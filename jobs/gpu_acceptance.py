@@ -1,7 +1,6 @@
-r"""Say what is right and how fast it is on the card at hand, within a few minutes.
+r"""Check correctness and speed on the available GPU, within a few minutes.
 
-What comes in: choices. What goes out: a table on the console, and under `--output` a page
-and JSON that several short runs add to.
+It prints a table, and under `--output` writes a page and JSON that several short runs extend.
 
     python jobs/gpu_acceptance.py --minutes 8
     python jobs/gpu_acceptance.py --wheels --python 3.12 --platform linux_x86_64
@@ -26,8 +25,7 @@ from acceptance.process import Worker  # noqa: E402
 from acceptance.record import BAD, Record, made_with, stem  # noqa: E402
 from acceptance.speed_page import aims_table, speed_rows  # noqa: E402
 from acceptance.wheels import CORE, OPTIONAL, download_command, missing, wheels_text  # noqa: E402
-
-from raydpo.errors import RaydpoError  # noqa: E402
+from raydpo.core.errors import RaydpoError  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,10 +2,10 @@
 
     python jobs/make_demo_assets.py --reviews train.jsonl.gz
 
-What comes in: reviews as JSON lines with a `text` (or the aclImdb folder itself). What
-goes out: `assets/review-lm`, a Llama of 1.2 million parameters with its own BPE
-tokenizer, trained by `raydpo sft` on short passages of the reviews. The classifiers
-beside it are made by `jobs/train_classifier.py`.
+The reviews are JSON lines with a `text`, or the aclImdb folder itself. The job makes
+`assets/review-lm`, a Llama of 1.2 million parameters with its own BPE tokenizer, which `raydpo
+sft` trains on short passages of the reviews. `jobs/train_classifier.py` makes the classifiers
+beside it.
 """
 
 from __future__ import annotations

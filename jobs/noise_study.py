@@ -2,10 +2,10 @@
 
     python jobs/noise_study.py --output runs/noise --plot docs/noise-study.png
 
-What comes in: options; the model and the classifiers in assets/. What goes out: results.jsonl in
-the output folder, Markdown tables on the console, a plot. Objectives that take a rate are
-told the true one. What results.jsonl holds already is not done again, so a long study can be
-made in pieces (`--settings`, `--flip-rates`), and stopped anywhere.
+The study uses the model and the classifiers in assets/. It writes results.jsonl to the output
+folder, prints Markdown tables, and draws a plot. Objectives that take a rate get the true one. It
+skips what results.jsonl already holds. So you can run a long study in pieces (`--settings`,
+`--flip-rates`), and stop it anywhere.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from noise.contenders import FLIP_RATES, Result
 from noise.model import prepare, run_model
 from noise.plot import draw
 from noise.world import run_world
-
-from raydpo.environment import CPU_ENVIRONMENT
+from raydpo.core.environment import CPU_ENVIRONMENT
 from raydpo.evaluation.metrics import Estimate
 
 #: Settings -> what they are.

@@ -3,8 +3,8 @@
     ray job submit --working-dir . -- python jobs/online_dpo.py --config jobs/online_dpo.yaml \
         --set output=/shared/runs
 
-What comes in: `--config`, and any `--set section.key=value`. What goes out: the run
-directory that the configuration names. Submitted again, the job goes on where it stopped.
+It accepts any `--set section.key=value`. The results are in the run directory that the
+configuration names. Submitted again, the job resumes where it stopped.
 """
 
 from __future__ import annotations

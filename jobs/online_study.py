@@ -2,9 +2,9 @@
 
     python jobs/online_study.py [--config jobs/online_dpo.yaml] [--set section.key=value ...]
 
-What comes in: an online job. What goes out: its run, a second run `<name>-one-round` that
-samples as often, trains as long and does both before any policy is pushed, a table of
-both on the console, and `online-rounds.png` beside the runs.
+The study runs an online job, and a second run `<name>-one-round`. The second samples as often and
+trains as long, but does both before any policy is pushed. The study prints a table of both and
+draws `online-rounds.png` beside the runs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.cli import main
-from raydpo.config import Config
-from raydpo.config_file import load_config
+from raydpo.config.file import load_config
+from raydpo.config.job import Config
+from raydpo.core.run import run_folder
 from raydpo.evaluation.plots import rewards_by_round
-from raydpo.run import run_folder
 
 Json = dict[str, Any]
 

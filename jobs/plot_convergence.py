@@ -1,12 +1,11 @@
-"""Plot how objectives converge on a world that can be listed.
+"""Plot how objectives converge on an enumerable world.
 
     python jobs/plot_convergence.py --output docs/convergence.png
 
-What comes in: nothing but options. What goes out: a PNG and a table. On the left the distance
-to the optimum that theory gives an objective; on the right how much of the regularized
-reward's maximum, beta log Z, the policy still misses, for objectives that should reach it
-and for some that should not. Newton steps: they say where an objective leads, not how fast a
-model learns by it.
+It draws a PNG and prints a table. On the left is the distance to the optimum that theory gives an
+objective. On the right is how much of the regularized reward's maximum, beta log Z, the policy
+still misses, for objectives that should reach it and for some that should not. Newton steps show
+where an objective leads, not how fast a model learns by it.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raydpo.training import tabular
-from raydpo.training.tabular_objectives import TabularObjective, tabular_objectives
+from enumerable import world as tabular
+from enumerable.optima import TabularObjective, tabular_objectives
 
 BETA = 0.7
 FLIP_RATE = 0.2

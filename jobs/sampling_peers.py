@@ -1,8 +1,8 @@
-"""What `bench_sampling.py` measures the engine pool against, each in a process of its own.
+"""The peers of the engine pool in `bench_sampling.py`, each in a separate process.
 
-What comes in: a model and prompts as token ids. What goes out: how many tokens were made
-in how many seconds. `NoOpEngine` is a stand-in that makes no tokens: it costs nothing, so
-that what is left is the pipeline around an engine.
+For a model and prompts as token ids, a peer returns how many tokens it made in how many seconds.
+`NoOpEngine` is a stand-in that makes no tokens: it costs nothing, which leaves only the pipeline
+around an engine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import ray
 
-from raydpo.config import ModelConfig, SamplingConfig
-from raydpo.models import load_causal_lm, local_folder, weights_fingerprint
+from raydpo.config.job import ModelConfig, SamplingConfig
+from raydpo.models.loading import load_causal_lm, local_folder, weights_fingerprint
 from raydpo.sampling.arguments import sampling_parameters
 from raydpo.sampling.engine import Answers, Completion, Engine, Request
 from raydpo.sampling.weights import Weights

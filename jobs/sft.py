@@ -3,8 +3,8 @@
     ray job submit --working-dir . -- python jobs/sft.py --config jobs/sft_imdb_gpt2_large.yaml \
         --set output=/shared/runs
 
-What comes in: `--config`, and any `--set section.key=value`. What goes out: the model, a
-Hugging Face folder in `<output>/<name>/sft/policy/model`.
+It accepts any `--set section.key=value`. The model is a Hugging Face folder in
+`<output>/<name>/sft/policy/model`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """A small, fast text classifier: a DistilBERT of one layer over whole words.
 
-What comes in: texts and the indices of their labels. What goes out: a trained model and
-its tokenizer, and the Hugging Face folder that holds both.
+Texts and the indices of their labels give a trained model and its tokenizer, and the Hugging Face
+folder that holds both.
 
-One layer reads a text through its first position only, so training computes no other:
-that is the whole trick, and it makes an epoch over 12,500 reviews take seconds. Texts
-are seen whole and as windows of 12 to 120 words, so that short ones are judged as well.
+One layer reads a text only through its first position, so training computes no other. That makes
+an epoch over 12,500 reviews take seconds. The classifier sees texts whole and as windows of 12 to
+120 words, so that it judges short ones as well.
 """
 
 from __future__ import annotations

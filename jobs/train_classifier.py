@@ -1,9 +1,9 @@
 r"""Train a small, fast text classifier from scratch, such as the demo's reward model and judge.
 
-What comes in: texts with labels, as JSON lines (`.jsonl`, `.jsonl.gz`) or as a folder with
-one sub-folder of .txt files for each label, the layout of aclImdb/train. What goes out: a
-Hugging Face folder of about a megabyte that `AutoModelForSequenceClassification` loads in
-float32, with a README.md that says how good it is and how to make it again.
+Texts with labels are JSON lines (`.jsonl`, `.jsonl.gz`), or a folder with one sub-folder of .txt
+files for each label, the layout of aclImdb/train. The job writes a Hugging Face folder of about a
+megabyte that `AutoModelForSequenceClassification` loads in float32. Its README.md says how good
+the classifier is and how to make it again.
 
     python jobs/train_classifier.py --data aclImdb/train \
         --label neg=negative --label pos=positive --half 0 --output assets/sentiment-reward
@@ -37,7 +37,7 @@ from text_classifier import (
     train_tokenizer,
 )
 
-from raydpo.errors import DataError, RaydpoError
+from raydpo.core.errors import DataError, RaydpoError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

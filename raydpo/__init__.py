@@ -1,3 +1,111 @@
-"""Distributed preference optimization on Ray."""
+"""Distributed preference optimization on Ray.
 
-__version__ = "0.1.0"
+This is the Python API, for notebooks and other programs; docs/python.md shows it. `load_job`
+reads a configuration, `check_job` reports what would go wrong, `run_job` and `run_rounds` run it,
+and `open_run` reads the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydpo.core.events import Event
+
+if TYPE_CHECKING:
+    from raydpo.config.job import Config
+    from raydpo.core.errors import RaydpoError
+    from raydpo.online.rounds import OnlineResult
+    from raydpo.pipeline.job import RoundResult
+    from raydpo.pipeline.results import Run
+
+__version__ = "0.2.0"
+
+__all__ = ["Event", "__version__", "check_job", "load_job", "open_run", "run_job", "run_rounds"]
+
+
+def load_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read a job and check every key and value.
+
+    Args:
+        source: the path of a YAML file, or the values themselves.
+        overrides: `section.key=value`, the value in YAML, as for `--set`; of files only.
+
+    Raises:
+        ConfigError: with one line for each wrong key or value.
+    """
+    from raydpo.config.file import config_from_values, load_config
+
+    if not isinstance(source, Mapping):
+        return load_config(source, list(overrides))
+    if overrides:
+        raise TypeError("overrides are for files: change the values themselves")
+    return config_from_values(dict(source), "the values given")
+
+
+def check_job(config: Config, rows: int | None = None) -> list[RaydpoError]:
+    """Everything that would go wrong, found without a cluster, as by `raydpo check`.
+
+    Args:
+        config: the job.
+        rows: look at so many rows of each source; without it at all of them.
+    """
+    from raydpo.check.job import check
+
+    return list(check(config, rows).problems)
+
+
+def run_job(
+    config: Config, until: str = "evaluate", redo: Sequence[str] = (), log: bool = True
+) -> RoundResult:
+    """Run a round up to a stage, as the commands do; what is finished costs nothing.
+
+    Args:
+        config: the job.
+        until: `sample`, `label`, `reference`, `train` or `evaluate`.
+        redo: stages that are done again though they are finished.
+        log: whether progress is written to stderr; without it, it goes to the logger `raydpo`.
+
+    Raises:
+        RaydpoError: with the value, the rule and what to do.
+    """
+    from raydpo.core.progress import start_logging
+    from raydpo.pipeline.job import run_round
+
+    if log:
+        start_logging()
+    _refuse_problems(config)
+    return run_round(config, until, redo=redo)
+
+
+def run_rounds(config: Config, log: bool = True) -> OnlineResult:
+    """Run online rounds, as `raydpo online` does; arguments and errors as of `run_job`."""
+    from raydpo.check.online import check_sections_of_rounds
+    from raydpo.core.progress import start_logging
+    from raydpo.online.rounds import run_online
+
+    if log:
+        start_logging()
+    check_sections_of_rounds(config)
+    _refuse_problems(config)
+    return run_online(config)
+
+
+def open_run(path: str) -> Run:
+    """A run directory, by its path or URI, to be read.
+
+    Raises:
+        RunError: there is none.
+    """
+    from raydpo.pipeline import results
+
+    return results.open_run(path)
+
+
+def _refuse_problems(config: Config) -> None:
+    """Raise the first problem that stops a run."""
+    from raydpo.check.job import problems_before_a_run
+
+    for problem in problems_before_a_run(config):
+        raise problem

@@ -1,8 +1,8 @@
 """The command line: `raydpo COMMAND CONFIG [--set section.key=value ...]`.
 
-What comes in: arguments. What goes out: an exit status, 0 when all went well, 1 after an
-error that the log explains, 3 where a run waits for people's votes, and 130 when interrupted.
-Commands import what they need when they run, so that `--help` answers at once.
+The exit status is 0 if all went well, 1 after an error that the log explains or if a replay
+differs, 3 if a run waits for people's votes, and 130 if it was interrupted. Commands import what
+they need when they run, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -15,31 +15,29 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo import __version__
-from raydpo.errors import QuarantineBudgetError, RaydpoError
-from raydpo.imports import uncollected
+from raydpo.core.errors import RaydpoError
+from raydpo.core.imports import uncollected
 
 if TYPE_CHECKING:
-    from raydpo.config import Config
-    from raydpo.storage import Folder
+    from raydpo.config.job import Config
+    from raydpo.core.storage import Folder
 
-#: Rows of each source that `run` and the stage commands look at before they start.
-_ROWS_LOOKED_AT: Final = 1000
 #: Exit status of a run that cannot go on before people have voted.
 _WAITS: Final = 3
-#: What can be done again by name; as in `pipeline.py`, which is not loaded for `--help`.
+#: What can be done again by name; as in `pipeline/job.py`, which is not loaded for `--help`.
 _REDO: Final = ("sample", "score", "label", "reference", "train", "evaluate")
 _STAGES: Final = {
-    "sample": "read prompts and sample K candidates for each",
-    "label": "... and score them and build preferences",
-    "reference": "... and compute the reference's log-probabilities",
-    "train": "... and train the policy",
-    "evaluate": "... and evaluate it and write the report",
+    "sample": "sampling: prompts in, K candidates for each",
+    "label": "labelling: candidates are scored, preferences built",
+    "reference": "the log-probabilities of the reference",
+    "train": "the training of the policy",
+    "evaluate": "the evaluation and its report",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = command_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The example of a check may hold letters that this terminal cannot show.
@@ -58,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_failure(error: Exception, run: Folder | None) -> None:
-    """Say what failed in a few lines; the traceback goes to a file where it tells more."""
-    from raydpo.errors import places_of
-    from raydpo.failures import explained, has_more_to_tell, keep_traceback
+    """Print what failed in a few lines; a traceback that says more goes to a file."""
+    from raydpo.core.errors import places_of
+    from raydpo.core.failures import explained, has_more_to_tell, keep_traceback
 
     told = explained(error)
     print(f"{type(told).__name__}: {told}", file=sys.stderr)
@@ -74,7 +72,8 @@ def _where(run: Folder) -> str:
     return f"run directory: {run.uri} (raydpo show {run.uri})"
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; docs/commands.md is written from it."""
     parser = argparse.ArgumentParser(
         prog="raydpo", description="Distributed preference optimization on Ray."
     )
@@ -84,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "the whole round: prompts in, a better policy and a report out"
     _add_redo(_add(commands, "run", text, _run))
     for name, text in _STAGES.items():
-        _add_redo(_add(commands, name, f"up to one stage: {text}", _run, until=name))
+        _add_redo(_add(commands, name, f"all stages up to {text}", _run, until=name))
     _add(commands, "online", "rounds: the policy of one samples for the next", _online)
     _add(commands, "sft", "supervised fine-tuning: the model that sampling starts from", _sft)
     _add(commands, "score", "log-probabilities of existing completions under the model", _score)
@@ -94,11 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", help="the run directory")
     show.add_argument("--rows", type=_from(0), default=2, help="rows to show of each table")
     show.set_defaults(command=_show)
+    _add_replay(commands)
     text = "delete what finished stages were set aside as"
     clean = commands.add_parser("clean", help=text, description=text)
     clean.add_argument("run", help="the run directory")
     clean.add_argument("--dry-run", action="store_true", help="list it, and delete nothing")
     clean.set_defaults(command=_clean)
+    text = "the JSON Schema of a job, by which editors complete and check its keys"
+    schema = commands.add_parser("schema", help=text, description=text)
+    schema.set_defaults(command=_schema)
     _add_annotate(commands)
     return parser
 
@@ -136,14 +139,36 @@ def _add(
     return parser
 
 
+def _add_replay(commands: Any) -> None:
+    text = "make finished stages again in another folder, and compare them with those of the run"
+    replay = commands.add_parser("replay", help=text, description=text)
+    replay.add_argument("run", help="the run directory, which is read and never written into")
+    replay.add_argument(
+        "stage",
+        nargs="*",
+        help="as `raydpo show` prints it, such as round-001/policy; `policy` is that of every "
+        "round; without any, all that are finished",
+    )
+    replay.add_argument(
+        "--output",
+        help="a new folder that keeps what is made; without it a folder beside the run, which is "
+        "deleted where all is equal",
+    )
+    replay.add_argument("--verbose", action="store_true", help="log more")
+    replay.set_defaults(command=_replay)
+
+
 def _add_annotate(commands: Any) -> None:
     annotate = commands.add_parser("annotate", help="preferences from people")
     actions = annotate.add_subparsers(required=True, metavar="ACTION")
     export = actions.add_parser("export", help="write blinded pairs to a JSONL file")
     export.add_argument("run", help="the run directory, with candidates sampled")
     export.add_argument("--output", help="the file; without it <run>/annotation.jsonl")
-    export.add_argument("--pairs-per-prompt", type=_from(1), default=1)
-    export.add_argument("--seed", type=_from(0), default=0, help="of the choice and order of pairs")
+    text = "pairs of each prompt's candidates that people are shown"
+    export.add_argument("--pairs-per-prompt", type=_from(1), default=1, help=text)
+    export.add_argument(
+        "--seed", type=_from(0), default=0, help="seed of the choice and order of pairs"
+    )
     export.set_defaults(command=_annotate_export)
     load = actions.add_parser("import", help="build preferences from the votes in a JSONL file")
     load.add_argument("run", help="the run directory that the pairs came from")
@@ -170,8 +195,8 @@ def _add_redo(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from raydpo.config_file import load_config
-    from raydpo.progress import start_logging
+    from raydpo.config.file import load_config
+    from raydpo.core.progress import start_logging
 
     config = load_config(options.config, options.overrides)
     start_logging(options.verbose)
@@ -181,7 +206,7 @@ def _run(options: argparse.Namespace) -> int:
         return _dry_run(config, options)
     _name_run_directory(config, options)
     with uncollected():
-        from raydpo.pipeline import run_round
+        from raydpo.pipeline.job import run_round
 
     result = run_round(config, options.until, redo=options.redo)
     if result.waits_for is not None:
@@ -199,7 +224,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_run(config: Config, options: argparse.Namespace) -> int:
     with uncollected():
-        from raydpo.dry_run import outlook_of_round
+        from raydpo.pipeline.dry_run import outlook_of_round
 
     print(*map(str, outlook_of_round(config, options.until, options.redo)), sep="\n")
     return 0
@@ -217,20 +242,20 @@ def _say_who_is_waited_for(run: str) -> int:
 
 
 def _online(options: argparse.Namespace) -> int:
-    from raydpo.config_file import load_config
-    from raydpo.progress import start_logging
+    from raydpo.config.file import load_config
+    from raydpo.core.progress import start_logging
 
     config = load_config(options.config, options.overrides)
     start_logging(options.verbose)
-    from raydpo.check_online import check_sections_of_rounds
+    from raydpo.check.online import check_sections_of_rounds
 
     check_sections_of_rounds(config)
     if _refused(config):
         return 1
     _name_run_directory(config, options)
     with uncollected():
-        from raydpo.online import run_online
-    from raydpo.online_summary import online_table
+        from raydpo.online.rounds import run_online
+    from raydpo.online.summary import online_table
 
     result = run_online(config)
     print(online_table(result.folder, result.records))
@@ -242,8 +267,8 @@ def _online(options: argparse.Namespace) -> int:
 
 
 def _sft(options: argparse.Namespace) -> int:
-    from raydpo.config_file import load_config
-    from raydpo.progress import start_logging
+    from raydpo.config.file import load_config
+    from raydpo.core.progress import start_logging
 
     config = load_config(options.config, options.overrides)
     start_logging(options.verbose)
@@ -251,15 +276,15 @@ def _sft(options: argparse.Namespace) -> int:
         return 1
     _name_run_directory(config, options)
     with uncollected():
-        from raydpo.pipeline import run_sft
+        from raydpo.pipeline.job import run_sft
 
     print(f"model: {run_sft(config).path}")
     return 0
 
 
 def _score(options: argparse.Namespace) -> int:
-    from raydpo.config_file import load_config
-    from raydpo.progress import start_logging
+    from raydpo.config.file import load_config
+    from raydpo.core.progress import start_logging
 
     config = load_config(options.config, options.overrides)
     start_logging(options.verbose)
@@ -267,7 +292,7 @@ def _score(options: argparse.Namespace) -> int:
         return 1
     _name_run_directory(config, options)
     with uncollected():
-        from raydpo.pipeline import run_score
+        from raydpo.pipeline.job import run_score
 
     summary, table = run_score(config)
     for name, value in summary.items():
@@ -278,23 +303,19 @@ def _score(options: argparse.Namespace) -> int:
 
 def _name_run_directory(config: Config, options: argparse.Namespace) -> None:
     """Say where the run is, first; `main` says it again, last."""
-    from raydpo.progress import logger
-    from raydpo.run import run_folder
+    from raydpo.core.progress import logger
+    from raydpo.core.run import run_folder
 
     options.run_directory = run_folder(config.output, config.name)
     logger.info("%s", _where(options.run_directory))
 
 
 def _refused(config: Config) -> bool:
-    """Say what is wrong before a cluster is asked for anything; True where something is.
-
-    Only the first rows are read here; the stages count their refused rows exactly.
-    """
+    """Report problems before a cluster is asked for anything; True if there are any."""
     with uncollected():
-        from raydpo.check import run_check
+        from raydpo.check.job import problems_before_a_run
 
-        _, problems = run_check(config, _ROWS_LOOKED_AT)
-    problems = [p for p in problems if not isinstance(p, QuarantineBudgetError)]
+        problems = problems_before_a_run(config)
     _print_problems(problems)
     return bool(problems)
 
@@ -305,11 +326,11 @@ def _print_problems(problems: Sequence[RaydpoError]) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from raydpo.config_file import load_config
+    from raydpo.config.file import load_config
 
     config = load_config(options.config, options.overrides)
     with uncollected():
-        from raydpo.check import run_check
+        from raydpo.check.job import run_check
 
         lines, problems = run_check(config, options.rows)
     print("\n".join(lines))
@@ -318,15 +339,36 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from raydpo.show import show_run
+    from raydpo.show.listing import show_run
 
     for line in show_run(options.run, options.rows):
         print(line)
     return 0
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from raydpo.core.progress import start_logging
+
+    start_logging(options.verbose)
+    with uncollected():
+        from raydpo.show.replay import replay
+
+    status = 0
+    for found in replay(options.run, options.stage, options.output):
+        print(found, flush=True)
+        status = 1 if found.problems else status
+    return status
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from raydpo.config.file import job_schema
+
+    print(json.dumps(job_schema(), indent=1))
+    return 0
+
+
 def _clean(options: argparse.Namespace) -> int:
-    from raydpo.set_aside import clean
+    from raydpo.core.set_aside import clean
 
     found = clean(options.run, options.dry_run)
     for one in found:
@@ -337,7 +379,7 @@ def _clean(options: argparse.Namespace) -> int:
 
 
 def _annotate_export(options: argparse.Namespace) -> int:
-    from raydpo.annotate import export_run
+    from raydpo.labeling.annotate import export_run
 
     count, path = export_run(options.run, options.output, options.pairs_per_prompt, options.seed)
     print(f"{count} blinded pairs in {path}; fill in `choice` (a, b, tie) and `annotator`")
@@ -345,8 +387,8 @@ def _annotate_export(options: argparse.Namespace) -> int:
 
 
 def _annotate_import(options: argparse.Namespace) -> int:
-    from raydpo.annotate import import_run
-    from raydpo.storage import folder_of
+    from raydpo.core.storage import folder_of
+    from raydpo.labeling.annotate import import_run
 
     options.run_directory = folder_of(options.run)
     print(_where(options.run_directory), file=sys.stderr)

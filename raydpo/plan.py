@@ -1,9 +1,8 @@
-"""What each stage of a job holds of the cluster: said before anything starts.
+"""Plan what each stage of a job holds on the cluster, and print it before anything starts.
 
-What comes in: the configuration, and how large the cluster is. What goes out: a line a
-stage in the log, and whether engines can stay alive beside the stages after them. Ray's
-resources are logical: workers that wait for CPUs that living engines hold wait for ever,
-and say nothing.
+From the configuration and the size of the cluster, the plan logs one line per stage and decides
+whether engines can stay alive beside later stages. Ray's resources are logical: workers that wait
+for CPUs that live engines hold would wait forever, and say nothing.
 """
 
 from __future__ import annotations
@@ -11,35 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from raydpo.config import Config, RewardConfig
-from raydpo.progress import logger
+from raydpo.config.job import Config, RewardConfig
+from raydpo.core.progress import logger
+from raydpo.core.resources import Resources
 
 #: CPUs of a Ray Data worker that no setting speaks of.
 _DATA_WORKER_CPUS: Final = 1.0
 #: The section that says what engines hold.
 ENGINES: Final = "sampling.engines"
+#: The section that says what the workers of a sampler function hold.
+_SAMPLER: Final = "sampling.function"
 #: The section of a training that is a command of its own: rounds never do it.
 _SFT: Final = "sft"
 #: Beside the engines, the stages that may work at the same time.
-_STREAMING: Final = ("labeling.reward", "reference")
-#: Shares of CPUs and GPUs are sums of fractions.
-_ROUNDING: Final = 1e-9
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Ray CPUs and GPUs."""
-
-    cpus: float
-    gpus: float
-
-    def hold(self, *others: Resources) -> bool:
-        """Whether the others fit in together."""
-        cpus, gpus = sum(o.cpus for o in others), sum(o.gpus for o in others)
-        return cpus <= self.cpus + _ROUNDING and gpus <= self.gpus + _ROUNDING
-
-    def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+_STREAMING: Final = (_SAMPLER, "labeling.reward", "reference")
 
 
 @dataclass(frozen=True)
@@ -66,8 +50,11 @@ class StageNeeds:
         return Resources(self.workers * self.cpus, self.workers * self.gpus if uses else 0)
 
 
-def engine_needs(config: Config) -> StageNeeds:
-    """What the engines hold."""
+def sampler_needs(config: Config) -> StageNeeds:
+    """What the engines hold, or the workers of a sampler function."""
+    own = config.sampling.function
+    if own is not None:
+        return StageNeeds(_SAMPLER, "auto", own.workers, own.cpus_per_worker, own.gpus_per_worker)
     engines = config.sampling.engines
     gpus = engines.tensor_parallel * engines.gpu_share
     return StageNeeds(ENGINES, engines.device, engines.count, engines.cpus, gpus)
@@ -80,7 +67,7 @@ def stage_needs(config: Config, most: bool = False) -> list[StageNeeds]:
     """
     stages: list[StageNeeds] = []
     if config.prompts or config.evaluation or config.online:
-        stages.append(engine_needs(config))
+        stages.append(sampler_needs(config))
     if config.labeling is not None and config.labeling.reward:
         stages.append(_scorer_needs("labeling.reward", config.labeling.reward))
     if config.training is not None:
@@ -105,7 +92,7 @@ def _of_rounds(stages: list[StageNeeds]) -> list[StageNeeds]:
 
 def _scorer_needs(section: str, rewards: tuple[RewardConfig, ...]) -> StageNeeds:
     workers = max(reward.workers for reward in rewards)
-    device = "auto" if any(reward.classifier for reward in rewards) else "cpu"
+    device = "auto" if any(reward.device == "auto" for reward in rewards) else "cpu"
     gpus = max(reward.gpus_per_worker for reward in rewards)
     return StageNeeds(section, device, workers, _DATA_WORKER_CPUS, gpus)
 
@@ -145,7 +132,8 @@ def announce(config: Config, cluster: Resources) -> None:
             logger.info("%s", text)
         else:
             logger.warning("%s: more than the cluster has (%s), until it grows", text, cluster)
-    if config.online is not None and config.online.keep_engines:
+    engines = config.sampling.function is None
+    if config.online is not None and config.online.keep_engines and engines:
         kept, asked = largest_beside(config, cuda, ENGINES)
         if not cluster.hold(kept, asked):
             text = "[plan] engines live through all rounds and keep %s, another stage asks for %s: "

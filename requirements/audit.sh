@@ -1,7 +1,7 @@
 #!/bin/sh
 # Says what the locks bring in.
 #
-# `audit.sh sbom` writes a CycloneDX bill of materials of each lock, build/sbom/cpu.cdx.json and cuda.cdx.json.
+# `audit.sh sbom` writes a CycloneDX bill of materials of each lock: build/sbom/cpu.cdx.json, and so on.
 # `audit.sh audit` asks PyPI for the known vulnerabilities of each lock, and fails where there are some.
 # Both tools are installed, in the versions named here, into a virtual environment that is thrown away.
 set -eu
@@ -36,10 +36,10 @@ audit() {
 }
 
 status=0
-for device in cpu cuda; do
+for lock in cpu cuda docs; do
   case $task in
-  sbom) bill_of_materials "$device" ;;
-  audit) audit "$device" || status=1 ;;
+  sbom) bill_of_materials "$lock" ;;
+  audit) audit "$lock" || status=1 ;;
   esac
 done
 exit $status

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes requirements/cpu.txt and requirements/cuda.txt anew from pyproject.toml.
+# Writes requirements/cpu.txt, requirements/cuda.txt and requirements/docs.txt anew from pyproject.toml.
 #
 # The locks hold for Linux (glibc 2.31 or newer) on x86_64 and for Python 3.11 to 3.13; they are resolved for
 # 3.11, the oldest. Uses `uv` from the PATH, or from a virtual environment that is thrown
@@ -16,22 +16,30 @@ else
   "$scratch/venv/bin/pip" install --quiet --quiet uv
   uv=$scratch/venv/bin/uv
 fi
-# compile LOCK EXTRA [MORE ARGUMENTS OF uv]
+# compile LOCK [MORE ARGUMENTS OF uv]
 compile() {
-  lock=$1 extra=$2
-  shift 2
-  "$uv" pip compile pyproject.toml --extra "$extra" --extra jobs --extra lora --extra peers --extra dev \
+  lock=$1
+  shift
+  "$uv" pip compile "$@" \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
     --constraint requirements/constraints.txt --custom-compile-command "make lock" --generate-hashes --quiet \
     --output-file "requirements/$lock" \
-    ${UPGRADE:+--upgrade} "$@" >/dev/null
+    ${UPGRADE:+--upgrade} >/dev/null
+}
+
+# compile_device DEVICE [MORE ARGUMENTS OF uv]
+compile_device() {
+  device=$1
+  shift
+  compile "$device.txt" pyproject.toml --extra "$device" --extra jobs --extra lora --extra peers --extra dev "$@"
 }
 
 # The CPU build of torch: from the folder of wheels that pip is told of, else from PyTorch's
 # index. The CUDA lock is resolved without that folder: torch is PyPI's own there.
-compile cpu.txt cpu --override requirements/overrides.txt \
+compile_device cpu --override requirements/overrides.txt \
   ${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"} 2>/dev/null ||
-  compile cpu.txt cpu --override requirements/overrides.txt --torch-backend cpu
-compile cuda.txt cuda
-echo "requirements/cpu.txt and requirements/cuda.txt are written: look at their diff, then make test."
+  compile_device cpu --override requirements/overrides.txt --torch-backend cpu
+compile_device cuda
+compile docs.txt --group pyproject.toml:docs
+echo "requirements/cpu.txt, cuda.txt and docs.txt are written: look at their diff, then make test and make docs."
 echo "A new version of torch+cpu needs its hashes in requirements/torch-cpu.txt (a test says so)."

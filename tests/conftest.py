@@ -1,9 +1,10 @@
-"""What tests share: a tiny model made here, real data where it is there, one Ray cluster."""
+"""What tests share: a tiny model made here, real data if it is installed, one Ray cluster."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,8 +153,22 @@ def ray_cluster() -> Iterator[None]:
     """
     import ray
 
-    from raydpo.cluster import start
+    from raydpo.core.cluster import start
 
     start()
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def ray_is_started_by_slow_tests_only(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Many of Ray's functions start a cluster where there is none, open to other machines."""
+    before = _has_ray_node()
+    yield
+    if request.node.get_closest_marker("slow") is None:
+        assert _has_ray_node() == before, "this test started Ray in its own process"
+
+
+def _has_ray_node() -> bool:
+    worker = sys.modules.get("ray._private.worker")
+    return worker is not None and worker._global_node is not None

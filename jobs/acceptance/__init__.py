@@ -1,5 +1,5 @@
-"""One command for the day a GPU is at hand: what is right on it, and how fast it is.
+"""One command that checks correctness and measures speed on an available GPU.
 
-It needs torch, transformers and what the training core imports. Ray, vLLM, TRL and
-matplotlib are each used where they are there.
+It needs torch, transformers and what the training core imports. It uses Ray, vLLM, TRL and
+matplotlib if they are installed.
 """

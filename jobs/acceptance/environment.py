@@ -1,7 +1,6 @@
 """Where the tasks run: card, versions, and the hash of the source.
 
-What comes in: this process. What goes out: plain values; results of other ones are not
-results of this one.
+The values identify results: those of another environment do not count in this one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""All tasks that measure speed and memory, in the order of their worth.
+"""All tasks that measure speed and memory, ordered by value.
 
-What comes in: a context. What goes out: the numbers of one contender on one scenario. TRL and
-our step are tasks of their own, so that each result is written as it is made; the page
-holds them against each other.
+A task gets a context and returns the numbers of one contender on one scenario. TRL and our step
+are separate tasks, so that each result is written at once; the page compares them.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+
 from benchmark.spec import (
     OURS,
     OURS_COMPILED,

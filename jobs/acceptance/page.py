@@ -1,6 +1,6 @@
-"""The page of a card: a table of all tasks, what went wrong, and what it was made with.
+"""Write the page of a card, in Markdown, from results.
 
-What comes in: results. What goes out: Markdown.
+The page has a table of all tasks, what went wrong, and the environment of the results.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The parent's side of a worker: ask with a time limit, and tell how it ended.
+"""The parent's side of a worker: send a task with a time limit, and report how it ended.
 
-What comes in: a task and a limit. What goes out: the task's result, whatever became of the
-process: an answer, a signal, an exit, or silence.
+The caller gets the task's result, or how its process ended: by a signal, an exit, or silence.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.children import offline_environment, send
-
-from raydpo.environment import CPU_ENVIRONMENT, worker_environment
-from raydpo.errors import RaydpoError
+from raydpo.core.environment import CPU_ENVIRONMENT, worker_environment
+from raydpo.core.errors import RaydpoError
 
 #: Lines of a process's output that a result keeps.
 _LAST_LINES = 40

@@ -1,7 +1,7 @@
-"""Several processes of one task, each with a device of its own.
+"""Run one task in several processes, each with its own device.
 
-What comes in: a context and a function. What goes out: what the function returns on rank 0.
-The processes are a group as Ray Train makes it: NCCL on CUDA, gloo on the CPU.
+The caller gives a context and a function, and gets what the function returns on rank 0. The
+processes form a group as Ray Train makes it: NCCL on CUDA, gloo on the CPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Results as they are made, in one file that several runs add to.
+"""Record results in one file that several runs extend.
 
-What comes in: results of tasks. What goes out: a JSON file that is whole at any moment.
-A result counts for the card, the versions and the source that it was made with.
+The JSON file is complete at any moment. A result counts for the card, the versions and the source
+that it was made with.
 """
 
 from __future__ import annotations

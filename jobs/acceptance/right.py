@@ -1,4 +1,4 @@
-"""All tasks that compare numbers, in the order of their worth."""
+"""All tasks that compare numbers, ordered by value."""
 
 from __future__ import annotations
 

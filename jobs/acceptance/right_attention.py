@@ -1,8 +1,7 @@
-"""Each attention backend against the explicit mask, on states of many shapes.
+"""Compare each attention backend with the explicit mask, on states of many shapes.
 
-What comes in: a context. What goes out: the largest relative error of the output and of each
-gradient, and the shape in which it was met. The oracle computes in float32 what the backend
-computes in its own dtype.
+A task returns the largest relative error of the output and of each gradient, and the shape where
+it occurred. The oracle computes in float32 what the backend computes in its own dtype.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.training.attention import mask
 from raydpo.training.attention.backends import BACKENDS
 from raydpo.training.attention.cuda import flex_mask

@@ -1,8 +1,8 @@
-"""Models of each family in the shared layout, against transformers' eager attention.
+"""Compare models of each family in the shared layout with transformers' eager attention.
 
-What comes in: a context. What goes out: the largest difference of a token's log-prob and of a
-parameter's gradient. Our side is the production path; the other side is the model's own forward
-pass on one sequence at a time, in float32, with none of our code.
+A task returns the largest difference of a token's log-prob and of a parameter's gradient. Our
+side is the production path. The other side is the model's own forward pass on one sequence at a
+time, in float32, with none of our code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from raydpo.config import ModelConfig
+from raydpo.config.job import ModelConfig
 from raydpo.training.attention.interface import attention_of
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.groups import Group

@@ -1,7 +1,7 @@
-"""Several GPUs: the collectives, the same training on all of them, and weights sent around.
+"""Several GPUs: the collectives, the same training on all of them, and weight transfers.
 
-What comes in: a context. What goes out: how far several ranks are from one, and bytes a second.
-On the CPU two processes with gloo take the GPUs' place.
+A task returns how far several ranks differ from one, and bytes per second. On the CPU two
+processes with gloo replace the GPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raydpo.config import ModelConfig
+from raydpo.config.job import ModelConfig
 from raydpo.sampling.transfer import (
     Meeting,
     arriving,

@@ -1,8 +1,8 @@
-"""The train loop on the device: the same losses whatever is wrapped around the model.
+"""The train loop on the device: the same losses whatever wraps the model.
 
-What comes in: a context. What goes out: how far losses, gradients and parameters are from those
-of a plain run, after a resume, and from those of a CPU. All runs go through
-`raydpo.training.loop`, with models that production code loads from disk.
+A task returns how far losses, gradients and parameters differ from those of a plain run, after a
+resume, and from those of a CPU. All runs use `raydpo.training.loop`, with models that production
+code loads from disk.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import torch
 
-from raydpo.config import LoraSettings
-from raydpo.config_base import ROUNDING_NATS
+from raydpo.config.base import ROUNDING_NATS
+from raydpo.config.job import LoraSettings
 from raydpo.training.export import Trained, export
 
 from .task import Context, LeftOut, Task, Values

@@ -1,8 +1,8 @@
 """The pipeline with vLLM for CUDA: the whole demo, pushes into live engines, sleep.
 
-What comes in: a context. What goes out: what the production commands say, run as a user runs
-them on the models in assets/. They stop by themselves where an engine's log-probs differ from
-the trainer's, and where a stage cannot do its work.
+A task returns the output of production commands, run as a user runs them, on the models in
+assets/. The commands stop by themselves if an engine's log-probs differ from the trainer's, or if
+a stage cannot do its work.
 """
 
 from __future__ import annotations

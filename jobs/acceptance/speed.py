@@ -1,7 +1,7 @@
-"""One speed measurement: a model's shape, the data, how long, and what comes of it.
+"""One speed measurement: a model's shape, the data, the duration, and the results.
 
-What comes in: shapes and where to run. What goes out: plain numbers. What is measured is the
-benchmark's contender (`jobs/benchmark/`), in this process.
+From shapes and a device it returns plain numbers. It measures the benchmark's contender
+(`jobs/benchmark/`) in this process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import torch
+
 from benchmark.alone import release, run_alone
 from benchmark.data import STEPS_A_PART, Row, group_rows, part_rows, step_rows
 from benchmark.processes import Runs, Turns

@@ -1,7 +1,7 @@
-"""What the measurements of speed say: aims, a table of contenders, and where time went.
+"""Write up the speed measurements: targets, a table of contenders, and where time went.
 
-What comes in: results of tasks, as JSON has them. What goes out: Markdown. Numbers of
-contenders that did not compute the same losses are not held against each other.
+Results of tasks, as JSON has them, become Markdown. Contenders that did not compute the same
+losses are not compared.
 """
 
 from __future__ import annotations

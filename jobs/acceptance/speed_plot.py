@@ -1,6 +1,6 @@
-"""The plot beside a card's page: tokens a second, and where the time of a step goes.
+"""The plot beside a card's page: tokens per second, and where the time of a step goes.
 
-What comes in: rows of measurements. What goes out: a PNG with two panels.
+Rows of measurements become a PNG with two panels.
 """
 
 from __future__ import annotations

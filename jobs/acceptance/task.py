@@ -1,8 +1,8 @@
 """What one task of the acceptance run is, and what it gets.
 
-What comes in: nothing. What goes out: the descriptions that tasks, worker and command share.
-A task returns plain values. Among them `passed` (a bool, true where it is absent) and
-`tolerance` have a meaning to the command; everything else is shown as a number.
+Tasks, worker and command share these descriptions. A task returns plain values. The command
+interprets two of them, `passed` (a bool, true if absent) and `tolerance`, and shows everything
+else as a number.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""All tasks in the order of their worth, so that a short run gives the most.
+"""All tasks, ordered by value, so that a short run gives the most.
 
-What comes in: the two groups' own lists, each in its order. What goes out: one list. Whether
-the numbers are right comes before how fast they are made.
+The list joins those of the two groups: tasks that check numbers come before tasks that measure
+speed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One small training by the production loop, and what the comparisons need to know of it.
 
-What comes in: a context, groups, settings of the `training` section. What goes out: losses,
-gradient norms, the first log-ratio and the trained parameters. The model is a folder on disk,
-which production code loads; the loop, its checkpoints and the optimizer are production's too.
+A context, groups and settings of the `training` section give losses, gradient norms, the first
+log-ratio and the trained parameters. The model is a folder on disk, which production code loads.
+The loop, its checkpoints and the optimizer are production's too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from raydpo.config import ModelConfig, TrainingConfig
-from raydpo.models import load_causal_lm
+from raydpo.config.job import ModelConfig, TrainingConfig
+from raydpo.models.loading import load_causal_lm
 from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, write_groups
 from raydpo.training.logps import TokenLogps, completion_logps

@@ -1,7 +1,7 @@
-"""What is missing here, and which wheels to bring to a machine without a network.
+"""List what is missing here, and the wheels for a machine without a network.
 
-What comes in: this environment, or a Python and a platform. What goes out: names with the
-locked versions of requirements/cuda.txt. It needs the standard library only.
+For this environment, or for a Python and a platform, it prints names with the locked versions of
+requirements/cuda.txt. It needs only the standard library.
 """
 
 from __future__ import annotations

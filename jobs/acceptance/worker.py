@@ -1,8 +1,8 @@
-"""The process that runs tasks, one after the other, until one fails or the parent leaves.
+"""The process that runs tasks one after the other, until one fails or the parent leaves.
 
-What comes in: commands, one JSON object a line, on the standard input. What goes out: one
-answer a line on what was the standard output, the first of which says where it runs.
-What libraries print goes to the standard error, as do the frames of a crash or of SIGUSR1.
+It reads commands from the standard input, one JSON object per line. It writes one answer per line
+to the original standard output; the first says where it runs. Output of libraries goes to the
+standard error, and so do the frames of a crash or of SIGUSR1.
 
     python -m acceptance.worker
 """

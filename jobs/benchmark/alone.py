@@ -1,8 +1,8 @@
-"""One contender in this process, without others to take turns with.
+"""Run one contender in this process, without others to take turns with.
 
-What comes in: a scenario, a contender, how long to measure. What goes out: the same runs as
-those of contenders in processes of their own. Where a GPU is at hand for minutes, starting a
-process for each setting would take most of them.
+Given a scenario, a contender and a duration, it makes the same runs as contenders in processes of
+their own. If a GPU is available only for minutes, starting a process for each setting would take
+most of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the processes that a job starts have in common with their parent.
+"""What the child processes of a job share with their parent.
 
-What comes in: variables, commands, names of packages. What goes out: an environment in which a
-checkout is enough, commands on a process's standard input, versions. It needs no torch.
+The module makes an environment in which a checkout is enough, sends commands to a process's
+standard input, and reads versions of packages. It needs no torch.
 """
 
 from __future__ import annotations

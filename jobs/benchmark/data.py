@@ -1,9 +1,8 @@
 """Preference groups of random tokens, the same for every contender.
 
-What comes in: a scenario. What goes out: group rows as the train loop reads them, and the
-same pairs as TRL reads them, in the order in which the train loop takes them. The
-reference's log-probs are drawn, not computed: a loss that has to agree between contenders
-must not be log 2 at step 0.
+A scenario gives group rows as the train loop reads them, and the same pairs as TRL reads them, in
+the order of the train loop. The reference's log-probs are drawn, not computed: a loss on which
+contenders must agree must not be log 2 at step 0.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Useful floating-point operations, and how many the hardware can do.
 
-What comes in: a model's shape and groups. What goes out: the operations that a step cannot
-do without: every prompt once, every completion once, the output layer on the positions
-that predict completion tokens, forward and backward (arXiv:2001.08361, section 2.1: twice
-the parameters a token forward, twice that backward). Padding, copies of a prompt or of a
-completion, and recomputed activations are not useful and are not counted.
+From a model's shape and groups, the module counts the operations that a step cannot avoid. These
+are every prompt once, every completion once, and the output layer on the positions that predict
+completion tokens, forward and backward (arXiv:2001.08361, section 2.1: twice the parameters per
+token forward, twice that backward). Padding, copies of a prompt or of a completion, and
+recomputed activations do not count.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""How a contender is held between two measurements, wherever its loop is.
+"""Pause a contender between two measurements, from inside its own loop.
 
-What comes in: commands, one JSON object a line. What goes out: answers, likewise. The gate
-is called after each step from inside the contender's own loop (our loop's hook, TRL's
-callback) and returns at once until the steps that were asked for are done; then it answers
-with their time and waits. So what is timed is the contender's whole loop, and contenders
-take turns without starting anew.
+The gate reads commands, one JSON object per line, and writes answers likewise. The contender's
+own loop (our loop's hook, TRL's callback) calls it after each step. It returns at once until the
+requested steps are done; then it answers with their time and waits. So it times the contender's
+whole loop, and contenders take turns without a new start.
 """
 
 from __future__ import annotations

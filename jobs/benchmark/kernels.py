@@ -1,11 +1,11 @@
 """Where the time of profiled steps went, by family of kernel.
 
-What comes in: events of `torch.profiler`. What goes out: seconds of each family, and the time
-in which the device had nothing to do. On CUDA a family's time is that of its kernels; on a
-CPU it is that of its operations, and what is left is Python's.
+From events of `torch.profiler`, the module computes the seconds of each family, and the time in
+which the device was idle. On CUDA a family's time is that of its kernels. On a CPU it is that of
+its operations, and the rest belongs to Python.
 
-A kernel belongs to what launched it: the same matrix product is `matrix products` in a
-decoder block and `head` in the output layer. A compiled attention is told by its own name.
+A kernel belongs to the code that launched it: the same matrix product is `matrix products` in a
+decoder block and `head` in the output layer. A compiled attention is recognized by its own name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The most memory a process held, from a moment on.
+"""The peak memory of a process, from a moment on.
 
-What comes in: `reset` at that moment. What goes out: bytes of resident memory (CPU) or of
-allocated device memory (CUDA), then and at the peak since.
+After `reset`, the module returns bytes of resident memory (CPU) or of allocated device memory
+(CUDA), at that moment and at the peak since.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Our contender: the train loop itself, on the scenario's groups.
 
-What comes in: a scenario and a gate. What goes out: steps, as long as the gate wants them.
+It makes steps as long as the gate asks for them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from raydpo.config import LoraSettings, ModelConfig, TrainingConfig
+from raydpo.config.job import LoraSettings, ModelConfig, TrainingConfig
 from raydpo.training.groups import GroupDataset, write_groups
 from raydpo.training.loop import Hooks, Metrics, train
 from raydpo.training.objectives import make_objective

@@ -1,7 +1,7 @@
 """The plot of the report.
 
-What comes in: measured rows. What goes out: a PNG with two panels: how many times the
-others' steps take longer than ours, and the memory of a step.
+Measured rows become a PNG with two panels: how many times longer the others' steps take than
+ours, and the memory of a step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The contenders' processes, and the turns that they take.
 
-What comes in: contenders and a scenario. What goes out: for each contender the seconds of
-its runs. All contenders take the same steps of the same data in turn (A B C A B C ...), so
-that what else the machine does, and how warm it is, meets all of them alike.
+For each contender on a scenario, the module returns the seconds of its runs. All contenders take
+the same steps of the same data in turn (A B C A B C ...), so that other load and the machine's
+temperature affect all alike.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raydpo.environment import CPU_ENVIRONMENT, worker_environment
-from raydpo.errors import RaydpoError
+from raydpo.core.environment import CPU_ENVIRONMENT, worker_environment
+from raydpo.core.errors import RaydpoError
 
 from .children import offline_environment, send
 from .flops import peak_flops

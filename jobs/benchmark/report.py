@@ -1,7 +1,7 @@
-"""The report: a table in Markdown, all numbers in JSON, where they were measured.
+"""The report: a table in Markdown, all numbers in JSON, and where they were measured.
 
-What comes in: measured rows. What goes out: text for people, files for programs, and the
-object that stands in the command's last line.
+Measured rows become text for people, files for programs, and the object in the command's last
+line.
 """
 
 from __future__ import annotations

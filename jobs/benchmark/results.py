@@ -1,7 +1,7 @@
-"""What the measurements say: ratios, pairs a second, memory, share of the peak.
+"""The results of the measurements: ratios, pairs per second, memory, share of the peak.
 
-What comes in: an experiment and its runs. What goes out: a row of the table for each
-contender. A ratio is the median, over the turns, of two contenders' times in the same turn.
+An experiment and its runs give a row of the table for each contender. A ratio is the median, over
+the turns, of two contenders' times in the same turn.
 """
 
 from __future__ import annotations
@@ -122,6 +122,6 @@ def _ratio(runs: Runs, ours: Runs) -> float:
 
 
 def _fraction(runs: Runs, ours: Runs, useful: list[int]) -> float:
-    """Every contender is held against the peak that was measured in the same turn."""
+    """Compare every contender with the peak that was measured in the same turn."""
     turns = zip(useful, runs.seconds, ours.peak_flops, strict=True)
     return statistics.median(work / seconds / peak for work, seconds, peak in turns)

@@ -1,7 +1,7 @@
-"""Which scenarios are measured, with whom, how long.
+"""Choose the scenarios to measure, their contenders and their duration.
 
-What comes in: the command line's choices and what is installed. What goes out: experiments,
-in the order of the table.
+The command line's choices and the installed packages determine the experiments, in the order of
+the table.
 """
 
 from __future__ import annotations

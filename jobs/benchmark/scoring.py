@@ -1,8 +1,8 @@
 """Scoring a reference: our scorer, padded batches of transformers, vLLM.
 
-What comes in: a scenario, a contender, a gate. What goes out: steps that each score the
-groups of `STEPS_A_PART` train steps: per-token log-probs of all completions. Their sum
-stands where trainers report a loss, so that contenders are held against each other.
+A contender makes steps on a scenario, as its gate asks. Each step scores the groups of
+`STEPS_A_PART` train steps: per-token log-probs of all completions. Their sum replaces the loss
+that trainers report, so that the benchmark can compare contenders.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What is measured: shapes of models and data, and who is measured on them.
+"""What is measured: shapes of models and data, and the contenders.
 
-What comes in: nothing. What goes out: frozen descriptions that go to the worker processes
-as JSON and come back the same.
+These frozen descriptions go to the worker processes as JSON and come back the same.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ class Contender:
         name: of the column in the table.
         kind: what it runs.
         says: what a reader must know of it.
-        malloc: whether its process gets our workers' variables (`raydpo/environment.py`).
+        malloc: whether its process gets our workers' variables (`raydpo/core/environment.py`).
         compile: whether decoder blocks are compiled (ours).
         attention: the model's attention implementation; None for what it takes by itself.
         layout: `shared` computes a prompt once (ours), `padded` once for each completion.

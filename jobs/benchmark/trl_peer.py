@@ -1,8 +1,7 @@
 """TRL's contender: its DPOTrainer on the scenario's pairs.
 
-What comes in: a scenario, the contender's settings, and a gate. What goes out: steps of one
-`trainer.train()`, or parts of the reference's scoring, as long as the gate wants them. Data come tokenized, with the reference's
-log-probs, in the order in which our loop takes them.
+It makes steps of one `trainer.train()`, or parts of the reference's scoring, as long as the gate
+asks for them. Its data are tokenized, with the reference's log-probs, in the order of our loop.
 """
 
 from __future__ import annotations

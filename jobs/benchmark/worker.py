@@ -1,8 +1,8 @@
 """The process of one contender.
 
-What comes in: the contender as an argument; then commands, one JSON object a line, on the
-standard input. What goes out: answers, likewise, on what was the standard output; whatever
-libraries print goes to the standard error.
+The contender is an argument. Commands arrive on the standard input, one JSON object per line.
+Answers go likewise to the original standard output, and output of libraries to the standard
+error.
 
     python -m benchmark.worker CONTENDER_JSON THREADS
 """

@@ -1,13 +1,13 @@
-"""The objectives of the noise study, each told the rate at which labels are flipped.
+"""The objectives of the noise study, each with the true rate of flipped labels.
 
-What comes in: a flip rate. What goes out: configuration sections by name, and rows of results.
+A flip rate gives configuration sections by name, and rows of results.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from raydpo import config_objectives as sections
+from raydpo.config import objectives as sections
 from raydpo.evaluation.metrics import Estimate, clustered_mean, paired_difference
 
 Contender = (

@@ -1,9 +1,8 @@
-"""The noise study on the demo's model: sample, score, flip, train, look at held-out prompts.
+"""The noise study on the demo's model: sample, score, flip, train, evaluate on held-out prompts.
 
-What comes in: the models and prompts in assets/, a flip rate. What goes out: how the implicit
-reward orders held-out pairs whose labels were not flipped, and how a judge likes new samples.
-All of it runs in this process, through the same pair building and the same train loop as a
-job, without Ray.
+From the models and prompts in assets/ and a flip rate, it measures how the implicit reward orders
+held-out pairs with unflipped labels, and how a judge scores new samples. All of it runs in this
+process, with the same pair building and train loop as a job, without Ray.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from noise.contenders import Result, contenders
-from raydpo.config import ModelConfig, PairsConfig, RewardConfig, TrainingConfig
-from raydpo.config_objectives import SingleObjective
+from raydpo.config.job import ModelConfig, PairsConfig, RewardConfig, TrainingConfig
+from raydpo.config.objectives import SingleObjective
+from raydpo.core.tables import Row
 from raydpo.labeling.classifier import judge_with_classifier, load_classifier
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
-from raydpo.models import load_causal_lm, load_tokenizer
+from raydpo.models.loading import load_causal_lm, load_tokenizer
 from raydpo.prompts.encode import Text, make_encoder
-from raydpo.split import is_heldout
-from raydpo.tables import Row
 from raydpo.training.batch import build_micro_batch, split_by_sequence
 from raydpo.training.composition import Plan
 from raydpo.training.groups import Group, GroupDataset, joined_rows, write_groups
@@ -34,6 +32,7 @@ from raydpo.training.logps import TokenLogps, token_logps
 from raydpo.training.loop import Hooks, train
 from raydpo.training.objectives import make_objective
 from raydpo.training.sharding import World
+from raydpo.training.split import is_heldout
 
 ASSETS = Path(__file__).parents[2] / "assets"
 MODEL = ModelConfig(path=str(ASSETS / "review-lm"))

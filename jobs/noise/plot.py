@@ -1,7 +1,7 @@
 """The plot of the noise study.
 
-What comes in: results. What goes out: a PNG with a panel for each setting, accuracy against the
-flip rate, and one for the judge's scores where there are any.
+Results become a PNG. It has a panel for each setting, accuracy against the flip rate, and one for
+the judge's scores if there are any.
 """
 
 from __future__ import annotations

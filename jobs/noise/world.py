@@ -1,9 +1,9 @@
-"""The noise study on a world that can be listed: with all labels there can be, and with few.
+"""The noise study on an enumerable world: with all possible labels, and with few.
 
-What comes in: a flip rate and a seed. What goes out: how well each objective's policy orders
-completions, and what it misses of the most regularized reward. Labels are those of
-Bradley-Terry, flipped at the rate: either in their exact proportions, or one drawn for each
-pair. The policy is a table, and is trained to the end of its loss.
+For a flip rate and a seed, it measures how well each objective's policy orders completions, and
+what the policy misses of the largest regularized reward. Labels are those of Bradley-Terry,
+flipped at the rate: either in their exact proportions, or one drawn for each pair. The policy is
+a table, and is trained until its loss converges.
 
 Shapes: X prompts, K completions, P labelled pairs.
 """
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from enumerable import world as tabular
 from noise.contenders import Result, contenders
-from raydpo.training import tabular
 from raydpo.training.measures.pairs import PairLoss, pair_loss
 
 BETA = 0.5

@@ -1,1 +1,1 @@
-"""Policy against reference: metrics, plots, report."""
+"""Compare policy and reference: metrics, plots, report."""

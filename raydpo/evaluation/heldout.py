@@ -1,49 +1,43 @@
-"""Held-out samples, as the evaluation and the rounds draw them.
+"""Sample from held-out prompts, for the evaluation and for the rounds.
 
-What comes in: held-out prompts and a model. What goes out: a table of its completions.
+Held-out prompts and a model give a table of the model's completions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from raydpo.config import Config, ModelConfig
-from raydpo.parts import Table
+from raydpo.config.job import Config, ModelConfig
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
 from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.stage import sample_candidates
-from raydpo.storage import Folder
 
 
 def sample_heldout(
     config: Config,
-    folder: Folder,
+    place: Place,
     prompts: Table,
     model: ModelConfig,
     pool: Callable[[], EnginePool] | None,
-    what: str,
 ) -> Table:
-    """Completions of held-out prompts; their seeds depend on the prompts alone, not on model or round.
+    """Sample completions of held-out prompts; seeds depend on prompts only, not on model or round.
 
     Args:
         config: the job; its `evaluation` section is required.
-        folder: where the table goes.
+        place: where the table goes.
         prompts: held-out prompts.
-        model: what is sampled.
-        pool: gives the engines, if samples are missing; without it some start for this table.
-        what: the stage and round, for the log.
+        model: the model that samples.
+        pool: gives the engines if samples are missing; without it, engines start for this table.
     """
     evaluation = config.evaluation
     assert evaluation is not None
-    asked = {"candidates": evaluation.samples_per_prompt, "temperature": evaluation.temperature}
     return sample_candidates(
-        folder=folder,
-        prompts=prompts,
+        replace(place, round_index=0),
+        prompts,
         model=model,
-        sampling=config.sampling.model_copy(update=asked),
-        seed=config.seed,
-        round_index=0,
+        sampling=evaluation.sampling(config.sampling),
         max_prompt_tokens=evaluation.prompts.max_prompt_tokens,
-        what=what,
-        max_quarantined_fraction=config.max_quarantined_fraction,
         pool=pool,
     )

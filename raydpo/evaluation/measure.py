@@ -1,7 +1,7 @@
-"""The content of metrics.json: every number of the evaluation, from samples and log-probs.
+"""Compute the content of metrics.json: every number of the evaluation.
 
-What comes in: the joined samples, log-probs and pairs, and the configuration. What goes
-out: one JSON value without NaN, keys in reading order, no text of any prompt or completion.
+The joined samples, log-probs and pairs, and the configuration, give one JSON value. It has no
+NaN, its keys are in reading order, and it contains no text of any prompt or completion.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from raydpo.caveats import sampling_caveats
-from raydpo.config import Config, EvaluationConfig, RewardConfig, SamplingConfig
-from raydpo.errors import DataError, NumericsError
+from raydpo.config.job import Config, EvaluationConfig, RewardConfig, SamplingConfig
+from raydpo.core.errors import DataError, NumericsError
 from raydpo.evaluation import metrics
+from raydpo.evaluation.caveats import sampling_caveats
 from raydpo.evaluation.samples import (
     HeldoutJudgements,
     HeldoutPairs,
@@ -32,9 +32,9 @@ def measure(
     pairs: HeldoutPairs | None,
     judged: HeldoutJudgements | None = None,
 ) -> Json:
-    """All numbers of the report.
+    """Compute all numbers of the report.
 
-    Held-out groups are pairs, or in unpaired data completions judged one by one.
+    Held-out groups contain pairs, or in unpaired data completions judged one by one.
 
     Raises:
         DataError: no prompt has scored samples of both models, or no sample has log-probs.
@@ -62,39 +62,39 @@ def measure(
 
 
 def score_unit(judges: tuple[RewardConfig, ...]) -> str:
-    """What the judge score is, in words for a table or an axis."""
+    """Return the meaning of the judge score in words, for a table or an axis."""
     judge, *others = judges
     if others:
         return "weighted sum of judges"
     names = {"probability": "probability", "log_odds": "log-odds", "logit": "logit"}
-    kind = names[judge.output] if judge.classifier is not None else "reward"
+    kind = names[judge.output] if judge.kind == "classifier" else "reward"
     named = f"{kind} of “{judge.label}”" if judge.label is not None else kind
     return named if judge.weight == 1 else f"{judge.weight:g} × {named}"
 
 
 def are_shares(judges: tuple[RewardConfig, ...]) -> bool:
-    """Whether the judges' weighted sum lies in [0, 1]: probabilities, of weights that allow it."""
+    """Return whether the judges' weighted sum lies in [0, 1]: probabilities, suitably weighted."""
     weights = [judge.weight for judge in judges]
     return all(map(_is_probability, judges)) and min(weights) >= 0 and sum(weights) <= 1
 
 
 def mean_score(scores: list[float], prompts: list[str], shares: bool) -> metrics.Estimate:
-    """Mean of judge scores; `shares` says that they lie in [0, 1], as its interval then does."""
+    """Return the mean of judge scores; if `shares`, scores and their interval lie in [0, 1]."""
     estimate = metrics.clustered_mean(scores, prompts)
     return metrics.as_share(estimate) if shares else estimate
 
 
 def _is_probability(judge: RewardConfig) -> bool:
-    return judge.classifier is not None and judge.output == "probability"
+    return judge.kind == "classifier" and judge.output == "probability"
 
 
 def _judge(config: Config, judges: tuple[RewardConfig, ...]) -> Json:
     rewards = config.labeling.reward if config.labeling else ()
-    labelled_by = {(reward.function, reward.classifier) for reward in rewards}
+    labelled_by = {(reward.kind, reward.source) for reward in rewards}
     return {
         "scorers": [judge.scorer for judge in judges],
         "unit": score_unit(judges),
-        "made_the_labels": any((j.function, j.classifier) in labelled_by for j in judges),
+        "made_the_labels": any((j.kind, j.source) in labelled_by for j in judges),
     }
 
 
@@ -165,7 +165,7 @@ def _heldout(pairs: HeldoutPairs, beta: float | None) -> Json:
 
 
 def _judged(judged: HeldoutJudgements, beta: float | None) -> Json | None:
-    """How far desirable and undesirable completions lie apart; None without one of both."""
+    """Measure how far apart desirable and undesirable completions lie; None if a side is empty."""
     good, bad = judged.side(True), judged.side(False)
     if not good[0] or not bad[0]:
         return None

@@ -1,8 +1,8 @@
-"""What the report's numbers are: estimates with standard errors clustered by prompt.
+"""Compute the report's numbers: estimates with standard errors clustered by prompt.
 
-What comes in: plain lists over completions, pairs or tokens, with the prompt of each.
-What goes out: `Estimate`s. Completions of one prompt are not independent, so prompts
-are the unit of every standard error. Padding never enters: lists hold real tokens only.
+From plain lists over completions, pairs or tokens, with the prompt of each, the functions compute
+`Estimate`s. Completions of one prompt are not independent, so prompts are the unit of every
+standard error. Lists hold only real tokens, so padding never counts.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Estimate:
 
     Args:
         mean: the estimate.
-        standard_error: clustered by prompt; None where fewer than two prompts leave it unknown.
+        standard_error: clustered by prompt; None if fewer than two prompts leave it unknown.
         prompts: number of clusters.
         observations: number of completions, pairs or comparisons.
-        share: whether it is a mean of values in [0, 1], as shares and probabilities are.
+        share: whether it is a mean of values in [0, 1], such as shares and probabilities.
     """
 
     mean: float
@@ -43,7 +43,7 @@ class Estimate:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """Ends of the 95 % confidence interval; of a share they lie in [0, 1]."""
+        """The ends of the 95 % confidence interval; those of a share lie in [0, 1]."""
         if self.standard_error is None:
             return None
         if self.share:
@@ -53,11 +53,11 @@ class Estimate:
 
     @property
     def z(self) -> float | None:
-        """The mean in standard errors; None where the standard error is unknown or 0."""
+        """The mean in standard errors; None if the standard error is unknown or 0."""
         return self.mean / self.standard_error if self.standard_error else None
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON value without NaN: what is unknown is null."""
+        """Return a JSON value without NaN; unknown values are null."""
         interval = self.ci95
         return {
             "mean": self.mean,
@@ -71,19 +71,19 @@ class Estimate:
 def clustered_ratio(
     numerators: Sequence[float], denominators: Sequence[float], prompts: Sequence[str]
 ) -> Estimate:
-    """Ratio of two sums, with a standard error that takes prompts as the units.
+    """Estimate the ratio of two sums, with prompts as the units of its standard error.
 
     With S_g and N_g the sums of prompt g's numerators and denominators, G prompts:
 
         m  = sum_g S_g / sum_g N_g
         SE = sqrt( G/(G-1) * sum_g (S_g - m N_g)^2 ) / sum_g N_g
 
-    (linearised ratio estimator: Cochran, Sampling Techniques, section 6.4). Where all N_g
-    are equal this is the usual standard error of the mean of the prompts' means.
+    (linearised ratio estimator: Cochran, Sampling Techniques, section 6.4). If all N_g are equal,
+    this is the usual standard error of the mean of the prompts' means.
 
     Args:
         numerators: [n].
-        denominators: [n], not negative, their sum positive.
+        denominators: [n], not negative, with a positive sum.
         prompts: [n], the prompt of each observation.
     """
     sums, sizes, count = _sums_by_prompt(numerators, denominators, prompts)
@@ -94,12 +94,12 @@ def clustered_ratio(
 
 
 def clustered_mean(values: Sequence[float], prompts: Sequence[str]) -> Estimate:
-    """Mean over observations, its standard error clustered by prompt (see `clustered_ratio`)."""
+    """Return the mean, with its standard error clustered by prompt (see `clustered_ratio`)."""
     return clustered_ratio(values, [1.0] * len(values), prompts)
 
 
 def as_share(estimate: Estimate) -> Estimate:
-    """The same estimate of values in [0, 1]: its interval stays there (see `_wilson`)."""
+    """Return the same estimate as a share, whose interval stays in [0, 1] (see `_wilson`)."""
     return replace(estimate, share=True)
 
 
@@ -109,16 +109,16 @@ def paired_difference(
     reference: Sequence[float],
     reference_prompts: Sequence[str],
 ) -> Estimate:
-    """Mean over the policy's completions minus mean over the reference's, paired by prompt.
+    """Subtract the mean over the reference's completions from the policy's, paired by prompt.
 
-    Only prompts that both have count. With m, S_g, N_g as in `clustered_ratio`, one set for
-    each model, and N their sums of N_g:
+    Only prompts with completions of both models count. With m, S_g, N_g as in `clustered_ratio`,
+    one set for each model, and N the sum of each model's N_g:
 
         d_g = (S_g - m N_g)/N  of the policy  -  the same of the reference
         SE  = sqrt( G/(G-1) * sum_g d_g^2 )
 
-    What a prompt does to both models alike cancels, so this is smaller than the two standard
-    errors added in squares. `z` of the result is the difference in standard errors.
+    A prompt's effect on both models alike cancels, so this is smaller than the root of the sum of
+    both squared standard errors. `z` of the result is the difference in standard errors.
     """
     shared = set(policy_prompts) & set(reference_prompts)
     return _difference((policy, policy_prompts), (reference, reference_prompts), shared)
@@ -130,9 +130,9 @@ def difference_of_means(
     second: Sequence[float],
     second_prompts: Sequence[str],
 ) -> Estimate:
-    """Mean of one set of completions minus mean of another; a prompt may have any of both.
+    """Subtract the mean of one set of completions from another's; a prompt may be in both sets.
 
-    The standard error is that of `paired_difference` over all prompts: what a prompt lacks on
+    The standard error is that of `paired_difference` over all prompts; a prompt that is missing on
     one side counts 0 there.
     """
     prompts = {*first_prompts, *second_prompts}
@@ -145,7 +145,7 @@ def separation(
     bad: Sequence[float],
     bad_prompts: Sequence[str],
 ) -> Estimate:
-    """How often a good one lies above a bad one, a tie counts half: the area under the ROC curve.
+    """Return how often a good value lies above a bad one, with ties as half: the area under ROC.
 
     The standard error takes prompts as the units (Obuchowski 1997: the structural components of
     DeLong et al. 1988, summed by prompt). 0.5 is chance.
@@ -161,15 +161,15 @@ def separation(
 def kl_per_completion(
     policy: Sequence[TokenLogps], reference: Sequence[TokenLogps], prompts: Sequence[str]
 ) -> Estimate:
-    """KL(policy || reference) in nats a completion, estimated on the policy's own samples.
+    """Estimate KL(policy || reference) in nats per completion on the policy's own samples.
 
         KL = E_{y ~ policy} [ sum_t log policy(y_t | x, y_<t) - log reference(y_t | x, y_<t) ]
 
-    Unbiased, and never of the wrong tokens: each list holds the completion's real tokens.
+    The estimate is unbiased and covers exactly a completion's real tokens, which each list holds.
 
     Args:
         policy: [n] lists of per-token log-probs (nats).
-        reference: the same of the same tokens under the reference.
+        reference: log-probs of the same tokens under the reference.
         prompts: [n], the prompt of each completion.
     """
     return clustered_mean(sequence_logratios(policy, reference), prompts)
@@ -178,7 +178,7 @@ def kl_per_completion(
 def kl_per_token(
     policy: Sequence[TokenLogps], reference: Sequence[TokenLogps], prompts: Sequence[str]
 ) -> Estimate:
-    """KL(policy || reference) in nats a token: summed log-ratios over the number of tokens."""
+    """Estimate KL(policy || reference) in nats per token: summed log-ratios over token count."""
     tokens = [float(len(logps)) for logps in policy]
     return clustered_ratio(sequence_logratios(policy, reference), tokens, prompts)
 
@@ -186,7 +186,7 @@ def kl_per_token(
 def sequence_logratios(
     policy: Sequence[TokenLogps], reference: Sequence[TokenLogps]
 ) -> list[float]:
-    """Of each completion, sum over its tokens of policy - reference log-prob, in nats."""
+    """Return each completion's sum over tokens of policy - reference log-prob, in nats."""
     return [
         math.fsum(p - r for p, r in zip(ours, theirs, strict=True))
         for ours, theirs in zip(policy, reference, strict=True)
@@ -199,10 +199,10 @@ def win_rate(
     reference: Sequence[float],
     reference_prompts: Sequence[str],
 ) -> Estimate:
-    """How often a policy completion scores above a reference completion of the same prompt.
+    """Return how often a policy completion outscores a reference completion of the same prompt.
 
-    Every policy sample meets every reference sample of its prompt; a tie counts one half.
-    The standard error takes prompts as the units.
+    Every policy sample is compared with every reference sample of its prompt; a tie counts one
+    half. The standard error takes prompts as the units.
     """
     ours, theirs = _by_prompt(policy, policy_prompts), _by_prompt(reference, reference_prompts)
     wins: list[float] = []
@@ -219,7 +219,7 @@ def win_rate(
 def pair_accuracy(
     margins: Sequence[float], weights: Sequence[float], prompts: Sequence[str]
 ) -> Estimate:
-    """Weighted share of pairs whose margin is positive; a margin of 0 counts one half."""
+    """Return the weighted share of pairs with a positive margin; a margin of 0 counts one half."""
     right = [0.5 * (1 + np.sign(margin)) for margin in margins]
     return as_share(weighted_mean(right, weights, prompts))
 
@@ -227,16 +227,16 @@ def pair_accuracy(
 def weighted_mean(
     values: Sequence[float], weights: Sequence[float], prompts: Sequence[str]
 ) -> Estimate:
-    """Weighted mean, its standard error clustered by prompt."""
+    """Return a weighted mean, with a standard error clustered by prompt."""
     products = [value * weight for value, weight in zip(values, weights, strict=True)]
     return clustered_ratio(products, weights, prompts)
 
 
 def distinct_2(completions: Sequence[Sequence[int]]) -> float | None:
-    """Different bigrams over all bigrams of a set of completions; low where all sound alike.
+    """Return the share of distinct bigrams in a set of completions; low if all are alike.
 
-    None where no completion has two tokens. Compare sets of like size only: it falls as
-    text grows.
+    The result is None if no completion has two tokens. Compare only sets of similar size, because
+    the share falls as text grows.
     """
     bigrams = [pair for ids in completions for pair in _bigrams(ids)]
     return len(set(bigrams)) / len(bigrams) if bigrams else None
@@ -245,9 +245,9 @@ def distinct_2(completions: Sequence[Sequence[int]]) -> float | None:
 def repetition_share(
     completions: Sequence[Sequence[int]], prompts: Sequence[str]
 ) -> Estimate | None:
-    """Share of bigrams that stood before in the same completion; high where text loops.
+    """Return the share of bigrams that repeat within a completion; high if text loops.
 
-    None where no completion has two tokens.
+    The result is None if no completion has two tokens.
     """
     repeats, totals = [], []
     for ids in completions:
@@ -262,7 +262,7 @@ def _difference(
     second: tuple[Sequence[float], Sequence[str]],
     prompts: set[str],
 ) -> Estimate:
-    """Mean of some values minus mean of others, each with its prompts; those given count."""
+    """Subtract the mean of one set of values from another's; only the given prompts count."""
     ours, first_mean, first_count = _influence(*first, prompts)
     theirs, second_mean, second_count = _influence(*second, prompts)
     return Estimate(
@@ -274,7 +274,7 @@ def _difference(
 
 
 def _share_below(values: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Of each value, the share of the others that lie below it, a tie counts half."""
+    """Return for each value the share of the others below it, with ties as half."""
     ordered = np.sort(np.array(others))
     below = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
     return (below / (2 * len(ordered))).tolist()
@@ -294,7 +294,7 @@ def _by_prompt(values: Sequence[float], prompts: Sequence[str]) -> dict[str, lis
 def _sums_by_prompt(
     numerators: Sequence[float], denominators: Sequence[float], prompts: Sequence[str]
 ) -> tuple[Floats, Floats, int]:
-    """Sums of numerators and denominators of each prompt, in order of first appearance."""
+    """Return sums of numerators and denominators per prompt, in order of first appearance."""
     above, below = _by_prompt(numerators, prompts), _by_prompt(denominators, prompts)
     sums = np.array([math.fsum(values) for values in above.values()])
     sizes = np.array([math.fsum(values) for values in below.values()])
@@ -304,7 +304,7 @@ def _sums_by_prompt(
 def _influence(
     values: Sequence[float], prompts: Sequence[str], shared: set[str]
 ) -> tuple[Floats, float, int]:
-    """What each shared prompt, in sorted order, adds to the mean; the mean; its observations."""
+    """Return what each shared prompt, sorted, adds to the mean; the mean; its observations."""
     grouped = _by_prompt(values, prompts)
     kept = [grouped.get(prompt, []) for prompt in sorted(shared)]
     sums = np.array([math.fsum(group) for group in kept])
@@ -315,18 +315,18 @@ def _influence(
 
 
 def _wilson(mean: float, standard_error: float, prompts: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, for as many independent draws as its error stands for.
+    """Return Wilson's 95 % interval of a share, for the number of draws that its error implies.
 
-    With z = 1.96 and n = m (1 - m) / SE^2, the number of independent 0/1 draws that would have
-    this standard error (Wilson 1927; clusters as in Korn and Graubard 1998, without their t):
+    With z = 1.96 and n = m (1 - m) / SE^2, the number of independent 0/1 draws that would have this
+    standard error (Wilson 1927; clusters as in Korn and Graubard 1998, without their t):
 
         ( m + z^2/2n  -+  z sqrt( m (1-m)/n + z^2/4n^2 ) ) / ( 1 + z^2/n )
 
-    A share of exactly 0 or 1 has a standard error of 0, which says nothing: n is then the number
-    of prompts, as if the completions of a prompt always agreed.
+    A share of exactly 0 or 1 has a standard error of 0, which carries no information. In this case
+    n is the number of prompts, as if the completions of a prompt always agreed.
     """
     variance = max(0.0, mean * (1 - mean))
-    if standard_error == 0 and variance > 0:  # every prompt has this very share
+    if standard_error == 0 and variance > 0:  # every prompt has exactly this share
         return mean, mean
     draws = variance / standard_error**2 if standard_error > 0 and variance > 0 else prompts
     ratio = Z_95**2 / draws

@@ -1,8 +1,8 @@
-"""The report's figures, as PNG bytes.
+"""Draw the report's figures, as PNG bytes.
 
-What comes in: numbers. What goes out: PNG files' content. Colours are those of Okabe and
-Ito, told apart with any colour vision, and by shape or hatching too. No pyplot, so no
-global state: each figure is an object of its own.
+The colours are those of Okabe and Ito, which people with any colour vision can tell apart; shape or
+hatching differs too. The module avoids pyplot and its global state: each figure is a separate
+object.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    # "$" in a judge's or label's name is a dollar sign, never the start of a formula.
+    # A "$" in a judge's or label's name is a dollar sign, never the start of a formula.
     "text.parse_math": False,
 }
 _CURVES: Final = (
@@ -48,7 +48,7 @@ _CURVES: Final = (
 
 @contextmanager
 def _styled() -> Generator[None]:
-    """This module's style for what is drawn inside, and for nothing else."""
+    """Apply this module's style inside the block only."""
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -57,9 +57,9 @@ def _styled() -> Generator[None]:
 
 @_styled()
 def training_curves(rows: Sequence[dict[str, Any]]) -> bytes | None:
-    """Loss, margins and accuracies against optimizer steps; None where the log has none.
+    """Plot loss, margins and accuracies against optimizer steps; None if the log has none.
 
-    Steps that a resumed run did twice count once, as they were done last.
+    If a resumed run repeated steps, only their last values count.
     """
     by_step = {row["step"]: row for row in rows if "step" in row}
     named = [(key, label) for key, label in _CURVES if any(key in r for r in by_step.values())]
@@ -84,7 +84,7 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> bytes | None:
 def score_distributions(
     reference: Sequence[float], policy: Sequence[float], unit: str, bins: int = 24
 ) -> bytes:
-    """How many completions have which judge score, for both models, means as lines."""
+    """Plot the distribution of judge scores for both models, with means as lines."""
     figure, (axis,) = _figure(width=5.6, height=3.3)
     edges = _edges([*reference, *policy], bins)
     _two_histograms(axis, reference, policy, edges)
@@ -95,7 +95,7 @@ def score_distributions(
 
 @_styled()
 def lengths(reference: Sequence[int], policy: Sequence[int], limit: int) -> bytes:
-    """How many completions have which length in tokens, for both models, means as lines."""
+    """Plot the distribution of lengths in tokens for both models, with means as lines."""
     figure, (axis,) = _figure(width=5.6, height=3.3)
     width = max(1, -(-limit // 24))
     edges = np.arange(0.5, limit + width + 0.5, width)
@@ -109,9 +109,9 @@ def lengths(reference: Sequence[int], policy: Sequence[int], limit: int) -> byte
 def score_against_kl(
     reference_score: dict[str, Any], policy_score: dict[str, Any], kl: dict[str, Any], unit: str
 ) -> bytes:
-    """Judge score against KL from the reference, which stands at 0; bars are 95 % intervals.
+    """Plot judge score against KL from the reference, which is at 0; bars are 95 % intervals.
 
-    The arguments are estimates as `metrics.json` holds them.
+    The arguments are estimates in the format of `metrics.json`.
     """
     figure, (axis,) = _figure(width=5.6, height=3.3)
     axis.plot(
@@ -148,9 +148,9 @@ def score_against_kl(
 
 @_styled()
 def scores_by_prompt(reference: Sequence[float], policy: Sequence[float], unit: str) -> bytes:
-    """Each prompt's mean judge score under the policy against that under the reference.
+    """Plot each prompt's mean judge score under the policy against that under the reference.
 
-    The lists are in the same order of prompts.
+    Both lists have the same order of prompts.
     """
     figure, (axis,) = _figure(width=5.6, height=3.3)
     ends = [min(*reference, *policy), max(*reference, *policy)]
@@ -166,12 +166,12 @@ def scores_by_prompt(reference: Sequence[float], policy: Sequence[float], unit: 
 
 @_styled()
 def rewards_by_round(runs: dict[str, Sequence[dict[str, Any]]], unit: str) -> bytes:
-    """Held-out reward and KL after each round, and reward against KL; bars are 95 % intervals.
+    """Plot held-out reward and KL by round, and reward against KL; bars are 95 % intervals.
 
     Args:
-        runs: by name, the evaluations of a run's policies, the original model first; a
+        runs: for each name, the evaluations of a run's policies, with the original model first; a
             single run needs no name.
-        unit: what the reward is.
+        unit: the meaning of the reward.
     """
     figure, axes = _figure(width=10.0, height=3.2, columns=3)
     looks = ((POLICY_COLOUR, "o-"), (REFERENCE_COLOUR, "s--"), (_INK, "^:"))
@@ -230,17 +230,17 @@ def _legend_above(axis: Axes) -> None:
 
 
 def _edges(values: Sequence[float], bins: int) -> Any:
-    """Equal bins over all values; a unit wide where all values are the same."""
+    """Return equal bins over all values; if all values are the same, the bins span one unit."""
     low, high = min(values), max(values)
     return np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
 
 
 def _bar(estimate: dict[str, Any] | None) -> Any:
-    """How far the 95 % interval reaches below and above the mean: [2, 1], or None."""
+    """Return how far the 95 % interval reaches below and above the mean: [2, 1], or None."""
     if estimate is None or estimate["ci95"] is None:
         return None
     low, high = estimate["ci95"]
-    # A mean that was rounded onto its interval's end gives no bar of negative length.
+    # If rounding moves a mean onto its interval's end, the bar must not get a negative length.
     return np.maximum([[estimate["mean"] - low], [high - estimate["mean"]]], 0.0)
 
 

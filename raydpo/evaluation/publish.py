@@ -1,7 +1,6 @@
-"""What a person and a program read: metrics.json, plots/ and report.html.
+"""Write metrics.json, plots/ and report.html from the evaluation's finished tables.
 
-What comes in: the evaluation's finished tables. What goes out: those files, and the
-content of metrics.json.
+The module also returns the content of metrics.json.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.agreement import Agreement, agreement_in
-from raydpo.config import Config, EvaluationConfig, ModelConfig
-from raydpo.config_file import config_to_yaml
+from raydpo.config.file import config_to_yaml
+from raydpo.config.job import Config, EvaluationConfig, ModelConfig
+from raydpo.core.parts import Table
+from raydpo.core.run import read_quarantine
+from raydpo.core.storage import Folder
 from raydpo.evaluation import plots
 from raydpo.evaluation.measure import measure
 from raydpo.evaluation.report import Figure, ReportInputs, choose_samples, render
@@ -25,17 +26,15 @@ from raydpo.evaluation.samples import (
     collect_samples,
     mean_scores,
 )
-from raydpo.models import weights_fingerprint
-from raydpo.parts import Table
-from raydpo.run import read_quarantine
-from raydpo.storage import Folder
+from raydpo.models.loading import weights_fingerprint
+from raydpo.reference.agreement import Agreement, agreement_in
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of the sub-folders, under the names of the folders."""
+    """The tables of the sub-folders, named like the folders."""
 
     reference_samples: Table
     policy_samples: Table
@@ -49,7 +48,7 @@ class Tables:
     heldout_reference: Table | None
 
     def own(self) -> dict[str, Table]:
-        """The tables that this stage made, in the order in which it made them."""
+        """Return the tables that this stage made, in the order in which it made them."""
         return {
             name: table
             for name, table in vars(self).items()
@@ -101,7 +100,7 @@ def write_report(
 
 
 def _heldout(tables: Tables) -> tuple[HeldoutPairs | None, HeldoutJudgements | None]:
-    """What both models say of held-out groups; None without any."""
+    """Return both models' results on held-out groups; None without such groups."""
     if not (tables.heldout and tables.heldout_policy and tables.heldout_reference):
         return None, None
     return collect_heldout(tables.heldout, tables.heldout_policy, tables.heldout_reference)
@@ -114,7 +113,7 @@ def draw_figures(
     policy: list[Sample],
     training_log: list[Json],
 ) -> list[Figure]:
-    """The report's figures, in the order of the page."""
+    """Draw the report's figures, in the order of the page."""
     unit = metrics["judge"]["unit"]
     curves = plots.training_curves(training_log)
     scores = plots.score_distributions(
@@ -169,7 +168,7 @@ def _facts(
     sampling = config.sampling
     return [
         *described,
-        ("judge", ", ".join(str(j.classifier or j.function) for j in evaluation.judge)),
+        ("judge", ", ".join(j.source for j in evaluation.judge)),
         ("held-out prompts", evaluation.prompts.path),
         (
             "sampling",

@@ -1,14 +1,13 @@
-"""The report's making, tried on made-up numbers before there are any.
+"""Rehearse the report on invented numbers before any real ones exist.
 
-What comes in: the configuration. What goes out: nothing, or the error that hours of sampling
-and training would have ended in.
+A configuration that would fail after hours of sampling and training raises the same error here.
 """
 
 from __future__ import annotations
 
-from raydpo.config import Config, EvaluationConfig
-from raydpo.config_file import config_to_yaml
-from raydpo.errors import ConfigError, RaydpoError
+from raydpo.config.file import config_to_yaml
+from raydpo.config.job import Config, EvaluationConfig
+from raydpo.core.errors import ConfigError, RaydpoError
 from raydpo.evaluation.measure import measure
 from raydpo.evaluation.report import ReportInputs, choose_samples, render
 from raydpo.evaluation.samples import Sample, ScoredCompletions
@@ -17,10 +16,10 @@ _PROMPTS = ("a", "b", "c")
 
 
 def rehearse_report(config: Config, evaluation: EvaluationConfig) -> None:
-    """Measure and render three prompts that nobody sampled for; no figures, which take a second.
+    """Measure and render three invented prompts, without figures, which would take a second.
 
     Raises:
-        ConfigError: one of it fails.
+        ConfigError: the report would fail.
     """
     try:
         _render(config, evaluation)

@@ -1,7 +1,7 @@
-"""report.html: one file that a person reads, with nothing loaded from anywhere else.
+"""Render report.html: one file for people, which loads nothing from anywhere else.
 
-What comes in: the metrics, the figures as PNG bytes, samples, counts. What goes out: the
-HTML as text. Everything that a model or a person wrote is escaped.
+The metrics, the figures as PNG bytes, samples and counts give the HTML as text. Everything that a
+model or a person wrote is escaped.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from importlib import resources
 from typing import Any, Final
 
 from raydpo import __version__
-from raydpo.cut_counts import cut_warnings
+from raydpo.core.cut_counts import cut_warnings
+from raydpo.core.storage import fingerprint
 from raydpo.evaluation.samples import Sample
-from raydpo.storage import fingerprint
 
 Json = dict[str, Any]
 Show = Callable[[float | None], str]
@@ -52,14 +52,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """Everything the report shows.
+    """Everything that the report shows.
 
     Args:
         title: the run's name.
         metrics: the content of metrics.json.
         figures: in the order of the page.
         samples: completions to show, side by side.
-        counts: of each stage its counts, in the order of the pipeline.
+        counts: the counts of each stage, in the order of the pipeline.
         refusals: (stage, reason, rows) of all refused rows.
         facts: (name, value) lines about models and seeds.
         config_yaml: the resolved configuration.
@@ -86,7 +86,7 @@ class SamplePair:
 
 @dataclass(frozen=True)
 class Cell:
-    """A value, and in smaller type its confidence interval."""
+    """A value with its confidence interval in smaller type."""
 
     value: str = ""
     detail: str = ""
@@ -104,9 +104,9 @@ class Line:
 
 
 def choose_samples(reference: list[Sample], policy: list[Sample], count: int) -> list[SamplePair]:
-    """The first completions of `count` prompts, chosen by a hash of the prompt's id.
+    """Return the first completions of `count` prompts, chosen by a hash of the prompt's id.
 
-    So nobody picked them, and two runs on the same prompts show the same ones.
+    So nobody selects them, and two runs on the same prompts show the same ones.
     """
     theirs = {s.prompt_id: s for s in reversed(reference)}
     ours = {s.prompt_id: s for s in reversed(policy)}
@@ -115,7 +115,7 @@ def choose_samples(reference: list[Sample], policy: list[Sample], count: int) ->
 
 
 def headline(metrics: Json) -> str:
-    """What happened, in one sentence."""
+    """Summarise the result in one sentence."""
     reference, policy = metrics["reference"]["score"], metrics["policy"]["score"]
     return (
         f"On {metrics['difference']['score']['prompts']} held-out prompts the judge score "
@@ -127,7 +127,7 @@ def headline(metrics: Json) -> str:
 
 
 def render(inputs: ReportInputs) -> str:
-    """The report as one HTML document."""
+    """Render the report as one HTML document."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -149,13 +149,13 @@ def render(inputs: ReportInputs) -> str:
 
 
 def number_lines(metrics: Json) -> list[Line]:
-    """The lines of the table of numbers."""
+    """Return the lines of the table of numbers."""
     return [*_score_lines(metrics), *_distance_lines(metrics), *_text_lines(metrics),
             *_heldout_lines(metrics["heldout"]), *_judged_lines(metrics["heldout_judged"])]  # fmt: skip
 
 
 def warnings(metrics: Json) -> list[str]:
-    """What a reader must know before trusting the numbers."""
+    """Return what a reader must know before trusting the numbers."""
     caveats = metrics["kl"]["not_exact_because"]
     sampled = (
         f"Completions were sampled with {', '.join(caveats)}. The KL is therefore the mean "
@@ -173,7 +173,7 @@ def warnings(metrics: Json) -> list[str]:
 
 
 def price(kl: Json) -> str:
-    """What beta did, in a sentence; empty where the configuration has no training."""
+    """Describe the effect of beta in a sentence; empty if the configuration has no training."""
     if kl["beta"] is None:
         return ""
     return (
@@ -185,22 +185,22 @@ def price(kl: Json) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number at three significant digits, without exponent; a dash for what is unknown."""
+    """Format a number with three significant digits and no exponent; a dash if unknown."""
     if value is None:
         return "–"
     size = abs(value)
     digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-    # Rounded first, so that -0.0001 is not shown as -0.000.
+    # It is rounded first, so that -0.0001 is not shown as -0.000.
     return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage."""
+    """Format a share as a percentage."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def estimated(estimate: Json | None, show: Show = number, signed: bool = False) -> Cell:
-    """An estimate with its 95 % interval."""
+    """Format an estimate with its 95 % interval."""
     if estimate is None:
         return Cell("–")
     value = ("+" if signed and estimate["mean"] > 0 else "") + show(estimate["mean"])
@@ -305,7 +305,7 @@ def _judged_lines(judged: Json | None) -> list[Line]:
 
 
 def _degeneration(metrics: Json) -> list[str]:
-    """Warnings where the policy's text is suspect whatever the judge thinks of it."""
+    """Return warnings if the policy's text is suspect, whatever the judge's opinion of it."""
     reference, policy = metrics["reference"], metrics["policy"]
     lines: list[str] = []
     before, after = reference["repetition_share"], policy["repetition_share"]
@@ -337,7 +337,7 @@ def _in_errors(difference: Json) -> str:
 
 
 def _cut_lines(counts: dict[str, dict[str, int]]) -> list[str]:
-    """Of each stage that cut many texts short, what a reader must know of it."""
+    """Return for each stage that cut many texts short what a reader must know about it."""
     return [
         f"{stage.replace('_', ' ').capitalize()}: {line}."
         for stage, values in counts.items()
@@ -346,7 +346,7 @@ def _cut_lines(counts: dict[str, dict[str, int]]) -> list[str]:
 
 
 def _count_lines(counts: dict[str, dict[str, int]]) -> list[tuple[str, list[str], str]]:
-    """Of each stage its name, the counts that all stages have, and its others in words."""
+    """Return for each stage its name, the counts common to all stages, and the others in words."""
     main = ("input", "output", "quarantined")
     return [
         (

@@ -1,8 +1,7 @@
-"""Stage tables as what the metrics are made of.
+"""Join stage tables into the samples, log-probs and pairs from which metrics are computed.
 
-What comes in: finished tables of samples, scores, groups and per-token log-probs. What
-goes out: lists of samples, of log-probs and of pairs, joined by id; rows that a stage
-refused are missing on both sides, and counted.
+Finished tables of samples, scores, groups and per-token log-probs are joined by id. Rows that a
+stage refused are missing on both sides, and counted.
 """
 
 from __future__ import annotations
@@ -13,22 +12,23 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from raydpo.config import RewardConfig
-from raydpo.errors import DataError
+from raydpo.config.job import RewardConfig
+from raydpo.core.errors import DataError
+from raydpo.core.on_driver import map_on_driver
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage
+from raydpo.core.tables import Row
 from raydpo.evaluation.metrics import sequence_logratios
-from raydpo.parts import Table
-from raydpo.run import PartResult, Stage, commit, finished_parts, open_stage, write_part
-from raydpo.storage import Folder
-from raydpo.tables import Row
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion with what the judges said of it.
+    """One completion with the judges' scores.
 
     Args:
-        score: the judges' values summed with their weights.
-        values: each judge's own value, by its name.
+        score: the weighted sum of the judges' values.
+        values: each judge's own value, by the judge's name.
     """
 
     prompt_id: str
@@ -68,7 +68,7 @@ class HeldoutJudgements:
     desirable: list[bool]
 
     def side(self, desirable: bool) -> tuple[list[float], list[str]]:
-        """Log-ratios and prompts of the desirable ones, or of the others."""
+        """Return log-ratios and prompts of the desirable completions, or of the others."""
         rows = zip(self.logratios, self.prompts, self.desirable, strict=True)
         kept = [(value, prompt) for value, prompt, judged in rows if judged == desirable]
         return [value for value, _ in kept], [prompt for _, prompt in kept]
@@ -77,7 +77,7 @@ class HeldoutJudgements:
 def collect_samples(
     candidates: Table, scores: Table, judges: tuple[RewardConfig, ...]
 ) -> list[Sample]:
-    """The completions that every judge scored, in the order of the candidates table.
+    """Return the completions that every judge scored, in the order of the candidates table.
 
     Raises:
         DataError: a judge gave a value that is not a finite number.
@@ -92,32 +92,25 @@ def collect_samples(
 
 
 def mean_scores(reference: list[Sample], policy: list[Sample]) -> tuple[list[float], list[float]]:
-    """Mean judge score of each prompt that both models have, in the same order."""
+    """Return the mean judge score of each prompt that both models have, in the same order."""
     theirs, ours = _scores_by_prompt(reference), _scores_by_prompt(policy)
     shared = [prompt for prompt in theirs if prompt in ours]
     return [fmean(theirs[p]) for p in shared], [fmean(ours[p]) for p in shared]
 
 
-def groups_of_samples(folder: Folder, candidates: Table) -> Table:
-    """The samples of each prompt as one group without pairs, for the log-prob stage."""
-    stage = Stage(
-        folder, "policy_groups", "preferences", {"candidates": candidates.fingerprint}, {}
-    )
-    manifest = open_stage(stage)
-    if manifest is None:
-        finished = finished_parts(stage)
-        for index in range(candidates.manifest["parts"]):
-            if index not in finished:
-                rows = candidates.part(index)
-                groups = _group_rows(rows)
-                counts = {"input": len(rows), "completions": len(rows)}
-                write_part(stage, index, PartResult(groups, [], counts))
-        manifest = commit(stage, {})
-    return Table(folder, manifest)
+def groups_of_samples(place: Place, candidates: Table) -> Table:
+    """Group the samples of each prompt, without pairs, for the log-prob stage."""
+    inputs = {"candidates": candidates.fingerprint}
+    stage = Stage(place, "policy_groups", "preferences", inputs, {})
+
+    def part(rows: list[Row]) -> PartResult:
+        return PartResult(_group_rows(rows), counts={"completions": len(rows)})
+
+    return map_on_driver(stage, part, candidates)
 
 
 def collect_logps(groups: Table, policy: Table, reference: Table) -> ScoredCompletions:
-    """Per-token log-probs of every completion that both models scored."""
+    """Return per-token log-probs of every completion that both models scored."""
     scored = ScoredCompletions([], [], [])
     for group, ours, theirs in _joined(groups, policy, reference):
         scored.prompts.extend([group["prompt_id"]] * len(ours))
@@ -129,7 +122,7 @@ def collect_logps(groups: Table, policy: Table, reference: Table) -> ScoredCompl
 def collect_heldout(
     groups: Table, policy: Table, reference: Table
 ) -> tuple[HeldoutPairs, HeldoutJudgements]:
-    """Held-out pairs and judged completions that both models scored; a table has one kind.
+    """Return held-out pairs or judged completions that both models scored; a table has one kind.
 
     A pair's margin is the log-ratio of its chosen completion minus that of its rejected one.
     """
@@ -152,7 +145,7 @@ def _add_judgements(found: HeldoutJudgements, group: Row, logratios: list[float]
     if group["desirable"] is None:
         return
     for value, judged in zip(logratios, group["desirable"], strict=True):
-        if judged is not None:  # else it answers another prompt
+        if judged is not None:  # without a judgement, it answers another prompt
             found.prompts.append(group["prompt_id"])
             found.logratios.append(value)
             found.desirable.append(judged)
@@ -168,7 +161,7 @@ def _scores_by_prompt(samples: list[Sample]) -> dict[str, list[float]]:
 def _joined(
     groups: Table, policy: Table, reference: Table
 ) -> Iterator[tuple[Row, list[list[float]], list[list[float]]]]:
-    """Groups with the log-probs of both models, their lengths held against the tokens."""
+    """Join groups with both models' log-probs, and compare their lengths with the tokens."""
     ours, theirs = _logps_by_group(policy), _logps_by_group(reference)
     for group in _rows(groups):
         key = group["group_id"]
@@ -196,7 +189,7 @@ def _values_by_candidate(scores: Table) -> dict[tuple[str, int], dict[str, float
             raise DataError(
                 f"{row['scorer']} gave {row['value']} for {row['prompt_id']!r}",
                 "a judge's value is a finite number",
-                "mend the judge, or let it raise an error where it has no value",
+                "fix the judge, or let it raise an error where it has no value",
             )
         values.setdefault((row["prompt_id"], row["candidate"]), {})[row["scorer"]] = row["value"]
     return values

@@ -1,7 +1,4 @@
-"""The few lines that a run prints at its end.
-
-What comes in: what `evaluate` returned. What goes out: a table for a terminal.
-"""
+"""Format the result of `evaluate` as a table for the terminal, which a run prints at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ _HEADER = ("", "judge score", "KL (nats per completion)", "win rate", "length (t
 
 
 def summary_table(metrics: Json) -> str:
-    """pi_ref and pi_dpo, a row each, the difference, what beta did, and the report's path."""
+    """Format pi_ref and pi_dpo as rows, the difference, beta's effect, and the report's path."""
     rows = [_HEADER, _reference_row(metrics), _policy_row(metrics)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     table = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
@@ -22,7 +19,7 @@ def summary_table(metrics: Json) -> str:
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
-    """The first column to the left, numbers to the right."""
+    """Align the first column left and the numbers right."""
     first, *others = (cell for cell in row)
     return [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]
 

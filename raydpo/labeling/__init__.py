@@ -1,1 +1,1 @@
-"""Rewards, people, and how scores become pairs."""
+"""Rewards, people, and the pairs that raydpo builds from scores."""

@@ -1,9 +1,9 @@
 """Rewards by a Hugging Face sequence-classification model.
 
-What comes in: prompts and completions as text. What goes out: for each completion one
-number from the model's logits, in float32 arithmetic of the model, or a refusal. A reward does
-not depend on the texts beside it (`pooling.py`). Texts longer than the model takes are cut, and
-counted: of a completion alone the end is cut, of a prompt with its completion the start.
+For each prompt and completion, given as text, the scorer returns one number from the model's
+logits, in float32 arithmetic of the model, or a refusal. A reward does not depend on the other
+texts of its batch (`pooling.py`). Texts longer than the model accepts are cut and counted: a
+completion alone loses its end, and a prompt with its completion loses its start.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, assert_never
 
-from raydpo.config import ModelConfig, RewardConfig
-from raydpo.context import model_context
-from raydpo.errors import ConfigError
+from raydpo.config.job import ModelConfig, RewardConfig
+from raydpo.core.errors import ConfigError
+from raydpo.core.progress import logger
 from raydpo.labeling.pooling import (
     batch_difference,
     batch_logits,
@@ -22,32 +22,39 @@ from raydpo.labeling.pooling import (
     without_padding_id,
 )
 from raydpo.labeling.rewards import Judged, Refusal, reward_or_refusal
-from raydpo.models import CLASSIFIER, load_model, load_tokenizer, load_with, model_config_values
-from raydpo.progress import logger
+from raydpo.models.context import model_context
+from raydpo.models.loading import (
+    CLASSIFIER,
+    load_model,
+    load_tokenizer,
+    load_with,
+    model_config_values,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: transformers says "no limit" with a very large model_max_length.
+#: transformers expresses "no limit" by a very large model_max_length.
 _NO_LIMIT = 10**9
-#: Of different lengths: a new classifier reads them together and one by one.
+#: Texts of different lengths, which a new classifier reads both together and one by one.
 _TRIED_TEXTS: Final = (
     "a",
     "It was good.",
     "The film was not very good, and I did not like the plot.",
 )
 
-#: What of the class is the reward.
+#: The quantity that is used as the reward.
 Output = Literal["probability", "log_odds", "logit"]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A loaded model with what is read from it.
+    """A loaded model with what it needs to score texts.
 
     Attributes:
-        batch_size: texts in one forward pass; 1 where together they would get other logits.
+        batch_size: texts in one forward pass; 1 if their logits would differ when computed
+            together.
     """
 
     model: PreTrainedModel
@@ -59,7 +66,7 @@ class Classifier:
 
 
 def load_classifier(reward: RewardConfig) -> Classifier:
-    """Load the model and its tokenizer, on CUDA where this process has it.
+    """Load the model and its tokenizer, on CUDA if this process can use it.
 
     Raises:
         ConfigError: `label` is missing, or not one of the model's labels.
@@ -80,7 +87,7 @@ def load_classifier(reward: RewardConfig) -> Classifier:
 
 
 def _batch_size(classifier: Classifier) -> int:
-    """The configured batch size, if a few texts get the same logits together as alone; else 1."""
+    """Return the configured batch size if logits do not depend on batching, otherwise 1."""
     token_ids, _ = encode(classifier, list(_TRIED_TEXTS))
     pad_id = _pad_id(classifier.tokenizer)
     difference = batch_difference(classifier.model, [ids for ids in token_ids if ids], pad_id)
@@ -95,10 +102,10 @@ def _batch_size(classifier: Classifier) -> int:
 
 
 def label_index(reward: RewardConfig) -> int:
-    """Index of the class whose score is the reward.
+    """Return the index of the class whose score is the reward.
 
     Raises:
-        ConfigError: `label` is missing, or not one of the model's labels; it lists them.
+        ConfigError: `label` is missing, or not one of the model's labels; the error lists them.
     """
     names = _label_names(ModelConfig(path=str(reward.classifier)))
     if reward.label is None and len(names) == 1:
@@ -115,9 +122,9 @@ def label_index(reward: RewardConfig) -> int:
 
 
 def read_otherwise_before(source: ModelConfig) -> dict[str, str]:
-    """What version 0.1 read otherwise of a classifier, for the keys of its scores: mostly nothing.
+    """Return settings that version 0.1 interpreted differently, for scores' keys; usually none.
 
-    It went by the config's padding token and by positions that are not stretched.
+    That version used the config's padding token, and positions that are not stretched.
     """
     values = model_config_values(source)
     changed: dict[str, str] = {}
@@ -132,7 +139,7 @@ def read_otherwise_before(source: ModelConfig) -> dict[str, str]:
 def judge_with_classifier(
     classifier: Classifier, prompts: list[str], completions: list[str]
 ) -> Judged:
-    """Rewards of the completions, in their order; inside, texts of like length go together."""
+    """Return the completions' rewards in their order; texts of similar length share a batch."""
     match classifier.reward.input:
         case "completion":
             texts = completions
@@ -152,7 +159,7 @@ def judge_with_classifier(
 
 
 def encode(classifier: Classifier, texts: list[str]) -> tuple[list[list[int]], int]:
-    """Token ids of the texts with the model's special tokens, and how many were cut."""
+    """Return token ids of the texts with the model's special tokens, and how many were cut."""
     tokenizer, longest = classifier.tokenizer, classifier.max_tokens
     if not texts:
         return [], 0
@@ -166,17 +173,18 @@ def encode(classifier: Classifier, texts: list[str]) -> tuple[list[list[int]], i
 def rewards_from_logits(
     logits: torch.Tensor, label: int, output: Output, independent: bool
 ) -> torch.Tensor:
-    """One reward for each text, as the configuration asks.
+    """Return one reward for each text, as the configuration asks.
 
     Args:
-        logits: [B, C], the model's own.
+        logits: [B, C], the model's own logits.
         label: the class that counts.
         output: `probability`, `log_odds` or `logit`.
-        independent: whether each class has a sigmoid of its own (a model with one output,
-            or a multi-label one), and not all of them one softmax.
+        independent: whether each class has its own sigmoid (a model with one output, or a
+            multi-label one), rather than one softmax over all of them.
 
     Returns:
-        [B], float64. log p/(1-p) is z - logsumexp(the other z): exact where p rounds to 1.
+        [B], float64. log p/(1-p) is z - logsumexp(the other z), which is exact even if p rounds to
+        1.
     """
     import torch
 
@@ -196,7 +204,7 @@ def rewards_from_logits(
 
 
 def _forward(classifier: Classifier, token_ids: list[list[int]]) -> list[float]:
-    """Rewards of texts in one forward pass."""
+    """Compute rewards of texts in one forward pass."""
     import torch
 
     model: Any = classifier.model
@@ -211,13 +219,13 @@ def _forward(classifier: Classifier, token_ids: list[list[int]]) -> list[float]:
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills short rows: no token of a text attends to it, and none is read there."""
+    """Return the id that fills short rows; no token attends to it, and nothing reads it."""
     found: Any = tokenizer.pad_token_id
     return int(found)
 
 
 def _one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A rendered prompt that starts with BOS already gets no second one."""
+    """Encode without a second BOS if a rendered prompt already starts with one."""
     bos = tokenizer.bos_token_id
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
@@ -225,13 +233,13 @@ def _one_bos(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _label_names(source: ModelConfig) -> dict[int, str]:
     from transformers import AutoConfig
 
-    model_config_values(source)  # raises where there is no config.json
+    model_config_values(source)  # raises if there is no config.json
     config = load_with(AutoConfig, source)
     return {int(index): str(name) for index, name in config.id2label.items()}
 
 
 def _max_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The longest text that the model takes, in tokens, or None where nothing says so."""
+    """Return the longest text that the model accepts, in tokens, or None if it sets no limit."""
     context = model_context(model.config.to_dict())
     limits = [tokenizer.model_max_length, context and context.tokens]
     known = [limit for limit in limits if limit is not None and 0 < limit < _NO_LIMIT]

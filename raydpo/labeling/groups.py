@@ -1,6 +1,6 @@
-"""Preference groups: a prompt's candidates and the pairs over them, as a row.
+"""Preference groups: turn a prompt's candidates, and the pairs over them, into one row.
 
-What comes in: rows of the candidates table. What goes out: rows of the preferences table.
+Rows of the candidates table become rows of the preferences table.
 """
 
 from __future__ import annotations
@@ -8,19 +8,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from raydpo.errors import DataError
-from raydpo.parts import Table, describe_counts
-from raydpo.tables import Row
+from raydpo.core.errors import DataError
+from raydpo.core.parts import Table, describe_counts
+from raydpo.core.tables import Row
 
 
 def by_prompt(candidates: list[Row]) -> list[list[Row]]:
-    """The rows of each prompt; they are neighbours in the table."""
+    """Return the rows of each prompt, which are neighbours in the table."""
     groups = itertools.groupby(candidates, key=lambda row: row["prompt_id"])
     return [list(rows) for _, rows in groups]
 
 
 def candidate_id(candidate: Row) -> str:
-    """Id of a candidate in logs and in the quarantine."""
+    """Return the id of a candidate for logs and the quarantine."""
     return f"{candidate['prompt_id']}/{candidate['candidate']}"
 
 
@@ -33,15 +33,15 @@ def preference_row(
     ranking: Sequence[int] | None = None,
     weight: float = 1.0,
 ) -> Row:
-    """A group.
+    """Build the row of a group.
 
     Args:
-        candidates: the prompt's candidates that are kept, as completions of the group.
+        candidates: the prompt's candidates that are kept; they become the group's completions.
         pairs: (chosen, rejected), by candidate number.
-        probabilities: one a pair, that chosen wins.
-        rewards: one a candidate, or None.
+        probabilities: for each pair, that chosen wins.
+        rewards: one per candidate, or None.
         ranking: candidate numbers, best first, or None.
-        weight: of each pair.
+        weight: the weight of each pair.
     """
     index = {row["candidate"]: i for i, row in enumerate(candidates)}
     first = candidates[0]
@@ -68,10 +68,10 @@ def preference_row(
 
 
 def refuse_zero_pairs(preferences: Table, way_out: str) -> Table:
-    """The table, if it has a pair; if not, it is not done: its manifest is taken away.
+    """Return the table if it has a pair; otherwise remove its manifest and raise.
 
     Raises:
-        DataError: it has none; the message says what was dropped.
+        DataError: the table has no pair; the message says what was dropped.
     """
     if preferences.manifest["counts"]["pairs"] > 0:
         return preferences

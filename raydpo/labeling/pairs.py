@@ -1,31 +1,32 @@
-"""From the rewards of a prompt's candidates to pairs and rankings: pure functions.
+"""Pure functions that turn the rewards of a prompt's candidates into pairs and rankings.
 
-What comes in: K rewards, the candidates' numbers, and how pairs are built. What goes out:
-chosen and rejected candidates and their order, with counts of what was dropped. Draws are hashes of who
-and what is drawn for, so they come out the same in any order and on any machine.
+From K rewards, the candidates' numbers and the settings, they return chosen and rejected
+candidates, their order, and counts of dropped pairs. Random draws are hashes of what they are for,
+so they are the same in any order and on any machine.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import assert_never, cast
 
-from raydpo.config import Builder, PairsConfig
-from raydpo.rankings import preference_probability, ranking_of
-from raydpo.storage import canonical_json
+from raydpo.config.job import Builder, PairsConfig
+from raydpo.core.rankings import preference_probability, ranking_of
+from raydpo.core.storage import canonical_json
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate that can stand in a pair.
+    """A candidate that can be part of a pair.
 
     Args:
         candidate: its number among the prompt's candidates.
-        completion_ids: its token ids; equal ones never form a pair.
+        completion_ids: its token ids; two candidates with equal ids never form a pair.
         reward: the weighted sum of its scores.
     """
 
@@ -43,23 +44,23 @@ class Draws:
     prompt_id: str
 
     def uniform(self, *what: str | int) -> float:
-        """A number in [0, 1) that depends on `what` is drawn, and on nothing else."""
+        """Return a number in [0, 1) that depends on `what` is drawn, and on nothing else."""
         key = canonical_json([self.seed, self.round_index, self.prompt_id, *what])
         return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) * 2.0**-53
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """(chosen, rejected) candidate numbers of one prompt, and what was dropped.
+    """One prompt's pairs as (chosen, rejected) candidate numbers, and counts of dropped pairs.
 
     Args:
-        pairs: one tuple a pair.
-        probabilities: one a pair: that chosen wins, by Bradley and Terry. A label that was
-            turned round is one that a person might have given, so its probability is too.
-        ranking: candidate numbers, best first; None where ties leave none.
-        counts: `ties`: equal rewards; `below_margin`: different, but too little;
-            `identical`: the same completion twice; `flipped`: labels turned round;
-            `rankings`: 1 where there is one; `rankings_with_ties`: 1 where rewards were equal.
+        pairs: one tuple per pair.
+        probabilities: for each pair, that chosen wins by the Bradley-Terry model. A person might
+            have given a reversed label, so its probability is that of the reversed label.
+        ranking: candidate numbers, best first; None if ties prevent a ranking.
+        counts: `ties`: pairs with equal rewards; `below_margin`: pairs that differ too little;
+            `identical`: pairs with the same completion twice; `flipped`: reversed labels;
+            `rankings`: 1 if there is one; `rankings_with_ties`: 1 if rewards were equal.
     """
 
     pairs: list[tuple[int, int]]
@@ -68,19 +69,27 @@ class Pairs:
     counts: dict[str, int] = field(default_factory=dict[str, int])
 
 
-def build_pairs(scored: Sequence[Scored], config: PairsConfig, draws: Draws) -> Pairs:
-    """The pairs of one prompt, by the configured builder and labels.
+#: A function from a prompt's candidates and draws to matches, with the lower number first.
+Matches = Callable[[Sequence[Scored], Draws], list[tuple[Scored, Scored]]]
+
+
+def build_pairs(
+    scored: Sequence[Scored], config: PairsConfig, draws: Draws, own: Matches | None = None
+) -> Pairs:
+    """Build the pairs of one prompt with the configured builder and labels.
 
     Args:
         scored: the prompt's candidates, in any order.
         config: builder, margin, labels and noise.
         draws: the prompt's random numbers.
+        own: the builder, if it is the user's own.
     """
     counts = {"ties": 0, "below_margin": 0, "identical": 0, "flipped": 0}
     pairs: list[tuple[int, int]] = []
     probabilities: list[float] = []
     ordered = sorted(scored, key=lambda s: s.candidate)
-    for one, other in _matched(ordered, config.builder, draws):
+    match_up = own or functools.partial(_matched, cast("Builder", config.builder))
+    for one, other in match_up(ordered, draws):
         dropped = _why_dropped(one, other, config.min_margin)
         if dropped is not None:
             counts[dropped] += 1
@@ -101,10 +110,10 @@ def build_pairs(scored: Sequence[Scored], config: PairsConfig, draws: Draws) -> 
 def _ranking(
     scored: list[Scored], config: PairsConfig, draws: Draws
 ) -> tuple[list[int] | None, bool]:
-    """The candidates best first, with the noise of the labels, and whether there were ties.
+    """Rank the candidates best first, with label noise, and return whether there were ties.
 
-    Labels drawn from Bradley-Terry become rankings drawn from Plackett-Luce: rewards with
-    Gumbel noise, sorted. A label turned round becomes a ranking turned round.
+    If labels are drawn from Bradley-Terry, rankings are drawn from Plackett-Luce: rewards with
+    Gumbel noise, sorted. A reversed label becomes a reversed ranking.
     """
     completions = [one.completion_ids for one in scored]
     order, tied = ranking_of([one.reward for one in scored], completions, config.ranking_ties)
@@ -132,8 +141,10 @@ def _gumbel(uniform: float) -> float:
     return -math.log(-math.log(uniform or 2.0**-53))
 
 
-def _matched(scored: list[Scored], builder: Builder, draws: Draws) -> list[tuple[Scored, Scored]]:
-    """The builder's matches, in each the lower candidate number first."""
+def _matched(
+    builder: Builder, scored: Sequence[Scored], draws: Draws
+) -> list[tuple[Scored, Scored]]:
+    """Return the builder's matches, each with the lower candidate number first."""
     if len(scored) < 2:
         return []
     best = max(scored, key=lambda s: s.reward)
@@ -164,7 +175,7 @@ def _why_dropped(one: Scored, other: Scored, min_margin: float) -> str | None:
 def _labelled(
     one: Scored, other: Scored, config: PairsConfig, draws: Draws
 ) -> tuple[Scored, Scored]:
-    """(chosen, rejected): the higher reward, or a Bradley-Terry draw."""
+    """Return (chosen, rejected) by the higher reward or a Bradley-Terry draw."""
     match config.labels:
         case "argmax":
             first = one.reward > other.reward

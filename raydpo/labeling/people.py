@@ -1,15 +1,15 @@
-"""Preferences by people.
+"""Turn people's votes into preferences.
 
-What comes in: the table of candidates, and files of votes. What goes out: a JSONL file of
-blinded pairs for people to choose from, and from their votes the tables of votes and of
-preferences. A pair's id is a hash of the candidates table and the two candidates, so the
-file and the run directory are all that an import needs. Every file of votes is kept in
-the run directory, in the order of the imports, and so is every vote in it: of the votes of
-one annotator on one pair the latest counts, `withdrawn` takes it back.
+From the table of candidates the module writes a JSONL file of blinded pairs for people to choose
+from. From their votes it makes the tables of votes and of preferences. A pair's id is a hash of the
+candidates table and the two candidates, so an import needs only the file and the run directory. The
+run directory keeps every file of votes, in the order of the imports, and every vote in it. If an
+annotator votes twice on a pair, the latest vote counts; `withdrawn` takes a vote back.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections import Counter
@@ -17,25 +17,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from raydpo.config import PeopleConfig
-from raydpo.config_content import content_of
-from raydpo.errors import DataError, QuarantineBudgetError
+from raydpo.config.content import content_of
+from raydpo.config.job import PeopleConfig
+from raydpo.core.errors import DataError, QuarantineBudgetError
+from raydpo.core.on_driver import map_on_driver, write_on_driver
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, read_rows
+from raydpo.core.storage import Folder, fingerprint, folder_of, sha256
+from raydpo.core.tables import Row
 from raydpo.labeling.groups import by_prompt, preference_row, refuse_zero_pairs
 from raydpo.labeling.kept_votes import votes_files
-from raydpo.parts import Table, describe_counts
-from raydpo.progress import logger
-from raydpo.run import PartResult, Stage, commit, open_stage, read_rows, write_part
-from raydpo.storage import Folder, fingerprint, folder_of, sha256
-from raydpo.tables import Row
 
 CHOICES: Final = ("a", "b", "tie", "withdrawn")
-#: The side that more than half of a pair's annotators chose wins; else it is a tie.
+#: The side chosen by more than half of a pair's annotators wins; otherwise the pair is a tie.
 CONFLICT_POLICY: Final = "majority"
 
 
 @dataclass(frozen=True)
 class BlindPair:
-    """Two candidates of a prompt as people see them; which is `a` is drawn by hash."""
+    """Two candidates of a prompt as people see them; a hash decides which one is `a`."""
 
     pair_id: str
     a: Row
@@ -44,7 +45,7 @@ class BlindPair:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a file of votes, and which file and line it is."""
+    """A line of a file of votes, with its file and line number."""
 
     id: str
     position: int
@@ -56,20 +57,20 @@ def export_pairs(candidates: Table, path: str, pairs_per_prompt: int, seed: int)
 
     Args:
         candidates: the completions.
-        path: the file to write; it must not be there.
-        pairs_per_prompt: at most so many pairs of a prompt.
-        seed: it draws which pairs of a prompt these are.
+        path: the file to write; it must not exist yet.
+        pairs_per_prompt: maximum number of pairs of a prompt.
+        seed: the seed that chooses these pairs.
 
     Returns:
         The number of pairs.
 
     Raises:
-        DataError: the file is there already, or no prompt has two different completions.
+        DataError: the file exists already, or no prompt has two different completions.
     """
     folder, name = _split_path(path)
     if folder.exists(name):
         raise DataError(
-            f"{path} is there already",
+            f"{path} exists already",
             "an export does not overwrite a file that may hold people's votes",
             "choose another name, or delete the file",
         )
@@ -96,21 +97,21 @@ def import_votes(
     max_quarantined_fraction: float = 0.01,
     people: PeopleConfig | None = None,
 ) -> Table:
-    """Add a file of votes to the run, and build the preferences of all votes so far.
+    """Add a file of votes to the run, and build the preferences from all votes so far.
 
     Args:
         candidates: the completions that the pairs were exported from.
-        path: a JSONL file: exported lines with `choice` (a, b, tie or withdrawn) and
-            `annotator` filled in, a line a vote; lines with neither are unanswered.
-        folder: the round's folder; `votes`, `preferences` and `votes-files` are in it.
+        path: a JSONL file of exported lines, one per vote, with `choice` (a, b, tie or withdrawn)
+            and `annotator` filled in; lines with neither are unanswered.
+        folder: the round's folder, which contains `votes`, `preferences` and `votes-files`.
         max_quarantined_fraction: share of the lines that may be refused.
         people: how votes become pairs.
 
     Returns:
-        The preferences table, a group a prompt that has a pair; its rewards are null.
+        The preferences table, with one group per prompt that has a pair; its rewards are null.
 
     Raises:
-        DataError: the file cannot be read, or not a single pair came out.
+        DataError: the file cannot be read, or no pair resulted.
         QuarantineBudgetError: too many lines were refused.
     """
     content = _read_file(path)
@@ -124,7 +125,7 @@ def import_votes(
 
 
 def preferences_of_people(candidates: Table, folder: Folder, people: PeopleConfig) -> Table | None:
-    """The preferences of all votes on these candidates that the round holds; None without any.
+    """Build preferences from all the round's votes on these candidates; None without votes.
 
     Args:
         candidates: the completions that people chose from.
@@ -132,7 +133,7 @@ def preferences_of_people(candidates: Table, folder: Folder, people: PeopleConfi
         people: how votes become pairs.
 
     Raises:
-        DataError: not a single pair came out.
+        DataError: no pair resulted.
     """
     files = votes_files(folder, candidates.fingerprint)
     if not files.files():
@@ -155,7 +156,7 @@ def _pairs_by_id(candidates: Table) -> dict[str, BlindPair]:
 
 
 def blind_pairs(rows: list[Row], candidates_fingerprint: str) -> list[BlindPair]:
-    """All pairs of different, non-empty completions of one prompt."""
+    """Return all pairs of different, non-empty completions of one prompt."""
     filled = [row for row in rows if row["completion_ids"]]
     pairs: list[BlindPair] = []
     for one, other in itertools.combinations(filled, 2):
@@ -169,7 +170,7 @@ def blind_pairs(rows: list[Row], candidates_fingerprint: str) -> list[BlindPair]
 
 
 def counted_votes(votes: list[Row]) -> dict[str, Counter[str]]:
-    """Votes that count, by pair: the latest of each annotator, unless it was withdrawn.
+    """Count votes by pair: the latest of each annotator, unless it was withdrawn.
 
     Args:
         votes: rows of the votes table, in the order in which they were given.
@@ -183,38 +184,37 @@ def counted_votes(votes: list[Row]) -> dict[str, Counter[str]]:
 
 
 def majority(choices: Counter[str]) -> str:
-    """`a` or `b` where more than half chose it, else `tie`."""
+    """Return `a` or `b` if more than half chose it, otherwise `tie`."""
     choice, count = choices.most_common(1)[0]
     return choice if 2 * count > choices.total() else "tie"
 
 
 def share_of_votes(choices: Counter[str], side: str) -> float:
-    """Share of the votes that chose `side`, a tie counting half: the pair's soft label."""
+    """Return the share of votes for `side`, with ties as half votes: the pair's soft label."""
     return (choices[side] + choices["tie"] / 2) / choices.total()
 
 
 def _votes_table(candidates: Table, files: Folder, folder: Folder) -> Table:
-    """All votes of all kept files, in the order of their imports."""
+    """Make the table of all votes in all kept files, in the order of their imports."""
     names = sorted(files.files())
     stage = Stage(
-        folder,
+        # Each file of votes was held to the budget of refused lines when it was imported.
+        Place(folder, "votes", max_quarantined_fraction=1.0),
         "votes",
         "votes",
         inputs={"candidates": candidates.fingerprint, "files": fingerprint(names)},
         settings={},
     )
-    manifest = open_stage(stage)
-    if manifest is None:
-        known = _pairs_by_id(candidates)
+
+    def parts() -> Iterator[PartResult]:
         contents = [_lines(files.read_bytes(name), i) for i, name in enumerate(names, 1)]
-        write_part(stage, 0, read_votes(itertools.chain(*contents), known))
-        manifest = commit(stage, {}, parts=1)
-        logger.info("[votes] done: %s", describe_counts(manifest))
-    return Table(folder, manifest)
+        yield read_votes(itertools.chain(*contents), _pairs_by_id(candidates))
+
+    return write_on_driver(stage, parts)
 
 
 def read_votes(lines: Iterable[_Line], known: dict[str, BlindPair]) -> PartResult:
-    """Votes, refused lines and counts; `known` are the pairs by id."""
+    """Return votes, refused lines and counts; `known` are the pairs by id."""
     rows: list[Row] = []
     refused: list[Row] = []
     total = unanswered = 0
@@ -231,10 +231,10 @@ def read_votes(lines: Iterable[_Line], known: dict[str, BlindPair]) -> PartResul
     return PartResult(rows, refused, {"input": total, "unanswered": unanswered})
 
 
-def people_stage(folder: Folder, candidates: Table, votes: Table, people: PeopleConfig) -> Stage:
-    """What preferences by people are made from."""
+def people_stage(place: Place, candidates: Table, votes: Table, people: PeopleConfig) -> Stage:
+    """Describe what preferences by people are made from."""
     return Stage(
-        folder,
+        place,
         "preferences",
         "preferences",
         inputs={"candidates": candidates.fingerprint, "votes": votes.fingerprint},
@@ -245,18 +245,16 @@ def people_stage(folder: Folder, candidates: Table, votes: Table, people: People
 def _preferences_table(
     candidates: Table, votes: Table, folder: Folder, people: PeopleConfig
 ) -> Table:
-    stage = people_stage(folder, candidates, votes, people)
-    manifest = open_stage(stage)
-    if manifest is None:
-        counted = counted_votes(list(read_rows(votes.folder, votes.manifest)))
-        parts = candidates.manifest["parts"]
-        for index in range(parts):
-            rows = candidates.part(index)
-            part = people_part(rows, counted, candidates.fingerprint, people.min_votes)
-            write_part(stage, index, part)
-        manifest = commit(stage, {}, parts=parts)
-        logger.info("[preferences] done: %s", describe_counts(manifest))
-    return Table(folder, manifest)
+    stage = people_stage(Place(folder, "preferences"), candidates, votes, people)
+
+    @functools.cache
+    def counted() -> dict[str, Counter[str]]:
+        return counted_votes(list(read_rows(votes.folder, votes.manifest)))
+
+    def part(rows: list[Row]) -> PartResult:
+        return people_part(rows, counted(), candidates.fingerprint, people.min_votes)
+
+    return map_on_driver(stage, part, candidates)
 
 
 def people_part(
@@ -265,7 +263,7 @@ def people_part(
     candidates_fingerprint: str,
     min_votes: int = 1,
 ) -> PartResult:
-    """The preferences of one part of the candidates, from the votes that count."""
+    """Build the preferences of one part of the candidates from the votes that count."""
     rows: list[Row] = []
     names = ("pairs", "soft_labels", "ties", "too_few_votes", "groups_without_pairs")
     counts = {"input": len(candidates), **dict.fromkeys(names, 0)}
@@ -295,7 +293,7 @@ def people_part(
 
 
 def _vote(line: _Line, known: dict[str, BlindPair]) -> tuple[Row | None, str | None]:
-    """A line's vote, or the reason why it is refused; neither where nobody answered."""
+    """Return a line's vote, or the reason to refuse it; neither if it is unanswered."""
     try:
         values: Any = json.loads(line.content.decode("utf-8"))
         json.dumps(values, ensure_ascii=False).encode("utf-8")
@@ -332,7 +330,7 @@ def _vote(line: _Line, known: dict[str, BlindPair]) -> tuple[Row | None, str | N
 
 
 def _changed(values: dict[str, Any], pair: BlindPair) -> str | None:
-    """A reason to refuse a vote on other texts than those that were exported."""
+    """Return a reason to refuse a vote whose texts differ from the exported ones."""
     shown = {"completion_a": pair.a["completion"], "completion_b": pair.b["completion"]}
     for name, text in shown.items():
         if values.get(name, text) != text:
@@ -373,19 +371,19 @@ def _keep_file(content: bytes, files: Folder) -> None:
 
 
 def _check_budget(path: str, read: PartResult, max_quarantined_fraction: float) -> None:
-    """Refuse a file before it is kept, so that a mended one can take its place."""
+    """Refuse a file before it is kept, so that a corrected one can take its place."""
     lines, refused = read.counts["input"], read.quarantined
     if len(refused) > max_quarantined_fraction * lines:
         reasons = "; ".join(f"{row['id']}: {row['reason']}" for row in refused[:5])
         raise QuarantineBudgetError(
             f"{path}: {len(refused)} of {lines} lines are refused, among them {reasons}",
             f"at most {max_quarantined_fraction:.2%} may be refused (max_quarantined_fraction)",
-            "mend these lines and import the file again; nothing of it was imported",
+            "fix these lines and import the file again; nothing of it was imported",
         )
 
 
 def _lines(content: bytes, number: int) -> Iterator[_Line]:
-    """The lines of file `number`; blank ones are left out."""
+    """Yield the lines of file `number`, without blank ones."""
     for position, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
             yield _Line(f"file {number}, line {position}", position, line)

@@ -1,10 +1,10 @@
-"""The logits of a classifier for several texts at once, equal to those of each text alone.
+"""Compute a classifier's logits for several texts at once, equal to those of each text alone.
 
-What comes in: a sequence classifier and token ids. What goes out: logits. Decoders are read at
-the last token of each text by its length: transformers looks for the padding token's id
-instead, which may be another one than the tokenizer's, or stand in a text.
+For a decoder, the module reads the logits at the last token of each text, found by its length.
+transformers looks for the padding token's id instead, which may differ from the tokenizer's, or
+occur in a text.
 
-Shapes: B texts, L tokens of the longest, H hidden, C classes.
+Shapes: B texts, L tokens of the longest text, H hidden, C classes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-#: Largest difference of a logit from that of the text alone, of 1 + its size.
+#: Largest difference of a logit from that of the text alone, relative to 1 + its size.
 _TOLERANCE: Final = 1e-3
 
 
 def without_padding_id(model: PreTrainedModel, pad_id: int) -> None:
-    """Let nothing in the model's own forward pass depend on which token pads.
+    """Make the model's own forward pass independent of the padding token.
 
     Args:
-        model: it is changed: a decoder without a padding id reads a single text's last token.
-        pad_id: for other models that name no padding token.
+        model: modified in place; a decoder without a padding id reads a single text's last token.
+        pad_id: the id for other models that name no padding token.
     """
     config: Any = model.config.get_text_config()
     if is_decoder(model):
@@ -34,7 +34,7 @@ def without_padding_id(model: PreTrainedModel, pad_id: int) -> None:
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
-    """Whether it is a decoder with a layer `score` on top, as transformers builds classifiers."""
+    """Return whether the model is a decoder with transformers' layer `score` on top."""
     from torch import nn
 
     head: Any = getattr(model, "score", None)
@@ -42,7 +42,7 @@ def is_decoder(model: PreTrainedModel) -> bool:
 
 
 def batch_logits(model: PreTrainedModel, token_ids: list[list[int]], pad_id: int) -> torch.Tensor:
-    """Logits of texts, padded right: [B, C]."""
+    """Compute logits of texts padded on the right: [B, C]."""
     import torch
 
     lengths = torch.tensor([len(ids) for ids in token_ids], device=model.device)
@@ -61,7 +61,7 @@ def batch_logits(model: PreTrainedModel, token_ids: list[list[int]], pad_id: int
 
 
 def single_logits(model: PreTrainedModel, token_ids: list[list[int]]) -> torch.Tensor:
-    """Logits by the model's own forward pass, one text at a time, without padding: [B, C]."""
+    """Compute logits with the model's own forward pass, text by text, without padding: [B, C]."""
     import torch
 
     rows = [model(input_ids=torch.tensor([ids], device=model.device)).logits for ids in token_ids]
@@ -69,7 +69,7 @@ def single_logits(model: PreTrainedModel, token_ids: list[list[int]]) -> torch.T
 
 
 def batch_difference(model: PreTrainedModel, token_ids: list[list[int]], pad_id: int) -> float:
-    """How far a batch's logits are from those of single texts; the largest, of 1 + their size."""
+    """Return the largest difference of batched from single logits, relative to 1 + their size."""
     import torch
 
     with torch.inference_mode():
@@ -79,5 +79,5 @@ def batch_difference(model: PreTrainedModel, token_ids: list[list[int]], pad_id:
 
 
 def takes_batches(difference: float) -> bool:
-    """Whether texts can be computed together at such a `batch_difference`."""
-    return difference <= _TOLERANCE  # not true of NaN
+    """Return whether texts can be computed together given such a `batch_difference`."""
+    return difference <= _TOLERANCE  # false for NaN

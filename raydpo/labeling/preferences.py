@@ -1,9 +1,9 @@
-"""From candidates and their scores to preferences.
+"""Turn candidates and their scores into preferences.
 
-What comes in: the tables of candidates and of scores, part by part. What goes out: the
-table of preferences, a group a prompt, with the pairs that the configuration builds.
-Every candidate ends in a group, in the quarantine, or in a count: without a score, or of
-a prompt without any pair.
+Part by part, the stage reads the tables of candidates and of scores. It writes the table of
+preferences, one group per prompt, with the pairs that the configuration builds. Every candidate
+ends in a group, in the quarantine, or in a count. Counted candidates have no score, or their prompt
+has no pair.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from raydpo.config import LabelingConfig, PairsConfig
-from raydpo.config_content import content_of
-from raydpo.labeling.groups import by_prompt, candidate_id, preference_row, refuse_zero_pairs
-from raydpo.labeling.pairs import Draws, Scored, build_pairs
-from raydpo.parts import (
+from raydpo.config.content import content_of
+from raydpo.config.job import LabelingConfig, PairsConfig
+from raydpo.core.errors import DataError
+from raydpo.core.own_code import function_hashes
+from raydpo.core.own_functions import search_path
+from raydpo.core.parts import (
     PartJob,
     PartStage,
     PartWork,
@@ -28,10 +29,13 @@ from raydpo.parts import (
     part_work,
     run_work,
 )
-from raydpo.rankings import pair_weight
-from raydpo.run import PartResult, Stage
-from raydpo.storage import Folder
-from raydpo.tables import Row
+from raydpo.core.place import Place
+from raydpo.core.rankings import pair_weight
+from raydpo.core.run import PartResult, Stage
+from raydpo.core.tables import Row
+from raydpo.labeling.groups import by_prompt, candidate_id, preference_row, refuse_zero_pairs
+from raydpo.labeling.own_pairs import load_pairs
+from raydpo.labeling.pairs import Draws, Matches, Scored, build_pairs
 
 STAGE_NAME: Final = "preferences"
 
@@ -49,69 +53,60 @@ _COUNTED: Final = (
     "candidates_in_groups_without_pairs",
 )
 
-#: (prompt_id, candidate) -> its combined reward.
+#: Maps (prompt_id, candidate) to its combined reward.
 Rewards = Mapping[tuple[str, int], float]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What labels depend on, beside the scores; `weights` by scorer."""
+    """Inputs of labels in addition to scores: `weights` by scorer, `matches` of an own builder."""
 
     pairs: PairsConfig
     weights: dict[str, float]
     seed: int
     round_index: int
+    matches: Matches | None = None
 
 
 def preferences_work(
-    *,
-    folder: Folder,
-    candidates: Table,
-    scores: Table,
-    labeling: LabelingConfig,
-    seed: int,
-    round_index: int,
-    what: str,
-    max_quarantined_fraction: float,
+    place: Place, candidates: Table, scores: Table, labeling: LabelingConfig
 ) -> PartWork:
-    """Build the pairs of every prompt.
+    """Define the work that builds the pairs of every prompt.
 
     Args:
-        folder: where the preferences table goes.
+        place: where the preferences table goes; its seed and round fix all random draws.
         candidates: the completions.
-        scores: their scores, of the same parts.
+        scores: their scores, in the same parts.
         labeling: the scorers' weights, and how pairs are built.
-        seed: the run's seed; it fixes what is drawn.
-        round_index: the round; likewise.
-        what: the stage and round, for the log.
-        max_quarantined_fraction: share of the candidates that may be refused.
     """
-    labels = Labels(labeling.pairs, _weights(labeling), seed, round_index)
-    stage = preferences_stage(folder, candidates, scores, labeling, seed, round_index)
-    job = PartJob(functools.partial(_make_transform, labels), Workers(1), stage.begun.key)
-    return part_work([PartStage(stage, [candidates, scores], what)], job, max_quarantined_fraction)
+    labels = Labels(labeling.pairs, _weights(labeling), place.seed, place.round_index)
+    stage = preferences_stage(place, candidates, scores, labeling)
+    make = functools.partial(_make_transform, labels, search_path())
+    job = PartJob(make, Workers(1), stage.begun.key)
+    return part_work([PartStage(stage, [candidates, scores])], job)
 
 
 def preferences_stage(
-    folder: Folder,
-    candidates: Table,
-    scores: Table,
-    labeling: LabelingConfig,
-    seed: int,
-    round_index: int,
+    place: Place, candidates: Table, scores: Table, labeling: LabelingConfig
 ) -> Stage:
-    """What the pairs of these candidates are made from; arguments as of `preferences_work`."""
+    """Describe what these candidates' pairs are made from; arguments as of `preferences_work`."""
+    own = labeling.pairs.own_builder
+    code = function_hashes(own) if own is not None else {}
     return Stage(
-        folder=folder,
+        place=place,
         name=STAGE_NAME,
         table="preferences",
-        inputs={"candidates": candidates.fingerprint, "scores": scores.fingerprint},
+        inputs={
+            "candidates": candidates.fingerprint,
+            "scores": scores.fingerprint,
+            **{f"builder, {name}": value for name, value in code.items()},
+        },
         settings={
             **content_of(labeling),
             **content_of(labeling.pairs),
             "weights": _weights(labeling),
-            "seed": seed,
-            "round": round_index,
+            "seed": place.seed,
+            "round": place.round_index,
         },
         parts_of=("candidates", "scores"),
     )
@@ -122,10 +117,10 @@ def _weights(labeling: LabelingConfig) -> dict[str, float]:
 
 
 def finish_preferences(work: PartWork) -> Table:
-    """Bring `preferences_work` to its end.
+    """Finish `preferences_work`.
 
     Raises:
-        DataError: not a single pair came out.
+        DataError: no pair resulted.
         QuarantineBudgetError: too many candidates were refused.
     """
     return refuse_zero_pairs(
@@ -137,7 +132,8 @@ def finish_preferences(work: PartWork) -> Table:
 
 
 def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> PartResult:
-    """The preferences of one part."""
+    """Build the preferences of one part."""
+    _refuse_other_prompts(candidates, scores)
     rewards = combined_rewards(scores, labels.weights)
     rows: list[Row] = []
     refused: list[Row] = []
@@ -156,8 +152,21 @@ def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> Part
     return PartResult(rows, refused, counts)
 
 
+def _refuse_other_prompts(candidates: list[Row], scores: list[Row]) -> None:
+    """Raise if a part of the scores has other prompts than that part of the candidates."""
+    others = {row["prompt_id"] for row in scores} - {row["prompt_id"] for row in candidates}
+    if others:
+        raise DataError(
+            f"a part of the scores has the prompt {min(others)!r}, which its part of the candidates "
+            "has not",
+            "both tables are cut into parts at the same rows; one of them was made again since "
+            "rows_per_part was changed",
+            "add `--redo score` once: the scores are made again in the parts of the candidates",
+        )
+
+
 def combined_rewards(scores: list[Row], weights: dict[str, float]) -> Rewards:
-    """Weighted sum of the scorers' values, for candidates that all of them scored."""
+    """Return weighted sums of the scorers' values, for candidates that all of them scored."""
     values: dict[tuple[str, int], dict[str, float]] = {}
     for row in scores:
         values.setdefault((row["prompt_id"], row["candidate"]), {})[row["scorer"]] = row["value"]
@@ -168,21 +177,23 @@ def combined_rewards(scores: list[Row], weights: dict[str, float]) -> Rewards:
     }
 
 
-def _make_transform(labels: Labels) -> Transform:
+def _make_transform(labels: Labels, search: tuple[str, ...]) -> Transform:
+    if (own := labels.pairs.own_builder) is not None:
+        labels = replace(labels, matches=load_pairs(own, search))
     return functools.partial(label_part, labels)
 
 
 def _group(
     candidates: list[Row], rewards: Rewards, labels: Labels, prompt_id: str
 ) -> tuple[Row | None, dict[str, int]]:
-    """The group's row, or None where it has no pair, and its counts."""
+    """Return the group's row, or None if it has no pair, and its counts."""
     values = [rewards[row["prompt_id"], row["candidate"]] for row in candidates]
     scored = [
         Scored(row["candidate"], tuple(row["completion_ids"]), value)
         for row, value in zip(candidates, values, strict=True)
     ]
     draws = Draws(labels.seed, labels.round_index, prompt_id)
-    built = build_pairs(scored, labels.pairs, draws)
+    built = build_pairs(scored, labels.pairs, draws, labels.matches)
     counts = {**built.counts, "pairs": len(built.pairs), "soft_labels": len(built.pairs)}
     if not built.pairs:
         return None, {**counts, "rankings": 0}

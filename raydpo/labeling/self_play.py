@@ -1,8 +1,8 @@
-"""Self-play: the completion in the data is chosen, the policy's own are rejected.
+"""Self-play: the data's completion is chosen, and the policy's own completions are rejected.
 
-What comes in: candidates for the prompts of supervised examples, and the examples. What goes
-out: the table of preferences, a group a prompt. No reward is asked: this is SPIN
-(arXiv:2401.01335), whose opponent, the policy of the round before, is the reference.
+From candidates for the prompts of supervised examples, and from the examples, the stage makes the
+table of preferences, one group per prompt. It uses no reward. This is SPIN (arXiv:2401.01335),
+whose opponent, the policy of the previous round, is the reference.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from raydpo.config import Config
-from raydpo.errors import DataError
+from raydpo.config.job import ModelConfig
+from raydpo.core.errors import DataError
+from raydpo.core.on_driver import write_on_driver
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, read_rows
+from raydpo.core.tables import Row
 from raydpo.labeling.groups import by_prompt, preference_row, refuse_zero_pairs
-from raydpo.models import load_tokenizer, tokenizer_fingerprint
-from raydpo.parts import Table, describe_counts
-from raydpo.progress import logger
-from raydpo.run import PartResult, Stage, commit, finished_parts, open_stage, read_rows, write_part
-from raydpo.storage import Folder
-from raydpo.tables import Row
+from raydpo.models.loading import load_tokenizer, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,47 +28,44 @@ _DATA: Final = -1
 
 
 def self_play_preferences(
-    *, config: Config, folder: Folder, candidates: Table, examples: Table, what: str
+    place: Place, candidates: Table, examples: Table, model: ModelConfig
 ) -> Table:
-    """Pairs of the data's completion with each of the policy's that differs from it.
+    """Pair the data's completion with each of the policy's completions that differs from it.
 
     Args:
-        config: the job; its `model` has the tokenizer that decodes the data's completions.
-        folder: where the preferences table goes.
+        place: where the preferences table goes.
         candidates: the policy's completions, in the order of the examples.
         examples: the data.
-        what: the stage and round, for the log.
+        model: its tokenizer decodes the data's completions.
 
     Raises:
-        DataError: a prompt is not of the examples, or not a single pair came out.
+        DataError: a prompt is not among the examples, or no pair resulted.
     """
     inputs = {
         "candidates": candidates.fingerprint,
         "examples": examples.fingerprint,
-        "tokenizer": tokenizer_fingerprint(config.model),
+        "tokenizer": tokenizer_fingerprint(model),
     }
-    stage = Stage(folder, "preferences", "preferences", inputs, {"pairs": "self_play"})
-    manifest = open_stage(stage)
-    if manifest is None:
-        finished, tokenizer = finished_parts(stage), load_tokenizer(config.model)
+    stage = Stage(place, "preferences", "preferences", inputs, {"pairs": "self_play"})
+
+    def parts() -> Iterator[PartResult]:
+        tokenizer = load_tokenizer(model)
         data = read_rows(examples.folder, examples.manifest)
         for index in range(candidates.manifest["parts"]):
-            part = self_play_part(candidates.part(index), data, tokenizer)
-            if index not in finished:
-                write_part(stage, index, part)
-        manifest = commit(stage, {})
-        logger.info("[%s] done: %s", what, describe_counts(manifest))
+            yield self_play_part(candidates.part(index), data, tokenizer)
+
+    table = write_on_driver(stage, parts)
     way_out = "the policy samples the very completions of the data: there is nothing left to learn"
-    return refuse_zero_pairs(Table(folder, manifest), way_out)
+    return refuse_zero_pairs(table, way_out)
 
 
 def self_play_part(
     candidates: list[Row], examples: Iterator[Row], tokenizer: PreTrainedTokenizerBase
 ) -> PartResult:
-    """The groups of one part of the candidates; `examples` goes on where the last part ended.
+    """Build the groups of one part of the candidates; `examples` continues after the last part.
 
     Raises:
-        DataError: a prompt is not among the examples that are left.
+        DataError: a prompt is not among the remaining examples.
     """
     rows: list[Row] = []
     names = ("pairs", "soft_labels", "identical", "groups_without_pairs")
@@ -80,7 +77,7 @@ def self_play_part(
         chosen = {**group[0], "candidate": _DATA, "completion": text, "completion_ids": ids}
         own = [row for row in group if row["completion_ids"] and row["completion_ids"] != ids]
         counts["pairs"] += len(own)
-        counts["soft_labels"] += len(own)  # that the data win is certain
+        counts["soft_labels"] += len(own)  # it is certain that the data's completion wins
         counts["identical"] += len(group) - len(own)
         counts["groups_without_pairs"] += not own
         if own:

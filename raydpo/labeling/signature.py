@@ -1,7 +1,6 @@
-"""How a reward function is called: by the names in its signature.
+"""Adapt a reward function to the call (prompts, completions) by the names in its signature.
 
-What comes in: a function as a person wrote it. What goes out: the same, callable with
-(prompts, completions), or a refusal that names the parameter which cannot be served.
+If raydpo cannot fill a parameter, the refusal names it.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any, Final
 
-from raydpo.errors import ConfigError
+from raydpo.core.errors import ConfigError
 
 PROMPTS: Final = "prompts"
 COMPLETIONS: Final = "completions"
-#: What is owed to a reward function, and what it owes.
+#: What raydpo passes to a reward function, and what the function must return.
 OWED: Final = (
     "a reward function is `def reward(prompts, completions, **kwargs)`, called by these names with "
     "two lists of texts, and returns a list with one number (or None) for each completion"
@@ -25,7 +24,7 @@ _NAME_THEM: Final = "call its parameters `prompts` and `completions`, in any ord
 _DATA: Final = (PROMPTS, COMPLETIONS)
 _ANY_NUMBER: Final = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _BY_POSITION: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-#: Words of other names for prompts and for completions, in the singular.
+#: Words in other names for prompts and for completions, in the singular.
 _WORDS: Final = {
     PROMPTS: {"prompt", "query", "querie", "question", "instruction", "input", "p", "q", "x"},
     COMPLETIONS: {"completion", "response", "generation", "candidate", "output", "answer", "text"}
@@ -35,12 +34,12 @@ _WORDS: Final = {
 
 @dataclass(frozen=True)
 class RewardCall:
-    """A reward function with what it is called with.
+    """A reward function with the arguments of its call.
 
     Attributes:
-        function: as it was given.
-        by_position: of `prompts` and `completions`, those that come first, in order.
-        by_name: those that are passed by their names.
+        function: the function as it was given.
+        by_position: which of `prompts` and `completions` are passed by position, in order.
+        by_name: which of them are passed by name.
         defaults: its other parameters, which keep their defaults.
     """
 
@@ -50,28 +49,28 @@ class RewardCall:
     defaults: tuple[str, ...]
 
     def __call__(self, prompts: list[str], completions: list[str]) -> Any:
-        """What the function returns for these texts."""
+        """Return the function's result for these texts."""
         data = {PROMPTS: prompts, COMPLETIONS: completions}
         positional = (data[name] for name in self.by_position)
         return self.function(*positional, **{name: data[name] for name in self.by_name})
 
     def __str__(self) -> str:
-        """The call in words, with the parameters that keep their defaults."""
+        """Describe the call in words, with the parameters that keep their defaults."""
         given = ", ".join([*self.by_position, *(f"{name}=..." for name in self.by_name)])
         kept = f", which keeps its defaults of {', '.join(self.defaults)}" if self.defaults else ""
         return f"({given}){kept}"
 
 
 def reward_call(function: Callable[..., Any], path: str) -> RewardCall:
-    """Decide from its signature how a function is called.
+    """Determine from its signature how a function is called.
 
     Args:
-        function: as a person wrote it.
+        function: the function as a person wrote it.
         path: `package.module:name`, for messages.
 
     Raises:
-        ConfigError: it is a class or a coroutine function, or asks for something else than
-            prompts and completions.
+        ConfigError: it is a class or a coroutine function, or needs something other than prompts
+            and completions.
     """
     if isinstance(function, RewardCall):
         return function
@@ -101,7 +100,7 @@ def _by_name(
     required: list[Parameter],
     any_name: bool,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What is passed by position and by name to a function that names its data."""
+    """Return what a function that names its data gets by position and by name."""
     others = [p.name for p in required if p.name not in _DATA]
     if others:
         raise _refusal(
@@ -121,7 +120,7 @@ def _by_name(
 def _by_position(
     function: Callable[..., Any], path: str, required: list[Parameter]
 ) -> tuple[str, ...]:
-    """Two parameters of other names take prompts and completions, where their names allow it."""
+    """Pass prompts and completions to two parameters of other names, if those names allow it."""
     if len(required) != 2 or any(p.kind not in _BY_POSITION for p in required):
         asked = ", ".join(f"`{p.name}`" for p in required) or "no parameter that is required"
         raise _refusal(function, path, f"it has {asked}: not prompts and completions", _NAME_THEM)
@@ -134,7 +133,7 @@ def _by_position(
 
 
 def _can_be(name: str, role: str) -> bool:
-    """Whether a parameter's name speaks for its role, or says nothing at all."""
+    """Return whether a parameter's name fits its role, or at least does not contradict it."""
     words = {word.rstrip("s") or word for word in name.lower().split("_")}
     [other] = set(_DATA) - {role}
     silent = len(name.strip("_")) <= 2

@@ -1,8 +1,7 @@
-"""A reward function called on two rows, in a process of its own.
+"""Try a reward function or service on two rows.
 
-What comes in: the function's import path and two prompts. What goes out: what it gave, or the
-error that a run would end with. Its process ends with the call: what it prints, loads or
-breaks stays there.
+The trial returns the rewards, or the error that a run would end with. A function's process ends
+with the call, so whatever the function prints, loads or breaks stays there.
 """
 
 from __future__ import annotations
@@ -10,27 +9,32 @@ from __future__ import annotations
 import tempfile
 from typing import Final
 
-from raydpo.errors import DataError
-from raydpo.labeling.reward_process import Ended, RewardProcess
+from raydpo.config.http import HttpConfig
+from raydpo.core.errors import DataError
+from raydpo.core.own_process import Ended
+from raydpo.labeling.over_http import OWED_BY_SERVICES, probe
+from raydpo.labeling.reward_process import RewardProcess
 from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.labeling.signature import OWED
 
-#: How long the function may take to answer; what it imports is not counted.
+#: How long the function may take to answer; the time for its imports does not count.
 LIMIT_SECONDS: Final = 10
 _IMPORT_SECONDS: Final = 110
-#: What stands in for completions: none is sampled yet.
+#: Number of attempts with a service, since one that fails for a moment is no problem.
+_ATTEMPTS: Final = 3
+#: Text that stands in for completions, because none is sampled yet.
 _COMPLETIONS: Final = (" A first completion.", " Another one, which is longer: 2 + 2 = 4.")
 
 
 def try_reward(path: str, prompts: list[str]) -> str:
-    """Call a reward function on one completion of each prompt; what it gave, in words.
+    """Call a reward function on one completion of each prompt; return its result in words.
 
-    One that does not answer in time is no error: it may wait for a service.
+    A function that does not answer in time is no error, because it may wait for a service.
 
     Raises:
-        ConfigError, DataError: what a run would end with.
+        ConfigError, DataError: the errors that a run would end with.
     """
-    completions = [_COMPLETIONS[index % len(_COMPLETIONS)] for index in range(len(prompts))]
+    completions = _completions(prompts)
     with tempfile.TemporaryFile() as printed:
         process = RewardProcess(path, _IMPORT_SECONDS, output=printed)
         try:
@@ -43,7 +47,7 @@ def try_reward(path: str, prompts: list[str]) -> str:
         printed.seek(0)
         lines = printed.read().decode(errors="replace").strip().splitlines()
     if isinstance(answer, Judged):
-        return _told(path, answer)
+        return _told(f"reward function {path!r}", answer, OWED)
     if answer.too_slow:
         how = answer.how
         return f"{how} on two rows: nothing is known of its results"
@@ -51,16 +55,31 @@ def try_reward(path: str, prompts: list[str]) -> str:
         f"reward function {path!r} {answer.how}, on two rows"
         + (f": {lines[-1][:200]}" if lines else ""),
         OWED,
-        "mend the function: neither it nor what it calls may end the process",
+        "fix the function: neither it nor what it calls may end the process",
     )
 
 
-def _told(path: str, judged: Judged) -> str:
+def try_service(http: HttpConfig, prompts: list[str]) -> str:
+    """Ask a service to score a completion of each prompt in one request; return that in words.
+
+    Raises:
+        ConfigError, ServiceError, DataError: the errors that a run would end with.
+    """
+    rows = list(zip(prompts, _completions(prompts), strict=True))
+    judged = Judged(probe(http, rows, _ATTEMPTS))
+    return _told(f"reward service {http.url}", judged, OWED_BY_SERVICES)
+
+
+def _completions(prompts: list[str]) -> list[str]:
+    return [_COMPLETIONS[index % len(_COMPLETIONS)] for index in range(len(prompts))]
+
+
+def _told(what: str, judged: Judged, owed: str) -> str:
     refusals = [v.reason if isinstance(v, Refusal) else "" for v in judged.values]
-    if all(refusal.endswith("not a number") and "None" not in refusal for refusal in refusals):
+    if all(r.endswith("not a number") and "None" not in r and "null" not in r for r in refusals):
         raise DataError(
-            f"reward function {path!r} on two rows: {refusals[0]}",
-            OWED,
+            f"{what} on two rows: {refusals[0]}",
+            owed,
             "let it return a list of numbers, in the order of the completions",
         )
     told = [

@@ -1,1 +1,1 @@
-"""Where prompts and preference data come from, and how they become token ids."""
+"""Sources of prompts and preference data, and their conversion to token ids."""

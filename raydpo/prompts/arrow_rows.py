@@ -1,7 +1,7 @@
-"""Arrow tables as rows of Python, also where Python has no value for what Arrow holds.
+"""Read Arrow tables as Python rows, even where Python cannot represent an Arrow value.
 
-What comes in: record batches. What goes out: a row for each of their rows. A date after the
-year 9999, in a column that nobody reads, costs nobody a row: it stands there as `Unreadable`.
+Each row of a record batch becomes a row. A value such as a date after the year 9999 becomes
+`Unreadable`, so it costs no row if nobody reads its column.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from raydpo.tables import Row
+from raydpo.core.tables import Row
 
-#: What pyarrow raises for values that Python's types do not hold: years, time zones, twins.
+#: Errors of pyarrow for values that Python's types cannot hold: years, time zones, duplicates.
 _NO_PYTHON_VALUE: Final = (ValueError, ArithmeticError, LookupError, TypeError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A value of which only Arrow's own text is known, as far as it has one."""
+    """A value that is known only by Arrow's own text, if it has one."""
 
     text: str
 
@@ -30,7 +30,7 @@ class Unreadable:
 
 
 def batch_rows(batch: pa.RecordBatch) -> Iterator[tuple[Row | None, str | None, str]]:
-    """Each row of a batch with no problem, or no row, the problem, and the row's text.
+    """Yield for each row of a batch: the row, or the problem with it and its text.
 
     A text that is not UTF-8 is a problem of its row.
     """
@@ -61,7 +61,7 @@ def _value(column: pa.Array) -> Any:
 
 
 def _as_text(column: pa.Array) -> str:
-    """The only value of a column, as far as it is readable; bytes that are no text escaped."""
+    """Return the only value of a column as text, if readable; other bytes are escaped."""
     try:
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             kind = pa.binary() if pa.types.is_string(column.type) else pa.large_binary()

@@ -1,8 +1,7 @@
-"""What a row says beside its prompt: a system message, earlier turns, tools.
+"""Read what a row contains in addition to its prompt: a system message, earlier turns, tools.
 
-What comes in: the columns of a row, and a dialogue that was read of them. What goes out: the
-dialogue with all of it. None of this can stand beside plain text: where a source brings it,
-its plain prompts become user messages.
+The module adds the contents of these columns to the row's dialogue. They cannot accompany plain
+text. If a source has them, its plain prompts become user messages.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _OWN_ARGUMENTS: Final = {"tools", "conversation", "chat_template", "tokenize", "
 
 @dataclass(frozen=True)
 class Context:
-    """What a row says beside its prompt; empty where it says nothing more."""
+    """What a row contains in addition to its prompt; empty if there is nothing."""
 
     system: str | None = None
     history: list[Message] = field(default_factory=list[Message])
@@ -45,7 +44,7 @@ class Context:
 
     @property
     def names(self) -> list[str]:
-        """What is there, for messages."""
+        """The names of what the row contains, for messages."""
         return [
             *(["a system message"] if self.system else []),
             *(["a history"] if self.history else []),
@@ -54,15 +53,15 @@ class Context:
 
 
 def prompt_in(columns: Columns, has_template: bool) -> str | list[Message]:
-    """The prompt of a row, by any of its names.
+    """Return the prompt of a row, whichever of its names it has.
 
     Args:
-        columns: of the row.
-        has_template: whether the model chats: an instruction is a user message then, else a
-            plain text with headings.
+        columns: the columns of the row.
+        has_template: whether the model chats. An instruction is then a user message; otherwise it
+            is plain text with headings.
 
     Raises:
-        RefusedRow: there is none, or it cannot be used.
+        RefusedRow: there is no prompt, or it cannot be used.
     """
     value = columns.get("the prompt", *PROMPT_COLUMNS)
     if value is not None:
@@ -74,7 +73,7 @@ def prompt_in(columns: Columns, has_template: bool) -> str | list[Message]:
 
 
 def instruction_in(columns: Columns, has_template: bool) -> str | list[Message]:
-    """The prompt of `instruction` and `input`.
+    """Build the prompt from `instruction` and `input`.
 
     Raises:
         RefusedRow: they are not text, or there is no instruction.
@@ -90,7 +89,7 @@ def instruction_in(columns: Columns, has_template: bool) -> str | list[Message]:
 
 
 def context_in(columns: Columns) -> Context:
-    """What a row says beside its prompt.
+    """Read what a row contains in addition to its prompt.
 
     Raises:
         RefusedRow: a column cannot be read, or it holds images, video or sound.
@@ -108,15 +107,15 @@ def context_in(columns: Columns) -> Context:
 
 
 def with_context(dialogue: Dialogue, context: Context, plain_because: str | None) -> Dialogue:
-    """The dialogue with what stands beside it.
+    """Return the dialogue with its context.
 
     Args:
-        dialogue: of the row.
-        context: of the row.
-        plain_because: why plain text stays plain; None where it becomes a user message.
+        dialogue: the dialogue of the row.
+        context: the context of the row.
+        plain_because: why plain text stays plain; None if it becomes a user message.
 
     Raises:
-        RefusedRow: there is something beside plain text, or there are two system messages.
+        RefusedRow: plain text has a context, or there are two system messages.
     """
     prompt = dialogue.prompt
     if isinstance(prompt, str):
@@ -136,7 +135,7 @@ def with_context(dialogue: Dialogue, context: Context, plain_because: str | None
 
 
 def _history(value: Any) -> list[Message]:
-    """Earlier turns: pairs of question and answer, or messages; or JSON text of these."""
+    """Read earlier turns: pairs of question and answer, or messages, or JSON text of these."""
     found = _value_of("history", value)
     if not found:
         return []
@@ -154,7 +153,7 @@ def _history(value: Any) -> list[Message]:
 
 
 def _tools(value: Any) -> list[dict[str, Any]]:
-    """Tools as the chat template takes them: a list of objects, or JSON text of it."""
+    """Read tools as the chat template takes them: a list of objects, or JSON text of it."""
     found = _value_of("tools", value)
     if not found:
         return []
@@ -177,7 +176,7 @@ def _template_arguments(columns: Columns) -> dict[str, Any]:
 
 
 def _value_of(name: str, value: Any) -> Any:
-    """A value, or the one that stands as JSON text; blank text is none."""
+    """Return a value, or the value that its JSON text contains; blank text counts as missing."""
     if not isinstance(value, str) or not value.strip():
         return None if isinstance(value, str) else value
     found = parsed(value)

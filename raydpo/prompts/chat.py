@@ -1,7 +1,6 @@
-"""Conversations: what a message is, and how a chat template turns messages into text.
+"""Define what a message is in a conversation, and how a chat template turns messages into text.
 
-What comes in: message lists as they stand in data files. What goes out: lists of
-`{role, content}`, and their rendered text.
+Message lists from data files become lists of `{role, content}`, and then rendered text.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.prompts.rows import RefusedRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: `role` and `content`, and the keys of `TEMPLATE_KEYS` that the row has. The content is None in
-#: a message of tool calls alone.
+#: `role` and `content`, and the keys of `TEMPLATE_KEYS` that the row has. The content is None in a
+#: message that contains only tool calls.
 Message = dict[str, Any]
 
 #: ShareGPT's names of the speakers.
@@ -34,24 +33,24 @@ _ROLE_OF_SPEAKER: Final = {
     "observation": "tool",
     "tool": "tool",
 }
-#: How Python writes a dictionary with text keys, or a list that begins with one.
+#: Python's text of a dictionary with text keys, or of a list that begins with one.
 _PYTHON_OBJECTS: Final = re.compile(r"\s*\[?\s*\{\s*'")
-#: The assistant's thoughts, by any of the names that templates know.
+#: Keys of the assistant's thoughts under all names that templates know.
 REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
 _KEYS_OF_ROLE: Final = {
     "assistant": ("tool_calls", *REASONING_KEYS),
     "tool": ("tool_call_id", "name"),
 }
-#: Set on a message of the assistant that the data marks as not to be trained.
+#: Set on an assistant message that the data excludes from training.
 UNTRAINED: Final = "untrained"
-#: What a message brings beside role and content; the chat template decides what becomes of it.
+#: Keys of a message beside role and content; the chat template decides what becomes of them.
 TEMPLATE_KEYS: Final = tuple(key for keys in _KEYS_OF_ROLE.values() for key in keys)
 #: Roles of messages that instruct the model.
 SYSTEM_ROLES: Final = ("system", "developer")
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether a value looks like a list of messages, of either naming."""
+    """Return whether a value looks like a list of messages, in either naming."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -60,9 +59,9 @@ def is_conversation(value: Any) -> bool:
 
 
 def decoded(value: Any) -> Any:
-    """A message, or a list of them, that stands as JSON text; any other value as it is.
+    """Decode a message or list of messages from JSON text; return any other value unchanged.
 
-    A table that was written as CSV by pandas holds them as Python's own text: that is read too.
+    pandas writes them to CSV as Python's own text, which this function also reads.
     """
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
@@ -72,7 +71,7 @@ def decoded(value: Any) -> Any:
 
 
 def parsed(text: str) -> Any:
-    """The value of a JSON text, or of a Python literal with objects; None where it is neither."""
+    """Return the value of a JSON text, or of a Python literal with objects; None for other text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -80,17 +79,17 @@ def parsed(text: str) -> Any:
     if not _PYTHON_OBJECTS.match(text):
         return None
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd escapes, in text that is no literal
+        with warnings.catch_warnings(action="ignore"):  # odd escapes in other text
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
 
 
 def messages_of(value: Any) -> list[Message]:
-    """The messages of a `{role, content}` or `{from, value}` list, or of its JSON text.
+    """Return the messages of a `{role, content}` or `{from, value}` list, or of its JSON text.
 
     Raises:
-        RefusedRow: it is no such list, or a message cannot be read.
+        RefusedRow: it is not such a list, or a message cannot be read.
     """
     value = decoded(value)
     if not is_conversation(value):
@@ -99,7 +98,7 @@ def messages_of(value: Any) -> list[Message]:
 
 
 def message_of(value: Any) -> Message:
-    """One message as `{role, content}`, with what else the chat template may render of it.
+    """Convert one message to `{role, content}` and other keys that the template may render.
 
     Raises:
         RefusedRow: the speaker is unknown, or the content is not text.
@@ -130,12 +129,12 @@ def message_of(value: Any) -> Message:
 
 
 def is_plain(message: Message) -> bool:
-    """Whether a message is its role and its content, and nothing else."""
+    """Return whether a message is only its role and its content."""
     return message.keys() == {"role", "content"} and message["content"] is not None
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without the null fields that Parquet puts where rows have others."""
+    """Remove the null fields that Parquet adds if other rows have values in them."""
     if isinstance(value, dict):
         return {k: without_nulls(v) for k, v in value.items() if v is not None}
     return [without_nulls(v) for v in value] if isinstance(value, list) else value
@@ -151,7 +150,7 @@ def _has_words(message: dict[str, Any]) -> bool:
 
 
 def _text_of(content: Any) -> str | None:
-    """The text of a content, which may be a list of text parts; None where there is none."""
+    """Return the text of a content, which may be a list of text parts; None if there is none."""
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, list) and all(_is_text_part(part) for part in content):
@@ -166,7 +165,7 @@ def _is_text_part(part: Any) -> bool:
 
 
 def _tool_calls(value: Any) -> list[dict[str, Any]] | None:
-    """Tool calls as templates take them: a list of objects, their arguments as objects too."""
+    """Return tool calls as templates take them: objects whose arguments are objects too."""
     if not value:
         return None
     found = parsed(value) if isinstance(value, str) else value
@@ -188,7 +187,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_system(messages: list[Message], system_prompt: str | None) -> list[Message]:
-    """The messages, with the system message put before them where they have none."""
+    """Return the messages, with the system message before them if they have none."""
     if system_prompt is None or messages[0]["role"] in SYSTEM_ROLES:
         return messages
     return [{"role": "system", "content": system_prompt}, *messages]
@@ -199,12 +198,12 @@ def render_prompt(
     messages: list[Message],
     arguments: dict[str, Any] | None = None,
 ) -> str:
-    """The text up to where the assistant's completion begins.
+    """Render the text up to the point where the assistant's completion begins.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         messages: the conversation before the completion.
-        arguments: what the template is given beside them: `tools` and others.
+        arguments: what the template receives in addition: `tools` and others.
 
     Raises:
         ModelError: there is no chat template.
@@ -222,14 +221,14 @@ def render_completion(
     completion: str | Message,
     arguments: dict[str, Any] | None = None,
 ) -> str:
-    """The text that follows the rendered prompt when the assistant says `completion`.
+    """Render the text that follows the rendered prompt if the assistant says `completion`.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         messages: the conversation before the completion.
-        prompt: what `render_prompt` made of `messages`.
+        prompt: the text that `render_prompt` made from `messages`.
         completion: the assistant's words, or its message.
-        arguments: as `render_prompt` was given them.
+        arguments: the same arguments as for `render_prompt`.
 
     Raises:
         ModelError: the template is not prefix-stable.
@@ -244,17 +243,17 @@ def render_completion(
 
 
 def assistant_turn(completion: str | Message) -> Message:
-    """A completion as a message."""
+    """Convert a completion to a message."""
     if isinstance(completion, str):
         return {"role": "assistant", "content": completion}
     return completion
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Try the chat template on a made-up conversation.
+    """Try the chat template on an invented conversation.
 
     Raises:
-        ModelError: there is none, it fails, or it is not prefix-stable.
+        ModelError: there is no template, it fails, or it is not prefix-stable.
     """
     messages = [{"role": "user", "content": "Which of the two?"}]
     try:
@@ -283,10 +282,10 @@ def render_messages(
     *,
     add_generation_prompt: bool = False,
 ) -> str:
-    """The text that the chat template makes of messages.
+    """Render messages with the chat template.
 
-    A message of tool calls alone has no content. Most templates want it empty, some want null:
-    null is tried where the empty one loses the calls.
+    A message that contains only tool calls has no content. Most templates expect empty content, and
+    some expect null. If empty content loses the calls, null is tried.
 
     Raises:
         ModelError: there is no chat template, or it is not Jinja.
@@ -324,11 +323,11 @@ def _render(
         raise ModelError(
             f"the chat template is not Jinja: line {error.lineno}: {error.message}",
             "a chat template is a Jinja template",
-            "mend it, or set model.chat_template to another",
+            "fix it, or set model.chat_template to another",
         ) from error
     except jinja2.TemplateError as error:
         raise RefusedRow(f"the chat template refuses it: {error}") from error
-    except Exception as error:  # a template may run into any error of Python's
+    except Exception as error:  # a template can raise any Python error
         raise RefusedRow(
             f"the chat template fails on it: {type(error).__name__}: {error}"
         ) from error

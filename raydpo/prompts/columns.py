@@ -1,7 +1,6 @@
-"""What a row's columns are used as: each reader asks for them by name, and it is noted.
+"""Record how readers use a row's columns: each reader asks for them by name.
 
-What comes in: rows as they stand in data files. What goes out: their values, and for
-`raydpo check` a line a column and a line a message key, with what becomes of it.
+`raydpo check` shows the record, one line per column and message key.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from raydpo.core.tables import Row
 from raydpo.prompts.chat import TEMPLATE_KEYS, decoded, is_conversation
 from raydpo.prompts.rows import RefusedRow
-from raydpo.tables import Row
 
 _SPEAKER: Final = ("role", "from")
 _WORDS: Final = ("content", "value")
@@ -22,13 +21,13 @@ _TRAINED_OR_NOT: Final = ("train", "weight")
 
 @dataclass
 class Columns:
-    """The columns of one row; `uses` notes what those that were asked for are used as."""
+    """The columns of one row; `uses` records what each requested column is used as."""
 
     row: Row
     uses: dict[str, str] = field(default_factory=dict[str, str])
 
     def get(self, use: str, *names: str) -> Any:
-        """The first of these columns that has a value, or None."""
+        """Return the first of these columns that has a value, or None."""
         for name in names:
             if self.row.get(name) is not None:
                 self.uses.setdefault(name, use)
@@ -36,10 +35,10 @@ class Columns:
         return None
 
     def value(self, use: str, *names: str) -> Any:
-        """The first of these columns that has a value.
+        """Return the first of these columns that has a value.
 
         Raises:
-            RefusedRow: none of them has.
+            RefusedRow: none of them has a value.
         """
         value = self.get(use, *names)
         if value is None:
@@ -47,7 +46,7 @@ class Columns:
         return value
 
     def text(self, use: str, *names: str) -> str | None:
-        """The text of the first of these columns that has a value; None where it is blank.
+        """Return the text of the first of these columns that has a value; None if it is blank.
 
         Raises:
             RefusedRow: the value is not text.
@@ -62,13 +61,13 @@ class Columns:
 
 @dataclass
 class ColumnUses:
-    """What became of the columns of many rows, and of the keys of their messages."""
+    """What readers did with the columns of many rows, and with the keys of their messages."""
 
     columns: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
     keys: dict[str, int] = field(default_factory=dict[str, int])
 
     def add(self, columns: Columns) -> None:
-        """Note a row that was read."""
+        """Record a row that was read."""
         for name, value in columns.row.items():
             counts = self.columns.setdefault(name, Counter())
             used = columns.uses.get(name)
@@ -78,10 +77,10 @@ class ColumnUses:
                 self._add_keys(decoded(value))
 
     def lines(self, chat_template: str | None) -> list[str]:
-        """For each column and message key, what it is used as.
+        """Return what each column and message key is used as.
 
         Args:
-            chat_template: the model's, which decides what becomes of some keys.
+            chat_template: the model's template, which decides what becomes of some keys.
         """
         columns = [f"column {name!r}: {_of_column(c)}" for name, c in self.columns.items()]
         template = chat_template or ""

@@ -1,8 +1,8 @@
-"""Prompts and completions held to their longest length.
+"""Apply the length limits to prompts and completions.
 
-What comes in: token ids and a policy for those that are too long. What goes out: ids that
-fit. A plain text is cut anywhere; of a conversation words are cut, and never a header of
-the chat template, so that a cut prompt still asks the assistant to go on.
+Given token ids and a policy for those that are too long, the module returns ids that fit. Plain
+text is cut anywhere. A conversation loses words, but never a header of the chat template. So a cut
+prompt still asks the assistant to continue.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, assert_never
 
-from raydpo.errors import ConfigError, DataError
+from raydpo.core.errors import ConfigError, DataError
 from raydpo.prompts.encode import Conversation, Encoder, Text
 from raydpo.prompts.rows import RefusedRow
 
-#: How transcripts ask the assistant to go on.
+#: How transcripts ask the assistant to continue.
 _ASSISTANT_TURN: Final = "\n\nAssistant:"
 _CUTS: Final = ("keep_start", "keep_end")
 
-#: What happens to what is too long.
+#: What happens to a text that is too long.
 TooLong = Literal["quarantine", "keep_start", "keep_end", "error"]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A prompt that fits: its token ids, its text, and whether something was cut off."""
+    """A prompt that fits: its token ids, its text, and whether it was cut."""
 
     ids: list[int]
     text: str
@@ -35,20 +35,20 @@ class Fitted:
 def fit_prompt(
     text: Text, ids: list[int], encoder: Encoder, max_tokens: int, policy: TooLong
 ) -> Fitted:
-    """Hold a prompt to its limit; BOS and the question for an answer survive every cut.
+    """Fit a prompt to its limit; BOS and the question for an answer survive every cut.
 
     Args:
         text: the prompt.
-        ids: what the encoder made of it.
+        ids: the token ids of the text, from the encoder.
         encoder: the tokenizer.
-        max_tokens: the longest prompt.
+        max_tokens: the maximum length of the prompt.
         policy: `quarantine`, `keep_start`, `keep_end` or `error`.
 
     Raises:
-        RefusedRow: it is too long, and the policy is `quarantine`, or no cut leaves words of its
+        RefusedRow: it is too long, and the policy is `quarantine`, or no cut keeps words of its
             last message; or it ends with EOS.
         DataError: it is too long, and the policy is `error`.
-        ConfigError: the limit leaves nothing of it.
+        ConfigError: the limit leaves nothing of the prompt.
     """
     check_prompt(ids, encoder, max_tokens, policy)
     if len(ids) <= max_tokens:
@@ -62,7 +62,7 @@ def fit_prompt(
 def check_prompt(
     ids: list[int], encoder: Encoder, max_tokens: int, policy: TooLong = "quarantine"
 ) -> None:
-    """Refuse a prompt that cannot be used, or is too long for a policy that does not cut.
+    """Refuse a prompt that cannot be used, or is too long under a policy that does not cut.
 
     Raises:
         RefusedRow: it is too long, and the policy is `quarantine`; or it ends with EOS.
@@ -75,7 +75,7 @@ def check_prompt(
 
 
 def fit_completion(ids: list[int], max_tokens: int, policy: TooLong) -> list[int]:
-    """Hold a completion to its limit; one that is cut has no end token.
+    """Fit a completion to its limit; a completion that is cut has no end token.
 
     Raises:
         RefusedRow: it is too long, and the policy is `quarantine`.
@@ -88,12 +88,12 @@ def fit_completion(ids: list[int], max_tokens: int, policy: TooLong) -> list[int
 
 
 def cut_counts(policies: tuple[TooLong, ...], **counts: int) -> dict[str, int]:
-    """The counts, where a policy cuts; a table that cuts nothing has none of them."""
+    """Return the counts if a policy cuts; a table without cuts has no such counts."""
     return counts if any(policy in _CUTS for policy in policies) else {}
 
 
 def later_cuts(policy: TooLong) -> dict[str, str]:
-    """What a table's content depends on, where conversations were once cut anywhere."""
+    """Return what a table's content depends on if conversations were once cut anywhere."""
     return {"cuts_of_conversations": "words"} if policy in _CUTS else {}
 
 
@@ -115,7 +115,7 @@ def _cut_plain(
 
 
 def _asking_tokens(text: Text, ids: list[int], encoder: Encoder) -> int:
-    """How many tokens at a transcript's end ask the assistant to go on."""
+    """Return how many tokens at a transcript's end ask the assistant to continue."""
     if not text.text.endswith(_ASSISTANT_TURN):
         return 0
     (asking,) = encoder.continuations([_ASSISTANT_TURN])
@@ -125,7 +125,7 @@ def _asking_tokens(text: Text, ids: list[int], encoder: Encoder) -> int:
 def _cut_conversation(
     conversation: Conversation, encoder: Encoder, max_tokens: int, policy: TooLong
 ) -> Fitted:
-    """The conversation with fewer words: at the end of its last message, or from its start on."""
+    """Shorten a conversation at the end of its last message, or from its start on."""
     shorter = _without_end if policy == "keep_start" else _without_start
     content: Any = conversation.messages[-1]["content"]
     if not isinstance(content, str):
@@ -159,13 +159,13 @@ def _without_start(messages: list[dict[str, Any]], kept: int) -> list[dict[str, 
 
 
 def _without_oldest_turns(messages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The conversation from each later user's turn on, instructions before the first one kept."""
+    """Return the conversation from each later user's turn on, with its leading instructions."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
     return [[*messages[: turns[0]], *messages[turn:]] for turn in turns[1:]]
 
 
 def _longest(fitted: Callable[[int], Fitted | None], most: int) -> Fitted | None:
-    """What fits of the largest number of characters, found by halves; None where not one does."""
+    """Fit the largest possible number of characters, by bisection; return None if nothing fits."""
     best: Fitted | None = None
     least = 1
     while least <= most:

@@ -1,7 +1,7 @@
-"""A prompt with its completions, on the way from a data row to token ids.
+"""Represent a prompt with its completions, between a data row and token ids.
 
-What comes in: a prompt (text or messages) and the completions to it, as a row holds them.
-What goes out: their rendered texts, ready for the tokenizer.
+A row's prompt (text or messages) and its completions become rendered texts, ready for the
+tokenizer.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Dialogue:
 
     Args:
         prompt: plain text, or messages.
-        completions: their words; the whole message where it brings tool calls or reasoning.
-        arguments: what the chat template is given beside the messages, such as `tools`.
+        completions: their text; the whole message if it contains tool calls or reasoning.
+        arguments: what the chat template receives beside the messages, such as `tools`.
     """
 
     prompt: str | list[Message]
@@ -52,17 +52,17 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class Rendered:
-    """The texts that are encoded: the prompt, and what follows it for each completion."""
+    """The texts to encode: the prompt, and the text that follows it for each completion."""
 
     prompt: Text
     completions: tuple[str, ...]
 
 
 def prompt_of(value: Any) -> str | list[Message]:
-    """A prompt as a row holds it: text, messages, or messages as JSON text.
+    """Read a prompt from a row's value: text, messages, or messages as JSON text.
 
     Raises:
-        RefusedRow: it is neither, or empty.
+        RefusedRow: the value is none of these, or is empty.
     """
     value = decoded(value)
     if isinstance(value, str):
@@ -75,13 +75,13 @@ def prompt_of(value: Any) -> str | list[Message]:
 
 
 def completion_of(value: Any, prompt: str | list[Message]) -> str | Message:
-    """A completion: text, one assistant message, or a list of that one; or JSON text of these.
+    """Read a completion: text, one assistant message, a list of one, or JSON text of these.
 
     Returns:
-        Its words, or the message where it is more than words.
+        Its text, or the message if it contains more than text.
 
     Raises:
-        RefusedRow: it is something else, or empty, or messages after a plain prompt.
+        RefusedRow: it is anything else, or empty, or consists of messages after a plain prompt.
     """
     value = decoded(value)
     if is_conversation(value) and len(value) > 1:
@@ -109,12 +109,12 @@ def completion_of(value: Any, prompt: str | list[Message]) -> str | Message:
 def render(
     dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None
 ) -> Rendered:
-    """Plain text stays as it is; conversations go through the chat template.
+    """Render a dialogue: plain text stays unchanged; conversations go through the chat template.
 
     Raises:
         ModelError: there is no chat template, or it is not prefix-stable.
-        RefusedRow: the template refuses the messages, or leaves some of them out; or the prompt
-            is plain text and there is a system prompt.
+        RefusedRow: the template refuses the messages, or leaves some of them out; or the prompt is
+            plain text and there is a system prompt.
     """
     if isinstance(dialogue.prompt, str):
         return _rendered_plain(dialogue, dialogue.prompt, system_prompt)

@@ -1,9 +1,7 @@
-"""How prompts and completions become token ids.
+"""Turn prompts and completions, plain or rendered by a chat template, into token ids.
 
-What comes in: text, plain or rendered by a chat template. What goes out: token ids. The
-rules: BOS stands once, at the start; a completion is encoded on its own, so that no token
-straddles the boundary; one end token stands at its end (EOS, or see `end_tokens.py`),
-unless the completion was cut.
+BOS occurs once, at the start. A completion is encoded on its own, so that no token spans the
+boundary. One end token follows it (EOS, or see `end_tokens.py`), unless the completion was cut.
 """
 
 from __future__ import annotations
@@ -12,20 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.prompts.end_tokens import EndTokens, end_tokens
 from raydpo.prompts.rows import RefusedRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: Text put before a continuation, so that a tokenizer adds no space of its own to it.
+#: Text before a continuation, which keeps a tokenizer from adding its own space to it.
 _ANCHORS: Final = ("\n", ".", "=")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, and what makes a prompt's text of them."""
+    """Messages, and what turns them into a prompt's text."""
 
     messages: list[dict[str, Any]]
     render: Callable[[list[dict[str, Any]]], str]
@@ -33,12 +31,12 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Text:
-    """A text on its way to token ids.
+    """A text to be converted to token ids.
 
     Args:
         text: the text.
-        is_rendered: whether a chat template made it: then it brings its own BOS.
-        conversation: what the template made it of, if it may have to be made again, shorter.
+        is_rendered: whether a chat template made it; then the text contains its own BOS.
+        conversation: the template's input, if a shorter text may have to be rendered.
     """
 
     text: str
@@ -48,14 +46,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer, with what has to be known about its special tokens.
+    """A tokenizer, with what must be known about its special tokens.
 
     Args:
-        tokenizer: the model's.
-        prefix: ids that stand before every plain text: BOS, or nothing.
+        tokenizer: the model's tokenizer.
+        prefix: ids before every plain text: BOS, or nothing.
         end: the tokens that end a completion.
-        anchors: texts that keep the tokenizer from putting a space before a continuation,
-            with their ids; empty where it puts none.
+        anchors: texts that keep the tokenizer from putting a space before a continuation, with
+            their ids; empty if it puts no space there.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -69,7 +67,7 @@ class Encoder:
         return self.end.eos
 
     def prompts(self, texts: list[Text]) -> list[list[int]]:
-        """Token ids of prompts: BOS once, no EOS at the end."""
+        """Return token ids of prompts: BOS once, no EOS at the end."""
         encoded = self._encode([text.text for text in texts])
         return [
             self._whole_prompt(ids, text.is_rendered)
@@ -77,11 +75,11 @@ class Encoder:
         ]
 
     def texts(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of whole texts, without special tokens."""
+        """Return token ids of whole texts, without special tokens."""
         return self._encode(texts)
 
     def continuations(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts that follow a prompt, without special tokens of their own."""
+        """Return token ids of texts that follow a prompt, without further special tokens."""
         done: list[list[int] | None] = [None] * len(texts)
         for anchor, anchor_ids in self.anchors:
             open_ones = [i for i, ids in enumerate(done) if ids is None]
@@ -96,10 +94,10 @@ class Encoder:
         return [ids for ids in done if ids is not None]
 
     def finished(self, ids: list[int]) -> list[int]:
-        """A completion's ids with one end token; what a template puts after it is dropped.
+        """Return a completion's ids with one end token, without what a template puts after it.
 
         Raises:
-            RefusedRow: there is no token before it, or a special token stands inside.
+            RefusedRow: there is no token before the end, or there is a special token inside.
         """
         first = next((i for i, one in enumerate(ids) if one in (self.end.eos, self.end.turn)), None)
         if first is None:
@@ -111,14 +109,14 @@ class Encoder:
         return [*self.inner(ids[:first]), self.end.after_turn if is_turn else self.end.eos]
 
     def is_finished(self, ids: list[int]) -> bool:
-        """Whether a completion has its end token: one that was cut has none."""
+        """Return whether a completion has its end token; a cut completion has none."""
         return ids[-1] in (self.end.eos, self.end.after_turn)
 
     def inner(self, ids: list[int]) -> list[int]:
-        """The ids of a text that BOS and EOS do not stand in.
+        """Return the ids of a text that must not contain BOS or EOS.
 
         Raises:
-            RefusedRow: there are none, or BOS or EOS is among them.
+            RefusedRow: there are no ids, or BOS or EOS is among them.
         """
         if not ids:
             raise RefusedRow("no tokens")
@@ -129,21 +127,21 @@ class Encoder:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """Return the text of token ids, including special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     def without_prefix(self, ids: list[int]) -> list[int]:
-        """The ids after BOS."""
+        """Return the ids after BOS."""
         start = len(self.prefix)
         return ids[start:] if tuple(ids[:start]) == self.prefix else ids
 
     def decode_plain(self, ids: list[int]) -> str:
-        """The text of a cut prompt, without BOS, for people to read."""
+        """Return the text of a cut prompt without BOS, for people to read."""
         return self.decode(self.without_prefix(ids))
 
     def _whole_prompt(self, ids: list[int], is_rendered: bool) -> list[int]:
         prefix = list(self.prefix)
-        while prefix and ids[: len(prefix)] == prefix:  # BOS that the text brought along
+        while prefix and ids[: len(prefix)] == prefix:  # BOS that the text already contained
             ids, is_rendered = ids[len(prefix) :], False
         return ids if is_rendered else [*prefix, *ids]
 
@@ -155,10 +153,10 @@ class Encoder:
 
 
 def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """Look at what a tokenizer does around a text.
+    """Build the encoder by observing what a tokenizer adds to a text.
 
     Raises:
-        ModelError: it has no EOS token.
+        ModelError: the tokenizer has no EOS token.
     """
     eos_id: Any = tokenizer.eos_token_id
     if eos_id is None:
@@ -176,7 +174,7 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special ids that the tokenizer puts before a text."""
+    """Return the special ids that the tokenizer puts before a text."""
     whole: Any = tokenizer("a")["input_ids"]
     plain: Any = tokenizer("a", add_special_tokens=False)["input_ids"]
     for start in range(len(whole) - len(plain) + 1):
@@ -186,7 +184,7 @@ def _prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def _anchors(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Anchors, where the tokenizer puts a space before texts that begin without one."""
+    """Return anchors if the tokenizer puts a space before texts that begin without one."""
     alone: Any = tokenizer("a", add_special_tokens=False)["input_ids"]
     found: list[tuple[str, tuple[int, ...]]] = []
     for anchor in _ANCHORS:

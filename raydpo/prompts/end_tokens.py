@@ -1,10 +1,9 @@
-"""Which token ends a completion.
+"""Find the token that ends a completion from a tokenizer with its chat template.
 
-What comes in: a tokenizer with its chat template, from a model's folder. What goes out: one
-token id. Plain text ends with the tokenizer's EOS. A template may end turns with another
-token: it ends completions if generation stops there (vLLM and transformers stop at the EOS
-and at the `eos_token_id` of generation_config.json); if not, a policy trained on it would
-talk on after it, and the EOS stands in its place.
+Plain text ends with the tokenizer's EOS. A template may end turns with another token. That token
+ends completions if generation stops there: vLLM and transformers stop at the EOS and at the
+`eos_token_id` of generation_config.json. Otherwise a policy that was trained on the token would
+continue after it, so the EOS replaces it.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ class EndTokens:
     """The tokens that may end a completion, as ids.
 
     Args:
-        eos: the tokenizer's own.
-        turn: the chat template's, where it is another one; else None.
+        eos: the tokenizer's own end token.
+        turn: the chat template's end token, if it is a different one; else None.
         stops: whether generation stops at `turn`.
     """
 
@@ -37,25 +36,25 @@ class EndTokens:
 
     @property
     def after_turn(self) -> int:
-        """What stands at the end of a completion where the template wrote `turn`."""
+        """The token at the end of a completion if the template wrote `turn`."""
         return self.turn if self.turn is not None and self.stops else self.eos
 
     @property
     def settings(self) -> dict[str, list[int]]:
-        """What a table's content depends on; nothing where the template ends turns with EOS."""
+        """The settings that affect a table's content; none if the template ends turns with EOS."""
         return {} if self.turn is None else {"end_of_turn": [self.turn, self.after_turn]}
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, eos: int) -> EndTokens:
-    """Look at the template and at where generation stops."""
+    """Determine the end tokens from the template and from where generation stops."""
     turn = _end_of_turn(tokenizer)
     if turn == eos:
         turn = None
-    return EndTokens(eos, turn, turn is not None and turn in _generation_stops(tokenizer))
+    return EndTokens(eos, turn, turn is not None and turn in generation_stops(tokenizer))
 
 
 def describe_end(tokenizer: PreTrainedTokenizerBase, tokens: EndTokens) -> str | None:
-    """A line on the end of completions in conversations, where the template has its own token."""
+    """Describe the end of completions in conversations, if the template has its own token."""
     if tokens.turn is None:
         return None
     turn: Any = tokenizer.convert_ids_to_tokens(tokens.turn)
@@ -69,7 +68,7 @@ def describe_end(tokenizer: PreTrainedTokenizerBase, tokens: EndTokens) -> str |
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The first special token that the chat template puts after the assistant's words."""
+    """Return the first special token that the chat template puts after the assistant's words."""
     if not tokenizer.chat_template:
         return None
     turns = [_QUESTION, {"role": "assistant", "content": _ANSWER}]
@@ -86,14 +85,14 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((int(i) for i in ids if i in special), None)
 
 
-def _generation_stops(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The `eos_token_id`s of generation_config.json, or without that file of config.json."""
+def generation_stops(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the `eos_token_id`s of generation_config.json, or without that file of config.json."""
     folder = Path(tokenizer.name_or_path)
     files = (folder / name for name in ("generation_config.json", "config.json"))
     file = next((file for file in files if file.is_file()), None)
     try:
         values: Any = json.loads(file.read_bytes()) if file is not None else {}
     except (OSError, ValueError, RecursionError):
-        return set()  # what is wrong with it is said where the model is loaded
+        return set()  # loading the model reports what is wrong with it
     found: Any = values.get("eos_token_id") if isinstance(values, dict) else None
     return {i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int)}

@@ -1,13 +1,14 @@
-"""SFT data: rows of a source become rows of the table of examples.
+"""Read SFT data: turn rows of a source into rows of the table of examples.
 
-What comes in: full texts (`loss_on: all`, column `text`), or prompts with completions in
-one of three layouts: `prompt` and `completion`; `messages` that end with an assistant
-turn; `instruction`, `input` and `output`. What goes out: token ids, and how many of them
-at the start bear no loss.
+A row is a full text (`loss_on: all`, column `text`), or a prompt with a completion in one of
+three layouts: `prompt` and `completion`; `messages` that end with an assistant turn;
+`instruction`, `input` and `output`. An example has token ids, and the number of ids at the start
+that carry no loss.
 
-With `loss_on: assistant` a conversation becomes an example for each assistant turn, after the
-turns before it: as the template renders them when the model is to speak, which for earlier turns
-of a whole conversation is not what it renders (thoughts of earlier turns are left out by many).
+With `loss_on: assistant`, each assistant turn of a conversation becomes an example after the turns
+before it. The template renders those turns as if the model speaks next. For earlier turns that can
+differ from the rendering of the whole conversation, because many templates drop thoughts of earlier
+turns.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from raydpo.config import Config, SftConfig
-from raydpo.config_content import content_of
-from raydpo.config_training import SftTrainerConfig
-from raydpo.context import check_context
-from raydpo.errors import DataError
-from raydpo.models import model_config_values
-from raydpo.progress import logger
+from raydpo.config.content import content_of
+from raydpo.config.job import Config, SftConfig
+from raydpo.config.training import SftTrainerConfig
+from raydpo.core.errors import DataError
+from raydpo.core.place import Place
+from raydpo.core.progress import logger
+from raydpo.core.run import PartResult, Stage
+from raydpo.core.tables import Row
+from raydpo.models.context import check_context
+from raydpo.models.loading import model_config_values
 from raydpo.prompts.beside import PROMPT_COLUMNS, context_in, prompt_in, with_context
 from raydpo.prompts.chat import UNTRAINED, messages_of
 from raydpo.prompts.columns import Columns, ColumnUses
@@ -51,14 +55,11 @@ from raydpo.prompts.rows import (
     usable_row,
 )
 from raydpo.prompts.sources import SourceRow
-from raydpo.run import PartResult, Stage
-from raydpo.storage import Folder
-from raydpo.tables import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from raydpo.parts import Table
+    from raydpo.core.parts import Table
 
 _STAGE: Final = "examples"
 _COMPLETIONS: Final = ("completion", "output", "response", "answer")
@@ -67,7 +68,7 @@ _CONVERSATIONS: Final = ("messages", "conversations", "conversation")
 
 @dataclass(frozen=True)
 class _Draft:
-    """A row on its way: its id and source, and its texts or the reason why it is refused."""
+    """A row being processed: its id and source, and its texts or the reason to refuse it."""
 
     source: SourceRow
     name: str
@@ -77,15 +78,15 @@ class _Draft:
 
 @dataclass
 class _State:
-    """What is remembered from part to part: how rows are read, and hashes of ids."""
+    """State between parts: how rows are read, and hashes of ids."""
 
     reading: Reading
     uses: ColumnUses
     ids: Ids = field(default_factory=Ids)
 
 
-def run_examples_stage(config: Config, folder: Folder) -> Table:
-    """Tokenize the SFT data into `folder`, in parts of 16 times `rows_per_part` rows.
+def run_examples_stage(config: Config, place: Place) -> Table:
+    """Tokenize the SFT data into a table, in parts of 16 times `rows_per_part` rows.
 
     Raises:
         ConfigError: `max_sequence_tokens` does not fit the model.
@@ -97,15 +98,14 @@ def run_examples_stage(config: Config, folder: Folder) -> Table:
     check_context(
         "sft.max_sequence_tokens", sft.max_sequence_tokens, model_config_values(config.model)
     )
-    parts = partial(example_parts, sft, rows_per_part=config.rows_per_part * 16)
-    stage = examples_stage(config, sft, folder)
-    return run_source_stage(stage, config, sft, parts, "sft, examples")
+    parts = partial(example_parts, sft)
+    return run_source_stage(examples_stage(config, sft, place), config, sft, parts)
 
 
-def examples_stage(config: Config, sft: SftConfig, folder: Folder) -> Stage:
-    """What the table of these examples is made from."""
+def examples_stage(config: Config, sft: SftConfig, place: Place) -> Stage:
+    """Describe what the table of these examples is made from."""
     content = {**content_of(sft, without=SftTrainerConfig), **later_readings(sft, None)}
-    return source_stage(config, sft, folder, _STAGE, content)
+    return source_stage(config, sft, place, _STAGE, content, config.rows_per_part * 16)
 
 
 def example_parts(
@@ -115,14 +115,14 @@ def example_parts(
     rows_per_part: int,
     uses: ColumnUses | None = None,
 ) -> Iterator[PartResult]:
-    """The table of examples and its quarantine, part by part.
+    """Yield the table of examples and its quarantine, part by part.
 
     Args:
         sft: how rows become examples.
         rows: the source.
-        tokenizer: the model's.
-        rows_per_part: source rows of one part.
-        uses: notes what becomes of each column.
+        tokenizer: the model's tokenizer.
+        rows_per_part: number of source rows in one part.
+        uses: records what becomes of each column.
 
     Raises:
         DataError: none of the first rows has one of the layouts.
@@ -136,7 +136,7 @@ def example_parts(
 
 
 def _reading(sft: SftConfig, head: list[Row], has_template: bool) -> Reading:
-    """Hold the first readable rows against the layouts, and see how they are read."""
+    """Compare the first readable rows with the layouts, and decide how to read the source."""
     wanted = (
         "`text`"
         if sft.loss_on == "all"
@@ -153,12 +153,12 @@ def _reading(sft: SftConfig, head: list[Row], has_template: bool) -> Reading:
         return Reading(None)
     strips = repeats_prompt(_dialogues(head))
     if strips:
-        logger.info("[sft] completions begin with their prompts: they are taken off")
+        logger.info("[sft] completions begin with their prompts: raydpo removes these")
     return Reading(None, plain_because(head, "auto", has_template, None), strips)
 
 
 def _dialogues(head: list[Row]) -> Iterator[Dialogue]:
-    """What can be read of the first rows."""
+    """Yield the dialogues of those first rows that can be read."""
     for row in head:
         try:
             yield _dialogue(Columns(row), has_template=False)
@@ -215,7 +215,7 @@ def _full_text(columns: Columns) -> str:
 
 
 def _whole_dialogue(columns: Columns, reading: Reading, has_template: bool) -> Dialogue:
-    """The row's dialogue, with what stands beside its prompt."""
+    """Return the row's dialogue, with its context."""
     dialogue = _dialogue(columns, has_template)
     if reading.strips_prompt:
         dialogue = without_repeated_prompt(dialogue)
@@ -237,9 +237,9 @@ def _dialogue(columns: Columns, has_template: bool) -> Dialogue:
 
 
 def _turns(dialogue: Dialogue) -> list[Dialogue]:
-    """A dialogue for each assistant turn of a conversation, the last one included.
+    """Return a dialogue for each assistant turn of a conversation, including the last one.
 
-    Turns that are marked as not to be trained are left out.
+    Turns that are marked as excluded from training are left out.
     """
     if isinstance(dialogue.prompt, str):
         return [dialogue]
@@ -277,7 +277,7 @@ def _encode_part(sft: SftConfig, drafts: list[_Draft], encoder: Encoder) -> Part
 def _encode(
     texts: list[str | Rendered], encoder: Encoder
 ) -> list[tuple[list[int] | None, list[int]]]:
-    """For each text the prompt's ids (None for full text) and those of what bears loss."""
+    """Return for each text the prompt's ids (None for full text) and the ids that carry loss."""
     rendered = [text for text in texts if isinstance(text, Rendered)]
     prompts = iter(encoder.prompts([text.prompt for text in rendered]))
     completions = iter(encoder.continuations([text.completions[0] for text in rendered]))
@@ -294,7 +294,7 @@ def _rows_of_draft(
     encoded: list[tuple[list[int] | None, list[int]]],
     encoder: Encoder,
 ) -> list[Row]:
-    """The examples of one source row; those of several turns have the turn in their id."""
+    """Build the examples of one source row; if it has several turns, ids contain the turn."""
     rows: list[Row] = []
     for turn, ids in enumerate(encoded):
         name = draft.name if turn == len(encoded) - 1 else f"{draft.name}:turn-{turn}"
@@ -305,7 +305,7 @@ def _rows_of_draft(
 def _rows_of(
     sft: SftConfig, name: str, prompt: list[int] | None, ids: list[int], encoder: Encoder
 ) -> list[Row]:
-    """The examples of one text: one, or the pieces of a long text without a prompt."""
+    """Build the examples of one text: one, or the pieces of a long text without a prompt."""
     if prompt is None:
         whole = [*encoder.prefix, *encoder.inner(ids), encoder.eos_id]
         step = sft.max_sequence_tokens

@@ -1,8 +1,8 @@
-"""JSON files that are neither a list nor an object a line: objects spread over lines, or wrapped.
+"""Read JSON files that are neither a list nor one object per line.
 
-What comes in: the text of a file that begins with `{`. What goes out: the objects that are its
-rows. `{"data": [...]}` is a wrapper: an object with one key, and under it a list of objects
-that are no messages of a conversation.
+From the text of a file that begins with `{`, the module returns the objects that are its rows.
+`{"data": [...]}` is a wrapper: an object with one key whose value is a list of objects that are
+not messages of a conversation.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import json
 import re
 from typing import Any, Final
 
-from raydpo.progress import logger
+from raydpo.core.progress import logger
 
 _MESSAGE_KEYS: Final = {"role", "from"}
 _NO_SPACE: Final = re.compile(r"\S")
 
 
 def wrapped_rows(value: Any, where: str) -> list[Any]:
-    """The rows of a file's only object: itself, or the list that it wraps."""
+    """Return the rows of a file's only object: the object, or the list that it wraps."""
     inner: Any = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
     if not isinstance(inner, list) or not inner or not all(map(_is_row, inner)):
         return [value]
@@ -27,7 +27,7 @@ def wrapped_rows(value: Any, where: str) -> list[Any]:
 
 
 def objects_over_lines(text: str) -> list[Any] | None:
-    """The objects that stand in a text one after another, or None where it is not that."""
+    """Return the consecutive objects of a text, or None if it contains anything else."""
     decoder = json.JSONDecoder()
     found: list[Any] = []
     try:

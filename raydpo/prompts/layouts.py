@@ -1,8 +1,8 @@
-"""Layouts of preference data: a row becomes a prompt, its completions and what is known of them.
+"""Layouts of preference data: turn a row into a prompt, its completions and their judgements.
 
-What comes in: a row in one of six layouts (see `PreferencesConfig.layout`). What goes out:
-a `Judged` group. Every reason why a row is refused is stated here, in `dialogue.py` or in
-`beside.py`, which reads what stands beside the prompt.
+A row in one of six layouts (see `PreferencesConfig.layout`) becomes a `Judged` group. This
+module, `dialogue.py` and `beside.py`, which reads the columns beside the prompt, state every
+reason to refuse a row.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raydpo.core.tables import Row
 from raydpo.prompts.beside import PROMPT_COLUMNS, prompt_in
 from raydpo.prompts.chat import Message, decoded, is_conversation, message_of, messages_of, parsed
 from raydpo.prompts.columns import Columns
 from raydpo.prompts.dialogue import Dialogue, completion_of
 from raydpo.prompts.rows import RefusedRow
-from raydpo.tables import Row
 
 ASSISTANT_TURN: Final = "\n\nAssistant:"
 HUMAN_TURN: Final = "\n\nHuman:"
@@ -35,14 +35,14 @@ _COMPLETIONS: Final = ("completion", "response", "output")
 
 @dataclass(frozen=True)
 class Judged:
-    """A prompt with K completions.
+    """A prompt with K completions and their judgements.
 
-    With neither ratings nor a judgement, the first is chosen and the second rejected.
+    Without ratings or a judgement, the first is chosen and the second rejected.
 
     Args:
         dialogue: the prompt and its completions.
-        ratings: of each completion.
-        desirable: whether the only completion is a good one, in unpaired data.
+        ratings: the rating of each completion.
+        desirable: in unpaired data, whether the only completion is a good one.
     """
 
     dialogue: Dialogue
@@ -51,7 +51,7 @@ class Judged:
 
 
 def detect(row: Row) -> str | None:
-    """The layout of a row, by its columns and values; None where it is none of them."""
+    """Return the layout of a row by its columns and values; None if no layout matches."""
     has_prompt = "instruction" in row or any(name in row for name in PROMPT_COLUMNS)
     if "completions" in row and any(name in row for name in _RATINGS):
         return "ranked"
@@ -66,9 +66,9 @@ def detect(row: Row) -> str | None:
 
 
 def _of_pair(row: Row, has_prompt: bool) -> str:
-    """The layout of a row with `chosen` and `rejected`."""
+    """Return the layout of a row with `chosen` and `rejected`."""
     chosen: Any = decoded(row["chosen"])
-    # Some sets repeat the prompt's text beside chosen and rejected that hold it all.
+    # Some data sets repeat the prompt's text in a column, although chosen and rejected contain it.
     whole = is_conversation(chosen) and _role(chosen[0]) != "assistant"
     turns = "messages" in row or "conversation" in row
     if "conversations" in row or (turns and not has_prompt and not whole):
@@ -86,15 +86,15 @@ def _role(message: dict[str, Any]) -> str | None:
 
 
 def judged(columns: Columns, layout: str, has_template: bool = False) -> Judged:
-    """A row as a group.
+    """Read a row as a group.
 
     Args:
-        columns: of the row.
+        columns: the columns of the row.
         layout: see `PreferencesConfig.layout`.
-        has_template: whether the model chats, which decides how an `instruction` is put.
+        has_template: whether the model chats, which decides how an `instruction` is formatted.
 
     Raises:
-        RefusedRow: it is not of this layout, or it cannot be learned from.
+        RefusedRow: the row does not have this layout, or nothing can be learned from it.
     """
     return _READERS[layout](columns, has_template)
 
@@ -106,12 +106,12 @@ def _explicit(columns: Columns, has_template: bool) -> Judged:
 
 
 def _both(columns: Columns) -> tuple[Any, Any]:
-    """What is chosen and what is rejected, by name or by the number of the better response."""
+    """Return chosen and rejected, by name or by the number of the better response."""
     if columns.row.get("chosen") is not None or columns.row.get(_BETTER) is None:
         return columns.value("chosen", "chosen"), columns.value("rejected", "rejected")
     better: Any = columns.value("the number of the chosen response", _BETTER)
     responses = [columns.value("chosen or rejected", name) for name in _RESPONSES]
-    if str(better) not in ("0", "1"):  # CSV has text
+    if str(better) not in ("0", "1"):  # CSV values are text
         raise RefusedRow(f"column {_BETTER!r} is neither 0 nor 1")
     return responses[int(better)], responses[1 - int(better)]
 
@@ -132,7 +132,7 @@ def _implicit(columns: Columns, _has_template: bool) -> Judged:
 
 
 def _implicit_text(chosen: str, rejected: str) -> Judged:
-    """Plain texts: the prompt is what they share, up to the last whole word."""
+    """Split plain texts: the prompt is what they share, up to the last whole word."""
     if chosen == rejected:
         raise RefusedRow("chosen equals rejected")
     same = itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))
@@ -148,7 +148,7 @@ def _implicit_text(chosen: str, rejected: str) -> Judged:
 
 
 def _transcript(columns: Columns, _has_template: bool) -> Judged:
-    """`Human:/Assistant:` texts, split at the last `Assistant:`; the prompt stays plain text."""
+    """Split `Human:/Assistant:` texts at the last `Assistant:`; the prompt stays plain text."""
     chosen, rejected = _both(columns)
     prompt, first = _last_turn(chosen)
     other, second = _last_turn(rejected)
@@ -191,13 +191,13 @@ def _ranked(columns: Columns, has_template: bool) -> Judged:
 
 
 def _list(value: Any) -> Any:
-    """A list, or the one that stands as JSON text; any other value as it is."""
+    """Return a list, or the list in a JSON text; any other value is returned unchanged."""
     found = parsed(value) if isinstance(value, str) else value
     return found if isinstance(found, list) else value
 
 
 def _unpaired(columns: Columns, has_template: bool) -> Judged:
-    """`prompt` and `completion`, or `messages` whose last one is the completion; and a `label`."""
+    """Read `prompt` and `completion`, or `messages` that end with the completion, and a `label`."""
     desirable = _label(columns.value("the label", "label"))
     conversation = columns.get("the prompt and the completion", *_CONVERSATIONS)
     if conversation is None:
@@ -212,7 +212,7 @@ def _unpaired(columns: Columns, has_template: bool) -> Judged:
 
 
 def _label(value: Any) -> bool:
-    """A judgement: a boolean, 0 or 1, or a word that says it, as all values of a CSV file are."""
+    """Read a judgement: a boolean, 0 or 1, or a word for it, as in CSV files."""
     meant = _LABELS.get(value.strip().lower()) if isinstance(value, str) else value
     if meant not in (0, 1):  # false and true are equal to these
         raise RefusedRow(f"the label is neither true nor false (as text: {', '.join(_LABELS)})")

@@ -1,10 +1,10 @@
-"""What a chat template leaves out: a row that would lose what it says is refused.
+"""Refuse a row if the chat template leaves out something that the row contains.
 
-What comes in: a conversation and the text that the template made of it. What goes out:
-`RefusedRow`, where a message, the tools, or a part of the completion is not in the text.
+From a conversation and its rendered text, the module raises `RefusedRow` if a message, the tools,
+or a part of the completion is not in the text.
 
-What is not found in the text as it stands may still be there in another form. So the template
-is asked again, without it: if the text is the same, it was left out.
+Content that is not found literally may still be there in another form. So the template renders the
+conversation once more without it. If the text is the same, the template left it out.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def check_prompt_is_whole(
     arguments: dict[str, Any],
     text: str,
 ) -> None:
-    """Refuse a prompt of which the template leaves something out.
+    """Refuse a prompt if the template leaves part of it out.
 
-    The assistant's own earlier words are the template's business: many leave old thoughts out.
+    The assistant's own earlier words do not count: many templates leave old thoughts out.
 
     Raises:
         RefusedRow: a message of another speaker, tool calls, or the tools are not in the text.
@@ -62,17 +62,17 @@ def check_completion_is_whole(
     completion: str | Message,
     text: str,
 ) -> None:
-    """Refuse a completion of which the template leaves something out.
+    """Refuse a completion if the template leaves part of it out.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         messages: the conversation before the completion.
-        arguments: what the template is given beside them.
+        arguments: what the template receives in addition to them.
         completion: the assistant's words, or its message.
-        text: what the template made of it, without the prompt.
+        text: the template's text for it, without the prompt.
 
     Raises:
-        RefusedRow: its tool calls, reasoning or words, thoughts among them, are not in the text.
+        RefusedRow: its tool calls, reasoning or words, including thoughts, are not in the text.
     """
     turn = assistant_turn(completion)
     for piece in _THOUGHT_MARKS.split(turn["content"] or ""):
@@ -88,7 +88,7 @@ def check_completion_is_whole(
 
 
 def _without_what_is_not_seen(message: Message, text: str) -> list[Message] | None:
-    """What the message would be without what the text may lack; None where it lacks nothing."""
+    """Return the message without what the text may lack; None if the text lacks nothing."""
     if "tool_calls" in message:
         return [_with_content({k: v for k, v in message.items() if k != "tool_calls"})]
     if message["role"] == "assistant" or _squeezed(message["content"]) in _squeezed(text):
@@ -115,5 +115,5 @@ def _name_of(message: Message) -> str:
 
 
 def _squeezed(text: str) -> str:
-    """The text without white space, which templates add and take away."""
+    """Return the text without white space, which templates add and remove."""
     return "".join(text.split())

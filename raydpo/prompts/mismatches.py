@@ -1,10 +1,9 @@
-"""Mismatched pairs: behind each prompt of unpaired data, a completion of another prompt.
+"""Mismatched pairs: add to each prompt of unpaired data a completion of another prompt.
 
-What comes in: the rows of a part, with one completion each. What goes out: the same rows with
-a second completion, judged by nobody. The mean log-ratio of these is the reference point
-z0 of KTO (arXiv:2402.01306, section 4.1), an estimate of KL(policy || reference). Which
-completion it is depends on the order of the data alone, so the reference scores it offline
-like any other, and a prompt's keys and values are shared by both.
+Each row of a part has one completion, and gets a second one that nobody judged. The mean log-ratio
+of the second ones is the reference point z0 of KTO (arXiv:2402.01306, section 4.1), an estimate of
+KL(policy || reference). The choice depends only on the order of the data. So the reference scores
+the completion offline like any other, and both completions share the prompt's keys and values.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from raydpo.tables import Row
+from raydpo.core.tables import Row
 
 T = TypeVar("T")
 
@@ -23,14 +22,14 @@ NO_OTHER_PROMPT: Final = "no completion of another prompt is near, for KTO's ref
 class Mismatches:
     """Pairs each row with the completion of the next row that has another prompt.
 
-    The last row of a part takes the first; `spare` is a row of an earlier part, for a part
-    that has one prompt only.
+    The last row of a part takes the first row's completion. `spare` is a row of an earlier part,
+    for a part that has only one prompt.
     """
 
     spare: Row | None = None
 
     def added(self, rows: list[tuple[T, Row]]) -> tuple[list[tuple[T, Row]], list[T]]:
-        """The rows with their mismatched completions, and whose row found none."""
+        """Return the rows with their mismatched completions, and whose rows found none."""
         near = [row for _, row in rows]
         near += [self.spare] if self.spare is not None else []
         found: list[tuple[T, Row]] = []

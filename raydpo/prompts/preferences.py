@@ -1,9 +1,8 @@
-"""Preference data that exists already: rows of a source become preference groups.
+"""Existing preference data: turn rows of a source into preference groups.
 
-What comes in: the `preferences` section and its source. What goes out: one row a group
-with the token ids of its prompt and completions, and its pairs and its ranking, or in unpaired
-data its judgement. A group whose ratings set no two completions apart is counted as
-`without_pairs`.
+The `preferences` section names the source. A group has the token ids of its prompt and
+completions, and its pairs and ranking, or in unpaired data its judgement. A group is counted as
+`without_pairs` if its ratings make no difference between two completions.
 """
 
 from __future__ import annotations
@@ -14,12 +13,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from raydpo.config import Config, PreferencesConfig
-from raydpo.config_content import content_of
-from raydpo.context import check_context
-from raydpo.errors import DataError
-from raydpo.models import model_config_values
-from raydpo.progress import logger
+from raydpo.config.content import content_of
+from raydpo.config.job import Config, PreferencesConfig
+from raydpo.core.errors import DataError
+from raydpo.core.place import Place
+from raydpo.core.progress import logger
+from raydpo.core.rankings import pair_weight, preference_probability, ranking_of
+from raydpo.core.run import PartResult, Stage
+from raydpo.core.tables import Row
+from raydpo.models.context import check_context
+from raydpo.models.loading import model_config_values
 from raydpo.prompts import layouts
 from raydpo.prompts.beside import context_in, with_context
 from raydpo.prompts.columns import Columns, ColumnUses
@@ -50,22 +53,18 @@ from raydpo.prompts.rows import (
     usable_row,
 )
 from raydpo.prompts.sources import SourceRow
-from raydpo.rankings import pair_weight, preference_probability, ranking_of
-from raydpo.run import PartResult, Stage
-from raydpo.storage import Folder
-from raydpo.tables import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from raydpo.parts import Table
+    from raydpo.core.parts import Table
 
 _STAGE: Final = "preferences"
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A row on its way: its id, its group and texts, or the reason why it is refused."""
+    """A row being processed: its id, and its group and texts or the reason to refuse it."""
 
     source: SourceRow
     name: str
@@ -76,7 +75,7 @@ class _Draft:
 
 @dataclass
 class _State:
-    """What is remembered from part to part: how rows are read, hashes of ids, a spare completion."""
+    """State between parts: how rows are read, hashes of ids, and a spare completion."""
 
     reading: Reading
     uses: ColumnUses
@@ -84,13 +83,13 @@ class _State:
     mismatches: Mismatches = field(default_factory=Mismatches)
 
 
-def run_preferences_stage(config: Config, folder: Folder, what: str) -> Table:
-    """Read and tokenize preference data into `folder`, in parts of `rows_per_part` source rows.
+def run_preferences_stage(config: Config, place: Place) -> Table:
+    """Read and tokenize preference data into a table, in parts of `rows_per_part` source rows.
 
     Raises:
-        ConfigError: the longest prompt and completion do not fit the model together.
+        ConfigError: the longest prompt and completion together do not fit the model.
         DataError: the source cannot be read, has no known layout, or leaves no group.
-        ModelError: a conversation, and the chat template is missing or not prefix-stable.
+        ModelError: a row is a conversation, and the chat template is missing or not prefix-stable.
         QuarantineBudgetError: too many rows were refused.
     """
     assert config.preferences is not None
@@ -100,19 +99,19 @@ def run_preferences_stage(config: Config, folder: Folder, what: str) -> Table:
         preferences.max_prompt_tokens + preferences.max_completion_tokens,
         model_config_values(config.model),
     )
-    parts = partial(preference_parts, preferences, rows_per_part=config.rows_per_part)
-    stage = existing_preferences_stage(config, preferences, folder)
-    return run_source_stage(stage, config, preferences, parts, what)
+    parts = partial(preference_parts, preferences)
+    stage = existing_preferences_stage(config, preferences, place)
+    return run_source_stage(stage, config, preferences, parts)
 
 
 def existing_preferences_stage(
-    config: Config, preferences: PreferencesConfig, folder: Folder
+    config: Config, preferences: PreferencesConfig, place: Place
 ) -> Stage:
-    """What the table of this preference data is made from."""
+    """Describe what the table of this preference data is made from."""
     readings = later_readings(preferences, preferences.system_prompt)
     cuts = later_cuts(preferences.too_long_prompt)
     content = {**content_of(preferences), **readings, **cuts}
-    return source_stage(config, preferences, folder, _STAGE, content)
+    return source_stage(config, preferences, place, _STAGE, content, config.rows_per_part)
 
 
 def preference_parts(
@@ -122,18 +121,18 @@ def preference_parts(
     rows_per_part: int,
     uses: ColumnUses | None = None,
 ) -> Iterator[PartResult]:
-    """The table of preferences and its quarantine, part by part.
+    """Yield the table of preferences and its quarantine, part by part.
 
     Args:
         preferences: how rows become groups.
         rows: the source.
-        tokenizer: the model's.
-        rows_per_part: source rows of one part.
-        uses: notes what becomes of each column.
+        tokenizer: the model's tokenizer.
+        rows_per_part: number of source rows in one part.
+        uses: records what becomes of each column.
 
     Raises:
         DataError: none of the first rows has a known layout.
-        ModelError: a conversation, and the chat template is missing or not prefix-stable.
+        ModelError: a row is a conversation, and the chat template is missing or not prefix-stable.
     """
     head, rows = with_head(rows)
     reading = _reading(preferences, head, bool(tokenizer.chat_template))
@@ -144,7 +143,7 @@ def preference_parts(
 
 
 def _reading(preferences: PreferencesConfig, head: list[Row], has_template: bool) -> Reading:
-    """The configured layout, or that of most of the first rows, and what else they show."""
+    """Decide the layout (configured, or that of most first rows) and how else to read the rows."""
     if not head:
         return Reading(None)
     found = columns_of(head)
@@ -160,7 +159,7 @@ def _reading(preferences: PreferencesConfig, head: list[Row], has_template: bool
         plain = "the prompt is a part of the texts of chosen and rejected"
     strips = layout != "transcript" and repeats_prompt(_dialogues(head, layout))
     if strips:
-        logger.info("[preferences] completions begin with their prompts: they are taken off")
+        logger.info("[preferences] completions begin with their prompts: raydpo removes these")
     return Reading(layout, plain, strips)
 
 
@@ -181,7 +180,7 @@ def _layout(preferences: PreferencesConfig, head: list[Row]) -> str:
 
 
 def _dialogues(head: list[Row], layout: str) -> Iterator[Dialogue]:
-    """What can be read of the first rows."""
+    """Yield the dialogues of those first rows that can be read."""
     for row in head:
         try:
             yield layouts.judged(Columns(row), layout).dialogue
@@ -216,7 +215,7 @@ def _draft(
 
 
 def _group(columns: Columns, reading: Reading, has_template: bool) -> Judged:
-    """The row as a group, with what stands beside its prompt."""
+    """Return the row as a group, with the context of its prompt."""
     if reading.layout is None:
         raise RefusedRow("none of the layouts' columns")
     group = layouts.judged(columns, reading.layout, has_template)
@@ -265,7 +264,7 @@ def _encode_part(
 
 
 def _counts(read: int, rows: list[Row]) -> dict[str, int]:
-    """What there is to learn from; `check_fit` holds it against the objective."""
+    """Count what can be learned from; `check_fit` compares the counts with the objective."""
     judged = [judgement for row in rows for judgement in row["desirable"] or ()]
     if judged:
         return {
@@ -319,7 +318,7 @@ def _row(
 def _judgement(
     preferences: PreferencesConfig, group: Judged, completions: list[list[int]]
 ) -> dict[str, Any]:
-    """The columns that say which completion is better than which, or good or bad by itself."""
+    """Return the columns that rank the completions, or judge a single one as good or bad."""
     if group.desirable is not None:
         return {"pairs": [], "ranking": None, "desirable": [group.desirable]}
     if group.ratings is None:

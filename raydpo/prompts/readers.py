@@ -1,8 +1,8 @@
-"""File formats: one open stream in, rows and poison rows out, in constant memory.
+"""Read one open stream of a file format into rows and poison rows, in constant memory.
 
-What comes in: a binary stream. What goes out: `(row, None, "")` for each object that was
-read, or `(None, problem, text)` for each row that cannot be one. A file that is damaged as
-a whole (a broken archive, a JSON list that stops) is a `DataError` that names it.
+A reader yields `(row, None, "")` for each object, or `(None, problem, text)` for each row that
+cannot be one. If a file is damaged as a whole (a broken archive, a truncated JSON list), the reader
+raises a `DataError` that names it.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydpo.errors import DataError
+from raydpo.core.errors import DataError
+from raydpo.core.tables import Row
 from raydpo.prompts.arrow_rows import batch_rows
 from raydpo.prompts.json_documents import objects_over_lines, wrapped_rows
-from raydpo.tables import Row
 
-#: A row and no problem, or no row, the problem, and the row's text as far as it is readable.
+#: Either a row and no problem, or no row, the problem, and the row's text if readable.
 Read = tuple[Row | None, str | None, str]
 
 _BATCH_ROWS: Final = 1024
 _CHUNK_BYTES: Final = 1 << 18
-#: Lists and objects inside each other; Python's own functions end at some hundreds.
+#: Maximum nesting of lists and objects; Python's own functions fail at some hundreds.
 _MOST_LEVELS: Final = 100
 _TOO_DEEP: Final = f"nested more than {_MOST_LEVELS} levels deep"
 
 
 def read_jsonl(stream: pa.NativeFile) -> Iterator[Read]:
-    """One JSON object a line; blank lines are no rows."""
+    """Read one JSON object per line; blank lines are not rows."""
     yield from map(_line_object, _lines(stream))
 
 
 def read_text(stream: pa.NativeFile) -> Iterator[Read]:
-    """One text a line, as column `text`; blank lines are no rows."""
+    """Read one text per line as column `text`; blank lines are not rows."""
     for line in _lines(stream):
         try:
             yield {"text": line.decode("utf-8").rstrip("\r\n")}, None, ""
@@ -48,12 +48,12 @@ def read_text(stream: pa.NativeFile) -> Iterator[Read]:
 
 
 def read_json(stream: pa.NativeFile, where: str) -> Iterator[Read]:
-    """A JSON list of objects, read piece by piece; or objects, a line each or over several lines.
+    """Read a JSON list of objects piece by piece, or objects on one or several lines each.
 
     One object that wraps the list of rows (`{"data": [...]}`) is unwrapped.
 
     Raises:
-        DataError: it is neither, or it breaks off.
+        DataError: the file is neither, or it is truncated.
     """
     buffered = io.BufferedReader(stream)  # pyright: ignore[reportArgumentType]
     start = buffered.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
@@ -71,12 +71,12 @@ def read_json(stream: pa.NativeFile, where: str) -> Iterator[Read]:
 
 
 def read_csv(stream: pa.NativeFile, where: str) -> Iterator[Read]:
-    """Comma-separated values with a header line; all values are text.
+    """Read comma-separated values with a header line; all values are text.
 
     Raises:
         DataError: there is no header, or it names no columns.
     """
-    csv.field_size_limit(1 << 30)  # the module's own limit of 128 KiB refuses long texts
+    csv.field_size_limit(1 << 30)  # the csv module's own limit of 128 KiB refuses long texts
     buffered = io.BufferedReader(stream)  # pyright: ignore[reportArgumentType]
     text = io.TextIOWrapper(buffered, "utf-8-sig", errors="surrogateescape", newline="")
     rows = csv.reader(text)
@@ -96,7 +96,7 @@ def read_csv(stream: pa.NativeFile, where: str) -> Iterator[Read]:
 
 
 def _csv_values(rows: Any) -> list[str] | str | None:
-    """The values of the next line, the problem with it, or None at the end."""
+    """Return the values of the next line, the problem with it, or None at the end."""
     try:
         return next(rows, None)
     except csv.Error as error:
@@ -104,10 +104,10 @@ def _csv_values(rows: Any) -> list[str] | str | None:
 
 
 def _check_columns(names: list[str], where: str) -> None:
-    """Refuse names that are not each column's own.
+    """Refuse duplicate or unreadable column names.
 
     Raises:
-        DataError: a name stands twice, or is not UTF-8.
+        DataError: a name occurs twice, or is not UTF-8.
     """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or any(map(_has_escaped_byte, names)):
@@ -120,10 +120,10 @@ def _check_columns(names: list[str], where: str) -> None:
 
 
 def read_parquet(file: pa.NativeFile, where: str) -> Iterator[Read]:
-    """The rows of a Parquet file, a batch in memory at a time.
+    """Read the rows of a Parquet file, with one batch in memory at a time.
 
     Raises:
-        DataError: the file is damaged, or two of its columns have one name.
+        DataError: the file is damaged, or two of its columns have the same name.
     """
     try:
         parquet = pq.ParquetFile(file)
@@ -139,7 +139,7 @@ def read_parquet(file: pa.NativeFile, where: str) -> Iterator[Read]:
 
 
 def _lines(stream: Any) -> Iterator[bytes]:
-    """The lines that are not blank, without a byte-order mark."""
+    """Yield the lines that are not blank, without a byte-order mark."""
     buffered = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream)
     for number, line in enumerate(buffered):
         content = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
@@ -152,7 +152,7 @@ def _escaped(line: bytes) -> str:
 
 
 def _objects(stream: io.BufferedReader, where: str) -> Iterator[Read]:
-    """The objects of a file that begins with one; only where the first takes lines is it read whole."""
+    """Read a file that begins with an object; read it whole only if that one spans lines."""
     lines = _lines(stream)
     first, second = next(lines), next(lines, None)
     row, _, _ = start = _line_object(first)
@@ -182,7 +182,7 @@ def _line_object(line: bytes) -> Read:
         return None, "not JSON", text.rstrip("\r\n")
     if _brackets(text) > _MOST_LEVELS:
         return _checked(value)
-    # Only an escape can have made a lone surrogate: the text itself was valid UTF-8.
+    # Only an escape can produce a lone surrogate, because the text itself was valid UTF-8.
     return _checked(value) if "\\ud" in text.lower() else _as_object(value)
 
 
@@ -193,7 +193,7 @@ def _as_object(value: Any) -> Read:
 
 
 def _checked(value: Any) -> Read:
-    """The value as a row, refused where it cannot be written as UTF-8, or is very deep."""
+    """Return the value as a row; refuse it if it is not valid UTF-8 or is nested too deeply."""
     try:
         text = json.dumps(value, ensure_ascii=False)
         text.encode("utf-8")
@@ -212,7 +212,7 @@ def _brackets(text: str) -> int:
 
 
 def _levels(value: Any) -> int:
-    """How many lists and objects stand inside each other, one more than the limit at most."""
+    """Return the nesting depth of lists and objects, up to one more than the limit."""
     level = 0
     holders = [value]
     while holders and level <= _MOST_LEVELS:
@@ -237,7 +237,7 @@ def _csv_row(header: list[str], values: list[str]) -> Read:
 
 
 def _list_items(text: io.TextIOWrapper, where: str) -> Iterator[Any]:
-    """The items of a JSON list; memory holds one item and one chunk of the file."""
+    """Yield the items of a JSON list; memory holds one item and one chunk of the file."""
     decoder = json.JSONDecoder()
     buffer, ended = "", False
     separator = "["
@@ -256,19 +256,19 @@ def _list_items(text: io.TextIOWrapper, where: str) -> Iterator[Any]:
             raise DataError(
                 f"{where} is not a whole JSON list: it cannot be read at {buffer[:60]!r}",
                 "a JSON file holds one list of objects",
-                "mend or download the file again, or use JSONL, where each line stands alone",
+                "fix the file or download it again, or use JSONL, where each line stands alone",
             )
         chunk = _chunk(text, where)
         buffer, ended = buffer + chunk, not chunk
 
 
 def _decoded(decoder: json.JSONDecoder, buffer: str, ended: bool) -> tuple[Any, int]:
-    """The first value in the buffer and its length; length 0 where more is needed."""
+    """Return the first value in the buffer and its length; length 0 if more input is needed."""
     try:
         item, end = decoder.raw_decode(buffer)
     except (ValueError, RecursionError):
         return None, 0
-    # A number at the buffer's end may go on in the next chunk.
+    # A number at the buffer's end may continue in the next chunk.
     return (item, end) if ended or end < len(buffer) else (None, 0)
 
 

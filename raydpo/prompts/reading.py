@@ -1,7 +1,7 @@
-"""How a source is read, found from many of its rows: one bad first row never decides a run.
+"""Decide how to read a source from many of its rows, so that one bad row never decides a run.
 
-What comes in: the first rows of a source. What goes out: its layout, whether plain prompts
-become user messages, whether completions repeat their prompts; and what the cache key must say.
+The first rows determine the layout, whether plain prompts become user messages, and whether
+completions repeat their prompts. The module also returns what the cache key must contain.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
-from raydpo.config import Chat
-from raydpo.progress import logger
+from raydpo.config.data import Chat
+from raydpo.core.progress import logger
+from raydpo.core.tables import Row
 from raydpo.prompts.beside import CONVERSATION_COLUMNS, PROMPT_COLUMNS
 from raydpo.prompts.chat import TEMPLATE_KEYS, decoded, is_conversation
 from raydpo.prompts.dialogue import Dialogue
 from raydpo.prompts.rows import RefusedRow
 from raydpo.prompts.sources import SourceRow, SourceSection, location, source_rows
-from raydpo.tables import Row
 
-#: Rows that are looked at before the first one is read.
+#: Number of rows that are inspected before the first one is read.
 HEAD_ROWS: Final = 1000
 _PLAIN: Final = "the source's first rows have none, so its plain text stays plain"
 
@@ -31,9 +31,9 @@ class Reading:
     """How the rows of a source are read.
 
     Args:
-        layout: the most frequent one; None where no row has any.
-        plain_because: why plain prompts stay plain; None where they become user messages.
-        strips_prompt: whether completions begin with their prompt, which is taken away.
+        layout: the most frequent layout; None if no row has any.
+        plain_because: why plain prompts stay plain; None if they become user messages.
+        strips_prompt: whether completions begin with their prompt, which is then removed.
     """
 
     layout: str | None
@@ -42,21 +42,21 @@ class Reading:
 
 
 def with_head(rows: Iterable[SourceRow]) -> tuple[list[Row], Iterator[SourceRow]]:
-    """The first readable rows, and all rows from the first on."""
+    """Return the first readable rows, and all rows from the first on."""
     iterator = iter(rows)
     head = list(itertools.islice(iterator, HEAD_ROWS))
     return [row.row for row in head if row.row is not None], itertools.chain(head, iterator)
 
 
 def columns_of(head: Iterable[Row]) -> list[str]:
-    """All columns of some rows, sorted."""
+    """Return all columns of some rows, sorted."""
     return sorted({name for row in head for name in row})
 
 
 def most_frequent_layout(
     what: str, head: list[Row], detect: Callable[[Row], str | None]
 ) -> str | None:
-    """The layout of most rows; of equally many the one that comes first."""
+    """Return the layout of most rows; in a tie, the one that comes first."""
     counts = Counter(layout for row in head if (layout := detect(row)) is not None)
     if not counts:
         return None
@@ -70,13 +70,13 @@ def most_frequent_layout(
 def plain_because(
     head: list[Row], chat: Chat, has_template: bool, system_prompt: str | None
 ) -> str | None:
-    """Why plain prompts stay plain; None where they become user messages.
+    """Return why plain prompts stay plain, or None if they become user messages.
 
     Args:
         head: the source's first rows.
-        chat: `always`, `never` or `auto`, which asks for it where a prompt is more than text.
+        chat: `always`, `never` or `auto`, which makes messages if a prompt is more than text.
         has_template: whether the model has a chat template.
-        system_prompt: the section's.
+        system_prompt: the system prompt of the section.
     """
     match chat:
         case "never":
@@ -95,16 +95,16 @@ def plain_because(
 
 
 def repeats_prompt(dialogues: Iterable[Dialogue]) -> bool:
-    """Whether most plain prompts stand at the start of their completions too."""
+    """Return whether most completions begin with their plain prompt."""
     repeated = [_repeats(d) for d in dialogues if isinstance(d.prompt, str)]
     return bool(repeated) and 2 * sum(repeated) > len(repeated)
 
 
 def without_repeated_prompt(dialogue: Dialogue) -> Dialogue:
-    """The dialogue, its plain prompt taken away from the start of its completions.
+    """Return the dialogue, with its plain prompt removed from the start of its completions.
 
     Raises:
-        RefusedRow: nothing is left of a completion, or some of them repeat it and others do not.
+        RefusedRow: nothing is left of a completion, or only some completions repeat the prompt.
     """
     prompt = dialogue.prompt
     if not isinstance(prompt, str) or not any(_begins(c, prompt) for c in dialogue.completions):
@@ -123,7 +123,7 @@ def _repeats(dialogue: Dialogue) -> bool:
 
 
 def _begins(completion: Any, prompt: str) -> bool:
-    """Whether a completion begins with the whole prompt, and not with a longer word."""
+    """Return whether a completion begins with the whole prompt, and not with a longer word."""
     if not isinstance(completion, str) or not completion.startswith(prompt):
         return False
     around = completion[len(prompt) - 1 : len(prompt) + 1]
@@ -131,9 +131,9 @@ def _begins(completion: Any, prompt: str) -> bool:
 
 
 def later_readings(section: SourceSection, system_prompt: str | None) -> dict[str, list[str]]:
-    """What the first rows bring that versions before 0.2 did not read, for a stage's key.
+    """Return what the first rows contain that versions before 0.2 ignored, for a stage's key.
 
-    A table that such a version made of them is made again; all others are kept.
+    If such a version made a table from such rows, it is made again; all other tables are kept.
     """
     head, _ = with_head(source_rows(*location(section), section.limit))
     found = {name for row in head for name in _not_read_before(row)}

@@ -1,52 +1,54 @@
-"""Rows on their way in: their ids, the reasons why some are refused, and their parts.
+"""Process rows of a source: their ids, the reasons to refuse some, and their parts.
 
-What comes in: `SourceRow`s, and functions that make table rows of them. What goes out:
-`PartResult`s in which every input row stands once, as output, as refused, or as a count.
+Functions turn `SourceRow`s into table rows. In the resulting `PartResult`s every input row
+appears once: as output, as refused, or in a count.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-from raydpo.config import Config, PromptsConfig
-from raydpo.config_base import ForwardConfig
-from raydpo.config_content import content_of
-from raydpo.errors import DataError
-from raydpo.models import load_tokenizer, tokenizer_fingerprint
-from raydpo.progress import logger
+from raydpo.config.base import ForwardConfig
+from raydpo.config.content import content_of
+from raydpo.config.job import Config, PromptsConfig
+from raydpo.core.errors import DataError
+from raydpo.core.place import Place
+from raydpo.core.progress import logger
+from raydpo.core.run import PartResult, Stage, identity_there, layout_of
+from raydpo.core.storage import canonical_json
+from raydpo.core.tables import Row
+from raydpo.models.loading import load_tokenizer, tokenizer_fingerprint
 from raydpo.prompts.end_tokens import EndTokens, describe_end, end_tokens
+from raydpo.prompts.source_content import source_fingerprint
 from raydpo.prompts.sources import (
     SourceRow,
     SourceSection,
     location,
-    source_fingerprint,
     source_rows,
 )
-from raydpo.run import PartResult, Stage, commit, finished_parts, open_stage, write_part
-from raydpo.storage import Folder, canonical_json
-from raydpo.tables import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from raydpo.parts import Table
+    from raydpo.core.parts import Table
 
-#: A source's rows, and the model's tokenizer -> the parts of a table.
-MakeParts = Callable[[Iterator[SourceRow], "PreTrainedTokenizerBase"], Iterator[PartResult]]
+_ROWS_PER_PART: Final = "rows_per_part"
+#: A function: rows, tokenizer and source rows per part -> parts of a table.
+MakeParts = Callable[[Iterator[SourceRow], "PreTrainedTokenizerBase", int], Iterator[PartResult]]
 
 
 class RefusedRow(Exception):
-    """A row that cannot be used; its text is the reason. The row goes to the quarantine."""
+    """A row that cannot be used; its text is the reason, and the row goes to the quarantine."""
 
 
 @dataclass
 class Ids:
-    """Gives each row its id, and notices ids that stood before.
+    """Gives each row its id, and recognises ids that occurred before.
 
     Memory: 16 bytes of hash and a small integer for each row.
     """
@@ -54,10 +56,10 @@ class Ids:
     _seen: dict[bytes, int] = field(default_factory=dict[bytes, int])
 
     def given(self, row: Row, column: str) -> str:
-        """The id in a column, which no earlier row had.
+        """Return the id in a column, which no earlier row had.
 
         Raises:
-            RefusedRow: it is missing, neither text nor an integer, or it repeats.
+            RefusedRow: the id is missing, is neither text nor an integer, or repeats.
         """
         value = row.get(column)
         if value is None or value == "":
@@ -69,7 +71,7 @@ class Ids:
         return str(value)
 
     def hashed(self, content: Any) -> str:
-        """A hash of the content; the second equal content gets `-2`, the third `-3`."""
+        """Return a hash of the content; the second equal content gets `-2`, the third `-3`."""
         name = content_hash(content)
         count = self._count(name)
         return name if count == 1 else f"{name}-{count}"
@@ -81,22 +83,22 @@ class Ids:
 
 
 def content_hash(content: Any) -> str:
-    """64 bits of a prompt's hash, in hexadecimal."""
+    """Return 64 bits of a prompt's hash, in hexadecimal."""
     return hashlib.sha256(canonical_json(content)).hexdigest()[:16]
 
 
 def row_name(source: SourceRow) -> str:
-    """The name of a row that has no id of its own: its place in the source."""
+    """Return the name of a row that has no id of its own: its place in the source."""
     return f"row-{source.index}"
 
 
 def quarantine_row(stage: str, name: str, reason: str, source: SourceRow) -> Row:
-    """A row of the quarantine table."""
+    """Build a row of the quarantine table."""
     return {"stage": stage, "id": name, "reason": reason, "row": source.text}
 
 
 def usable_row(source: SourceRow) -> Row:
-    """The row itself.
+    """Return the row itself if it can be used.
 
     Raises:
         RefusedRow: it is a poison row.
@@ -107,42 +109,49 @@ def usable_row(source: SourceRow) -> Row:
 
 
 def chunks(rows: Iterable[SourceRow], size: int) -> Iterator[list[SourceRow]]:
-    """Lists of `size` rows; the last may be shorter."""
+    """Yield lists of `size` rows; the last may be shorter."""
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
 
 
 def source_stage(
-    config: Config, section: SourceSection, folder: Folder, table: str, content: dict[str, Any]
+    config: Config,
+    section: SourceSection,
+    place: Place,
+    table: str,
+    content: dict[str, Any],
+    rows_per_part: int,
 ) -> Stage:
-    """A stage that reads and tokenizes a source.
+    """Define a stage that reads and tokenizes a source.
 
     Args:
         config: the job.
         section: where the rows come from.
-        folder: where the table goes.
-        table: its name, which is the stage's too.
-        content: of the section: what the rows that come out depend on (`content_of`).
+        place: where the table goes.
+        table: the name of the table, which is also the stage's.
+        content: the part of the section that the resulting rows depend on (`content_of`).
+        rows_per_part: number of source rows in one part; a table that was begun keeps its own
+            number.
 
     Raises:
         DataError: the source cannot be read.
     """
-    inputs = {
-        "data": source_fingerprint(*location(section)),
+    inputs: dict[str, str] = {
+        "data": source_fingerprint(section, identity_there(place.folder)),
         "tokenizer": tokenizer_fingerprint(config.model),
     }
     settings = {
         **content_of(config.model, without=ForwardConfig),
         **content,
         **(tokens.settings if (tokens := _end_tokens(config, section)) else {}),
-        "rows_per_part": config.rows_per_part,
     }
-    return Stage(folder=folder, name=table, table=table, inputs=inputs, settings=settings)
+    layout = {_ROWS_PER_PART: rows_per_part}
+    return Stage(place, table, table, inputs, settings, layout=layout)
 
 
 def _end_tokens(config: Config, section: SourceSection) -> EndTokens | None:
-    """How completions of this source end; None where it has none, or the tokenizer no EOS."""
+    """Return how completions of this source end; None if it has none, or the tokenizer no EOS."""
     if isinstance(section, PromptsConfig):
         return None
     tokenizer = load_tokenizer(config.model)
@@ -151,19 +160,18 @@ def _end_tokens(config: Config, section: SourceSection) -> EndTokens | None:
 
 
 def run_source_stage(
-    stage: Stage, config: Config, section: SourceSection, make_parts: MakeParts, what: str
+    stage: Stage, config: Config, section: SourceSection, make_parts: MakeParts
 ) -> Table:
     """Read and tokenize a source; a finished table is kept.
 
     Args:
-        stage: what is made, and from what (`source_stage`).
+        stage: the stage that makes the table (`source_stage`).
         config: the job.
         section: where the rows come from.
-        make_parts: makes the table's parts of the rows; a finished stage does not call it.
-        what: the stage and round, for the log.
+        make_parts: makes the table's parts from the rows; not called for a finished stage.
 
     Raises:
-        DataError: the source cannot be read, or not one row is left.
+        DataError: the source cannot be read, or no row is left.
         ModelError: the tokenizer cannot be used.
         QuarantineBudgetError: too many rows were refused.
     """
@@ -175,68 +183,28 @@ def run_source_stage(
         )
         tokens = _end_tokens(config, section)
         if tokens is not None and (said := describe_end(tokenizer, tokens)):
-            logger.info("[%s] %s", what, said)
-        yield from make_parts(rows, tokenizer)
+            logger.info("[%s] %s", stage.place.label, said)
+        yield from make_parts(rows, tokenizer, layout_of(stage)[_ROWS_PER_PART])
 
-    return write_parts(stage, results(), what, config.max_quarantined_fraction)
+    from raydpo.core.on_driver import write_on_driver
+
+    table = write_on_driver(stage, results, partial(check_not_empty, stage.name))
+    if (layout := layout_of(stage)) != stage.layout:
+        text = "[%s] keeps %s, as it was begun; %s is for tables that are made anew: move %s away"
+        shown = _said(layout), _said(stage.layout), stage.folder.uri
+        logger.info(text, stage.place.label, *shown)
+    return table
 
 
-def write_parts(
-    stage: Stage,
-    results: Iterable[PartResult],
-    what: str,
-    max_quarantined_fraction: float,
-) -> Table:
-    """Bring a stage that reads a source to its end, on the driver, a part in memory at a time.
-
-    Args:
-        stage: what is made, and from what.
-        results: the parts in order; taken only when the stage is not done already.
-        what: the stage and round, for the log.
-        max_quarantined_fraction: see `parts.check_quarantine_budget`.
-
-    Raises:
-        DataError: not one row is left.
-        QuarantineBudgetError: too many rows were refused.
-    """
-    from raydpo.parts import Table, check_quarantine_budget, describe_counts, warn_of_cuts
-
-    manifest = open_stage(stage)
-    if manifest is not None:
-        check_quarantine_budget(stage, manifest["counts"], max_quarantined_fraction)
-        logger.info("[%s] nothing to do: %s", what, describe_counts(manifest))
-        return Table(stage.folder, manifest)
-    finished = finished_parts(stage)
-    if finished:
-        logger.info("[%s] goes on: %d parts were done before", what, len(finished))
-    started = said = time.monotonic()
-    total: dict[str, int] = {}
-    parts = 0
-    for index, result in enumerate(results):
-        parts = index + 1
-        if index not in finished:  # equal input makes equal parts
-            write_part(stage, index, result)
-        add_counts(total, result)
-        if time.monotonic() - said >= 5.0:
-            said = time.monotonic()
-            rate = total["input"] / (said - started)
-            logger.info("[%s] %d rows read, %.0f/s", what, total["input"], rate)
-
-    def check(counts: dict[str, int]) -> None:
-        check_quarantine_budget(stage, {"input": 0, **counts}, max_quarantined_fraction)
-        check_not_empty(stage.name, counts)
-
-    manifest = commit(stage, {}, parts=parts, check=check)
-    logger.info("[%s] done: %s", what, describe_counts(manifest))
-    warn_of_cuts(what, manifest)
-    return Table(stage.folder, manifest)
+def _said(layout: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in layout.items())
 
 
 def check_not_empty(name: str, counts: dict[str, int]) -> None:
     """Refuse a table without rows.
 
     Raises:
-        DataError: the counts say that nothing is left.
+        DataError: the counts say that no row is left.
     """
     if not counts.get("output"):
         read = counts.get("input", 0)

@@ -1,8 +1,8 @@
-"""Rows of any supported source, in a fixed order and in constant memory.
+"""Read rows of any supported source, in a fixed order and in constant memory.
 
-What comes in: a file, a glob, a folder, a URI, or the name of a `datasets` dataset. What
-goes out: `SourceRow`s. Poison rows (not UTF-8, not JSON, not an object) come out with
-their problem and are never an exception; blank lines are no rows.
+A source is a file, a glob, a folder, a URI, or the name of a `datasets` dataset. It yields
+`SourceRow`s. A poison row (not UTF-8, not JSON, not an object) carries its problem and never
+raises; blank lines are not rows.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raydpo.config import PreferencesConfig, PromptsConfig, SftConfig, SourceFormat
-from raydpo.errors import DataError
+from raydpo.config.job import PreferencesConfig, PromptsConfig, SftConfig, SourceFormat
+from raydpo.core.errors import DataError
+from raydpo.core.storage import fingerprint, folder_of, locate
+from raydpo.core.tables import Row
 from raydpo.prompts import readers
 from raydpo.prompts.arrow_rows import batch_rows
 from raydpo.prompts.splits import DEFAULT_SPLIT, files_of_split
-from raydpo.storage import fingerprint, folder_of, locate
-from raydpo.tables import Row
 
 _FORMAT_OF_ENDING: Final[dict[str, SourceFormat]] = {
     ".jsonl": "jsonl",
@@ -46,7 +46,7 @@ _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row of a source: the row, or the problem with it and its text as far as readable."""
+    """One row of a source: the row, or the problem with it and its text if readable."""
 
     index: int
     row: Row | None
@@ -59,7 +59,7 @@ class SourceRow:
         return self.raw if self.row is None else row_text(self.row)
 
 
-#: A section of the configuration that names a source.
+#: Any section of the configuration that names a source.
 SourceSection = PromptsConfig | PreferencesConfig | SftConfig
 
 
@@ -72,7 +72,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Found:
-    """Files that a path names, the folder that they are in, and whether that one was given."""
+    """The files that a path names, their folder, and whether that folder was given."""
 
     files: list[tuple[pafs.FileSystem, str]]
     base: str
@@ -80,12 +80,12 @@ class _Found:
 
 
 def row_text(row: Row) -> str:
-    """A row as JSON; values that JSON lacks become text."""
+    """Return a row as JSON; values that JSON lacks become text."""
     return json.dumps(row, ensure_ascii=False, default=str)
 
 
 def location(section: SourceSection) -> tuple[str, SourceFormat, str]:
-    """Path, format and split of a section's source."""
+    """Return path, format and split of a section's source."""
     path = section.data if isinstance(section, SftConfig) else section.path
     return path, section.format, section.split
 
@@ -93,27 +93,28 @@ def location(section: SourceSection) -> tuple[str, SourceFormat, str]:
 def source_rows(
     path: str, format: SourceFormat = "auto", split: str = "train", limit: int | None = None
 ) -> Iterator[SourceRow]:
-    """Read the rows of a source, files in sorted order.
+    """Read the rows of a source, with files in sorted order.
 
     Args:
         path: a file, a glob, a folder, a URI, or the name of a `datasets` dataset.
-        format: how to read it; `auto` goes by the file names' endings.
-        split: the split of a `datasets` dataset, or of files that name theirs (see `splits.py`).
-        limit: stop after so many rows.
+        format: how to read it; `auto` uses the file names' endings.
+        split: the split of a `datasets` dataset, or of files whose names contain it (see
+            `splits.py`).
+        limit: maximum number of rows.
 
     Raises:
-        DataError: nothing is there, the split is not, or a file cannot be read as a whole.
+        DataError: the source or the split does not exist, or a file cannot be read as a whole.
     """
     reads = itertools.islice(_reads(path, format, split), limit)
     for index, (row, problem, raw) in enumerate(reads):
         yield SourceRow(index, row, problem, raw)
 
 
-def source_fingerprint(path: str, format: SourceFormat = "auto", split: str = "train") -> str:
-    """Hash of the source's bytes, whatever the files are called; a dataset's own fingerprint.
+def bytes_hash(path: str, format: SourceFormat = "auto", split: str = "train") -> str:
+    """Hash the source's bytes, whatever its files are called; for a dataset, its own fingerprint.
 
     Raises:
-        DataError: nothing is there.
+        DataError: the source does not exist.
     """
     if is_dataset(path, format):
         return fingerprint(["dataset", str(getattr(_dataset(path, split), "_fingerprint", ""))])
@@ -122,10 +123,10 @@ def source_fingerprint(path: str, format: SourceFormat = "auto", split: str = "t
 
 
 def files_of_other_splits(path: str, format: SourceFormat, split: str) -> list[str]:
-    """Names of files that stand in the source and are not read, for their split is another.
+    """Return names of files in the source that belong to another split and are not read.
 
     Raises:
-        DataError: nothing is there, or the split is not.
+        DataError: the source or the split does not exist.
     """
     if is_dataset(path, format):
         return []
@@ -135,7 +136,7 @@ def files_of_other_splits(path: str, format: SourceFormat, split: str) -> list[s
 
 
 def is_dataset(path: str, format: SourceFormat = "auto") -> bool:
-    """Whether the source is a `datasets` folder or hub dataset rather than plain files."""
+    """Return whether the source is a `datasets` folder or hub dataset rather than plain files."""
     if format != "auto" or "://" in path:
         return format == "dataset"
     with _readable(path):
@@ -152,7 +153,7 @@ def is_dataset(path: str, format: SourceFormat = "auto") -> bool:
 
 def _reads(path: str, format: SourceFormat, split: str) -> Iterator[readers.Read]:
     if is_dataset(path, format):
-        # One that was saved with a format of arrays or tensors is read as plain values.
+        # A dataset saved with a format of arrays or tensors is read as plain values.
         yield from _dataset_reads(_dataset(path, split).with_format(None))
         return
     for file in _files(path, format, split):
@@ -162,7 +163,7 @@ def _reads(path: str, format: SourceFormat, split: str) -> Iterator[readers.Read
 
 @contextmanager
 def _readable(path: str) -> Generator[None]:
-    """What a file system or an archive says against reading becomes an error that names the file.
+    """Turn errors of a file system or archive into an error that names the file.
 
     Raises:
         DataError: the file cannot be read to its end.
@@ -173,12 +174,12 @@ def _readable(path: str) -> Generator[None]:
         raise DataError(
             f"{path} cannot be read: {error}",
             "the input is read to its end",
-            "restore the file, write it again, or mend its rights",
+            "restore the file, write it again, or fix its permissions",
         ) from error
 
 
 def _dataset_reads(dataset: Any) -> Iterator[readers.Read]:
-    """The rows of a dataset; from its Arrow table, where a value has no form in Python."""
+    """Yield the rows of a dataset; use its Arrow table for values that Python cannot represent."""
     for start in range(0, len(dataset), _DATASET_BATCH_ROWS):
         part = dataset.select(range(start, min(start + _DATASET_BATCH_ROWS, len(dataset))))
         try:
@@ -217,7 +218,7 @@ def _file_hash(file: _File) -> str:
 
 
 def _files(path: str, format: SourceFormat, split: str) -> list[_File]:
-    """The files of a source's split, sorted by path, each with its format."""
+    """Return the files of a source's split, sorted by path, each with its format."""
     files, found = _files_of_all_splits(path, format)
     below = {file.path: file.path[len(found.base) :] for file in files}
     kept = set(files_of_split(path, below, split, is_folder=found.is_folder))
@@ -249,7 +250,7 @@ def _files_of_all_splits(path: str, format: SourceFormat) -> tuple[list[_File], 
 
 
 def _found(path: str) -> _Found:
-    """The files that a path, folder or glob names."""
+    """Find the files that a path, folder or glob names."""
     uri = folder_of(path).uri
     wildcard = _WILDCARDS.search(uri)
     base = uri[: uri.rindex("/", 0, wildcard.start())] if wildcard else uri
@@ -274,7 +275,7 @@ def _found(path: str) -> _Found:
 
 
 def _below(filesystem: pafs.FileSystem, folder: str, recursive: bool) -> list[str]:
-    """Files in a folder, sorted, without hidden ones (`.name`, `_name`)."""
+    """Return the files in a folder, sorted, without hidden ones (`.name`, `_name`)."""
     selector = pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)
     names = [info.path for info in filesystem.get_file_info(selector) if info.is_file]
     skip = len(folder.rstrip("/")) + 1
@@ -282,7 +283,7 @@ def _below(filesystem: pafs.FileSystem, folder: str, recursive: bool) -> list[st
 
 
 def _regex_of(pattern: str) -> str:
-    """A glob as a regular expression; `*` stays within a folder, `**/` crosses them."""
+    """Convert a glob to a regular expression; `*` stays within a folder, `**/` crosses folders."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
     special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
@@ -292,7 +293,7 @@ def _regex_of(pattern: str) -> str:
 
 
 def _letters(of: str) -> str:
-    """A set of letters as a regular expression; only `!` at its start and `-` are special in it."""
+    """Convert a set of letters to a regular expression; only a leading `!` and `-` are special."""
     negated = of.startswith("!") and len(of) > 1
     letters = re.sub(r"([\[\\&~|^])", r"\\\1", of[negated:]).replace("--", "-\\-")
     return f"[{'^' if negated else ''}{letters}]"
@@ -305,7 +306,7 @@ def _glob(pattern: str, uri: str) -> re.Pattern[str]:
         raise DataError(
             f"{uri}: {error}",
             "a glob has *, ?, ** and sets of letters such as [a-z]",
-            "mend the glob; a file whose name has such letters is taken literally if it is there",
+            "fix the glob; a file whose name has such letters is taken literally if it exists",
         ) from error
 
 
@@ -317,7 +318,7 @@ def _format_of(name: str) -> SourceFormat | None:
 
 
 def _dataset(path: str, split: str) -> Any:
-    """A `datasets.Dataset`: a folder that `save_to_disk` wrote, or a dataset of the hub."""
+    """Load a `datasets.Dataset`: a folder that `save_to_disk` wrote, or a dataset of the hub."""
     import datasets
 
     folder = Path(folder_of(path).uri)
@@ -334,7 +335,7 @@ def _dataset(path: str, split: str) -> Any:
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         return loaded[_existing(split, sorted(map(str, loaded)), path)]
-    # A table saved alone may have kept its split's name; it is the only one there.
+    # A table saved alone may have kept its split's name; no other split exists.
     return loaded if split == DEFAULT_SPLIT else _only(loaded, split, path)
 
 
@@ -349,7 +350,7 @@ def _existing(split: str, there: list[str], path: str) -> str:
 
 
 def _only(dataset: Any, split: str, path: str) -> Any:
-    """The only table of a folder, where its split is that one."""
+    """Return the only table of a folder, if its split is the requested one."""
     own = str(dataset.split) if dataset.split is not None else None
     if own != split:
         raise DataError(

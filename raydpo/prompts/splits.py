@@ -1,8 +1,8 @@
-"""Which split the name of a data file says that it holds.
+"""Find the split that the name of a data file declares, and select the files of one split.
 
-What comes in: paths of files, below the folder or glob that was asked for. What goes out: the
-files of one split. `train-00000-of-00002.parquet` names its split in full; else one of the words
-that `datasets` knows (train, validation, test and their like) may stand in a file's or folder's name.
+Paths are relative to the requested folder or glob. `train-00000-of-00002.parquet` names its split
+in full. Otherwise the name of the file or of a folder may contain one of the words that `datasets`
+knows (train, validation, test and similar words).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from raydpo.errors import DataError
+from raydpo.core.errors import DataError
 
-#: What `split` is where nobody sets it.
+#: The value of `split` if nobody sets it.
 DEFAULT_SPLIT: Final = "train"
 _SHARD: Final = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\b")
 _WORDS: Final[dict[str, str]] = {
@@ -24,7 +24,7 @@ _WORDS: Final[dict[str, str]] = {
 
 
 def split_named_by(path: str) -> str | None:
-    """The split that a file's path names; None where it names none, or more than one."""
+    """Return the split that a file's path names; None if it names none or several."""
     shard = _SHARD.match(path.rsplit("/", 1)[-1])
     if shard is not None:
         return shard[1]
@@ -35,19 +35,19 @@ def split_named_by(path: str) -> str | None:
 def files_of_split(
     where: str, files: Mapping[str, str], split: str, *, is_folder: bool
 ) -> list[str]:
-    """The files of a split; all files where the user's choice is of files and not of a split.
+    """Return the files of a split, or all files if the user chose files and not a split.
 
-    That is so where no file names a split, or a single file or a glob was given, and the
-    default split is not among what they name.
+    The user chose files if no file names a split, or if a single file or a glob was given. In both
+    cases the requested split is the default one, and no file names it.
 
     Args:
         where: the source, for the message.
         files: each file, and its path below the source.
-        split: the split that is asked for.
-        is_folder: a folder was given, and no file or glob.
+        split: the requested split.
+        is_folder: whether a folder was given, rather than a file or a glob.
 
     Raises:
-        DataError: the split is not there; the message lists those that are.
+        DataError: the split does not exist; the message lists those that do.
     """
     named = {file: split_named_by(path) for file, path in files.items()}
     wanted = _WORDS.get(split, split)

@@ -1,7 +1,6 @@
-"""Prompts: rows of a source become rows of the table of prompts.
+"""The prompts stage: turn rows of a source into rows of the table of prompts.
 
-What comes in: the `prompts` section and its source. What goes out: one row a prompt with
-its id, its text and its token ids; refused rows stand in the quarantine with a reason.
+Each row has the prompt's id, text and token ids. Refused rows go to the quarantine with a reason.
 """
 
 from __future__ import annotations
@@ -12,11 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from raydpo.config import Config, PromptsConfig
-from raydpo.config_content import content_of
-from raydpo.context import check_context
-from raydpo.errors import DataError
-from raydpo.models import model_config_values
+from raydpo.config.content import content_of
+from raydpo.config.job import Config, PromptsConfig
+from raydpo.core.errors import DataError
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage
+from raydpo.core.tables import Row
+from raydpo.models.context import check_context
+from raydpo.models.loading import model_config_values
 from raydpo.prompts.beside import Context, context_in, instruction_in, with_context
 from raydpo.prompts.chat import Message
 from raydpo.prompts.columns import Columns, ColumnUses
@@ -35,14 +37,11 @@ from raydpo.prompts.rows import (
     usable_row,
 )
 from raydpo.prompts.sources import SourceRow
-from raydpo.run import PartResult, Stage
-from raydpo.storage import Folder
-from raydpo.tables import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from raydpo.parts import Table
+    from raydpo.core.parts import Table
 
 _STAGE: Final = "prompts"
 _COLUMNS: Final = ("prompt", "messages", "text", "question", "query", "conversations")
@@ -51,7 +50,7 @@ _INSTRUCTION: Final = "instruction"
 
 @dataclass(frozen=True)
 class _Draft:
-    """A row on its way: its id, its content, and its text or the reason why it is refused."""
+    """A row being processed: its id and content, and its text or the reason to refuse it."""
 
     source: SourceRow
     name: str
@@ -62,7 +61,7 @@ class _Draft:
 
 @dataclass
 class _State:
-    """What is remembered from part to part: how rows are read, and hashes, never texts."""
+    """State between parts: how rows are read, and hashes, never texts."""
 
     plain_because: str | None
     uses: ColumnUses
@@ -70,17 +69,16 @@ class _State:
     prompts: set[bytes] = field(default_factory=set[bytes])
 
 
-def run_prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder, what: str) -> Table:
-    """Read and tokenize prompts into `folder`, in parts of `rows_per_part` source rows.
+def run_prompts_stage(config: Config, prompts: PromptsConfig, place: Place) -> Table:
+    """Read and tokenize prompts into a table, in parts of `rows_per_part` source rows.
 
     Args:
         config: the job.
-        prompts: where the prompts come from: the job's own, or the evaluation's.
-        folder: where the table goes.
-        what: the stage and round, for the log.
+        prompts: where the prompts come from: the job's own section, or the evaluation's.
+        place: where the table goes.
 
     Raises:
-        ConfigError: the longest prompt and completion do not fit the model together.
+        ConfigError: the longest prompt and completion together do not fit the model.
         DataError: the source cannot be read, lacks the column, or leaves no prompt.
         QuarantineBudgetError: too many rows were refused.
     """
@@ -89,15 +87,15 @@ def run_prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder, wh
         prompts.max_prompt_tokens + config.sampling.max_completion_tokens,
         model_config_values(config.model),
     )
-    parts = partial(prompt_parts, prompts, rows_per_part=config.rows_per_part)
-    return run_source_stage(prompts_stage(config, prompts, folder), config, prompts, parts, what)
+    parts = partial(prompt_parts, prompts)
+    return run_source_stage(prompts_stage(config, prompts, place), config, prompts, parts)
 
 
-def prompts_stage(config: Config, prompts: PromptsConfig, folder: Folder) -> Stage:
-    """What the table of these prompts is made from."""
+def prompts_stage(config: Config, prompts: PromptsConfig, place: Place) -> Stage:
+    """Describe what the table of these prompts is made from."""
     readings = later_readings(prompts, prompts.system_prompt)
     content = {**content_of(prompts), **readings, **later_cuts(prompts.too_long)}
-    return source_stage(config, prompts, folder, _STAGE, content)
+    return source_stage(config, prompts, place, _STAGE, content, config.rows_per_part)
 
 
 def prompt_parts(
@@ -107,18 +105,18 @@ def prompt_parts(
     rows_per_part: int,
     uses: ColumnUses | None = None,
 ) -> Iterator[PartResult]:
-    """The table of prompts and its quarantine, part by part.
+    """Yield the table of prompts and its quarantine, part by part.
 
     Args:
         prompts: how rows become prompts.
         rows: the source.
-        tokenizer: the model's.
-        rows_per_part: source rows of one part.
-        uses: notes what becomes of each column.
+        tokenizer: the model's tokenizer.
+        rows_per_part: number of source rows in one part.
+        uses: records what becomes of each column.
 
     Raises:
         DataError: none of the first rows has a column with prompts or ids.
-        ModelError: a conversation, and no chat template.
+        ModelError: a row is a conversation, and there is no chat template.
     """
     head, rows = with_head(rows)
     _check_columns(prompts, head)
@@ -131,7 +129,7 @@ def prompt_parts(
 
 
 def _check_columns(prompts: PromptsConfig, head: list[Row]) -> None:
-    """Hold the first readable rows against the columns that are asked for."""
+    """Compare the first readable rows with the requested columns."""
     found = columns_of(head)
     wanted = [prompts.column] if prompts.column else [*_COLUMNS, _INSTRUCTION]
     if head and not any(column in found for column in wanted):

@@ -1,1 +1,1 @@
-"""Offline log-probabilities of the reference."""
+"""Compute offline log-probabilities of the reference."""

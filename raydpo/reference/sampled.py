@@ -1,7 +1,7 @@
-"""The scorer's log-probs held against those that the sampler gave with its samples.
+"""Compare the scorer's log-probs with those that the sampler gave with its samples.
 
-What comes in: candidates, groups made of them, and the groups' log-probs under a model. What
-goes out: how far sampler and scorer lie apart on completions that this very model sampled.
+From candidates, their groups, and the groups' log-probs under a model, the module measures how far
+sampler and scorer differ on completions that this same model sampled.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
-from raydpo.agreement import (
+from raydpo.config.job import ModelConfig
+from raydpo.core.parts import Table, Witness
+from raydpo.core.run import PartResult
+from raydpo.core.tables import Row
+from raydpo.models.loading import weights_fingerprint
+from raydpo.reference.agreement import (
     Agreement,
     Tolerance,
     check_agreement,
     compare_logps,
     counts_of,
 )
-from raydpo.config import ModelConfig
-from raydpo.models import weights_fingerprint
-from raydpo.parts import Table, Witness
-from raydpo.run import PartResult
-from raydpo.tables import Row
 
 
 def witness_of(samples: Table, model: ModelConfig, tolerance: Tolerance) -> Witness:
-    """The samples as a witness of a table of their log-probs under `model`."""
+    """Use the samples as a witness of a table of their log-probs under `model`."""
     hold = functools.partial(hold_samples, weights_fingerprint(model), model.path, tolerance)
     return Witness(samples, hold)
 
@@ -38,29 +38,37 @@ def hold_samples(
     groups: list[Row],
     result: PartResult,
 ) -> PartResult:
-    """A part of scored groups, with how far the sampler's log-probs are from them.
+    """Add to a part of scored groups the differences from the sampler's log-probs.
 
     Args:
-        weights: fingerprint of the model that scored; what others sampled is left out.
-        name: of the model, for the message.
-        tolerance: what they may be apart.
+        weights: fingerprint of the model that scored; completions of other models are left out,
+            and those whose sampler gave no log-probs.
+        name: name of the model, for the message.
+        tolerance: the differences that are allowed.
         samples: candidates of the same part.
-        groups: what was scored.
+        groups: the groups that were scored.
         result: rows of the reference table, in the groups' order.
 
     Raises:
-        EngineError: they are further apart than that.
+        EngineError: the differences exceed the tolerance.
     """
-    found = compare_samples(
-        [row for row in samples if row["policy"] == weights], groups, result.rows
-    )
+    found = compare_samples(comparable(samples, weights), groups, result.rows)
     check_agreement(found, tolerance, f"the model {name!r}")
     counts, sums, maxima = counts_of(found)
     return replace(result, counts={**result.counts, **counts}, sums=sums, maxima=maxima)
 
 
+def comparable(samples: list[Row], weights: str) -> list[Row]:
+    """Return the samples that the model of these weights made, if they have log-probs."""
+    return [
+        row
+        for row in samples
+        if row["policy"] == weights and row["sampler_token_logps"] is not None
+    ]
+
+
 def compare_samples(samples: list[Row], groups: list[Row], scored: list[Row]) -> Agreement:
-    """The differences on all completions of the groups that are among the samples."""
+    """Return the differences on all completions of the groups that are among the samples."""
     given = {
         _key(row["prompt_id"], row["completion_ids"]): row["sampler_token_logps"] for row in samples
     }
@@ -77,7 +85,7 @@ def _key(prompt_id: str, completion_ids: list[int]) -> tuple[str, tuple[int, ...
 def _scored_completions(
     groups: list[Row], scored: list[Row]
 ) -> Iterator[tuple[tuple[str, tuple[int, ...]], list[float]]]:
-    """A completion's key, and its log-probs."""
+    """Yield each completion's key, and its log-probs."""
     for group, row in zip(groups, scored, strict=True):
         for ids, logps in zip(group["completions"], row["reference_token_logps"], strict=True):
             yield _key(group["prompt_id"], ids), logps

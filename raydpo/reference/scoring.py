@@ -1,7 +1,7 @@
-"""Per-token log-probabilities of groups under one module, in batches under a token budget.
+"""Compute per-token log-probabilities of groups under one module, within a token budget.
 
-What comes in: groups, in memory. What goes out: log-probs of their completions. It needs no
-Ray. Results are read when all batches were asked for, so that a device never waits for them.
+The groups are in memory, and no Ray is needed. The module reads the results after it has submitted
+all batches, so that a device never waits for them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from raydpo.training.logps import TokenLogps, token_logps
 def score_groups(
     module: TokenLogps, groups: list[Group], max_tokens: int, device: torch.device
 ) -> list[list[list[float]]]:
-    """Log-probs of groups' completions in nats: by group, completion and token.
+    """Compute log-probs of groups' completions in nats: by group, completion and token.
 
     Args:
-        module: on the device, in evaluation mode.
-        groups: in any order; their pairs and reference are not looked at.
-        max_tokens: of one forward pass, as `reference.max_tokens_per_batch`.
+        module: the module, on the device and in evaluation mode.
+        groups: the groups in any order; their pairs and reference are ignored.
+        max_tokens: tokens of one forward pass, as `reference.max_tokens_per_batch`.
         device: where the module is.
     """
     asked: list[tuple[list[int], MicroBatch, Tensor]] = []

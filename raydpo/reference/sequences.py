@@ -1,8 +1,8 @@
-"""Sequence scoring, useful alone: how likely a model finds completions that exist already.
+"""Score sequences on their own: how likely a model finds existing completions.
 
-What comes in: a table of preference groups or of supervised examples, and a model. What goes
-out: one row a completion, with the log-probability of each of its tokens and their sum. It
-is the reference's forward pass, and so the one of training.
+From a table of preference groups or of supervised examples, and a model, the stage writes one row
+per completion, with the log-probability of each of its tokens and their sum. It uses the
+reference's forward pass, which is also that of training.
 """
 
 from __future__ import annotations
@@ -10,50 +10,41 @@ from __future__ import annotations
 import functools
 import math
 
-from raydpo.config import ModelConfig, ReferenceConfig
-from raydpo.config_content import content_of
-from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import PartJob, PartStage, Table, part_work, run_work
+from raydpo.config.content import content_of
+from raydpo.config.job import ModelConfig, ReferenceConfig
+from raydpo.core.parts import PartJob, PartStage, Table, part_work, run_work
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, read_rows
+from raydpo.core.tables import Row
+from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint
 from raydpo.reference.stage import Scorer, scoring_workers
-from raydpo.run import PartResult, Stage, read_rows
-from raydpo.storage import Folder
-from raydpo.tables import Row
 from raydpo.training.groups import example_rows
 
 
 def score_sequences(
-    *,
-    folder: Folder,
-    sequences: Table,
-    model: ModelConfig,
-    settings: ReferenceConfig,
-    what: str,
-    max_quarantined_fraction: float,
+    place: Place, sequences: Table, model: ModelConfig, settings: ReferenceConfig
 ) -> Table:
     """Score every completion under `model`; a finished table is kept.
 
     Args:
-        folder: of the stage.
+        place: where the table goes.
         sequences: a table of preferences or of examples.
         model: the model that scores.
         settings: workers and batches.
-        what: for the log.
-        max_quarantined_fraction: see `parts.check_quarantine_budget`.
     """
-    stage = sequences_stage(folder, sequences, model, settings)
+    stage = sequences_stage(place, sequences, model, settings)
     examples = sequences.manifest["table"] == "examples"
     make = functools.partial(SequenceScorer, model, settings.max_tokens_per_batch, examples)
     job = PartJob(make, scoring_workers(settings), stage.key)
-    part_stage = PartStage(stage, [sequences], what)
-    return run_work(part_work([part_stage], job, max_quarantined_fraction))[0]
+    return run_work(part_work([PartStage(stage, [sequences])], job))[0]
 
 
 def sequences_stage(
-    folder: Folder, sequences: Table, model: ModelConfig, settings: ReferenceConfig
+    place: Place, sequences: Table, model: ModelConfig, settings: ReferenceConfig
 ) -> Stage:
-    """What log-probs of these sequences under this model are made from."""
+    """Describe what log-probs of these sequences under this model are made from."""
     return Stage(
-        folder=folder,
+        place=place,
         name="score",
         table="logps",
         inputs={
@@ -73,7 +64,7 @@ class SequenceScorer:
         self.examples = examples
 
     def __call__(self, rows: list[Row]) -> PartResult:
-        """One part of the input -> one part of the table of logps."""
+        """Convert one part of the input to one part of the table of logps."""
         groups = list(example_rows(rows)) if self.examples else rows
         scored = self.score(groups).rows
         return PartResult(
@@ -94,11 +85,11 @@ class SequenceScorer:
 
 
 def summarize(scored: Table, sequences: Table) -> dict[str, float]:
-    """Means over a table of logps; of preferences also how often the chosen one is likelier.
+    """Return means over a table of logps; for preferences also the share with a likelier chosen.
 
     Returns:
-        `sequences`, `tokens`, `logps_per_sequence` and `logps_per_token` (nats), `perplexity`;
-        with pairs `pairs` and, weighted, `pair_accuracy` by the sums and
+        `sequences`, `tokens`, `logps_per_sequence` and `logps_per_token` (nats), `perplexity`. With
+        pairs also `pairs` and two weighted accuracies: `pair_accuracy` by the sums and
         `pair_accuracy_per_token` by the means.
     """
     lengths: dict[tuple[str, int], int] = {}
@@ -133,7 +124,7 @@ def _pair_accuracies(
             weights += pair["weight"]
             right += pair["weight"] * (sums[chosen] > sums[rejected])
             right_per_token += pair["weight"] * (averages[chosen] > averages[rejected])
-    if not weights:  # unpaired judgements, or rankings only
+    if not weights:  # unpaired judgements, or only rankings
         return {"pairs": pairs}
     return {
         "pairs": pairs,

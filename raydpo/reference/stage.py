@@ -1,8 +1,8 @@
-"""Per-token log-probabilities of a frozen model, offline, on Ray Data actors.
+"""Compute per-token log-probabilities of a frozen model offline, on Ray Data actors.
 
-What comes in: any table of preference groups and a model. What goes out: one list of
-log-probs for each completion, in the groups' order. The forward pass is the one that
-training uses, so policy and reference differ by their weights only.
+From any table of preference groups and a model, the stage makes one list of log-probs for each
+completion, in the groups' order. It uses the forward pass of training, so policy and reference
+differ only in their weights.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ import random
 from dataclasses import asdict
 from typing import Final
 
-import ray
 import torch
 
-from raydpo.agreement import Agreement, Tolerance, check_agreement
-from raydpo.cluster import uses_cuda
-from raydpo.config import ModelConfig, ReferenceConfig
-from raydpo.config_base import ROUNDING_NATS
-from raydpo.config_content import content_of
-from raydpo.environment import worker_environment
-from raydpo.errors import NumericsError, own_errors
-from raydpo.models import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import (
+from raydpo.config.base import ROUNDING_NATS
+from raydpo.config.content import content_of
+from raydpo.config.job import ModelConfig, ReferenceConfig
+from raydpo.core.cluster import uses_cuda
+from raydpo.core.environment import worker_environment
+from raydpo.core.errors import NumericsError
+from raydpo.core.parts import (
     PartJob,
     PartStage,
     PartWork,
@@ -34,12 +31,16 @@ from raydpo.parts import (
     part_work,
     run_work,
 )
-from raydpo.progress import logger
-from raydpo.reference.sampled import compare_samples, witness_of
+from raydpo.core.place import Place
+from raydpo.core.progress import logger
+from raydpo.core.run import PartResult, Stage, commit_files, open_stage, part_entry
+from raydpo.core.storage import Folder, fingerprint
+from raydpo.core.tables import Row
+from raydpo.core.tasks import run_task
+from raydpo.models.loading import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
+from raydpo.reference.agreement import Agreement, Tolerance, check_agreement
+from raydpo.reference.sampled import comparable, compare_samples, witness_of
 from raydpo.reference.scoring import score_groups
-from raydpo.run import PartResult, Stage, commit_files, open_stage, part_entry
-from raydpo.storage import Folder, fingerprint
-from raydpo.tables import Row
 from raydpo.training.groups import Group
 from raydpo.training.sharing import token_module
 
@@ -47,62 +48,54 @@ STAGE_NAME: Final = "reference"
 
 
 def score_reference(
-    *,
-    folder: Folder,
+    place: Place,
     groups: Table,
     model: ModelConfig,
     settings: ReferenceConfig,
-    what: str,
-    max_quarantined_fraction: float,
     samples: Table | None = None,
     tolerance: Tolerance | None = None,
 ) -> Table:
     """Score all completions of `groups` under `model`; a finished table is kept.
 
-    The table is bound to the groups' token ids and to the model's weights, tokenizer,
-    precision and attention, not to the model's name: a folder that was swapped is seen.
+    The table is bound to the groups' token ids and to the model's weights, tokenizer, precision and
+    attention, not to the model's name. So a replaced folder is noticed.
 
     Args:
-        folder: of the stage.
+        place: where the table goes.
         groups: a table with the columns of preferences; pairs are not needed.
         model: the model that scores.
         settings: workers and batches.
-        what: stage and round, for the log.
-        max_quarantined_fraction: see `parts.check_quarantine_budget`.
-        samples: the candidates that the groups are made of, of the same parts: those that this
-            model sampled are held against the sampler's log-probs.
-        tolerance: how far both may lie apart.
+        samples: the candidates that the groups are made of, in the same parts. If this model
+            sampled a candidate, its log-probs are compared with the sampler's.
+        tolerance: the allowed difference between the two.
 
     Raises:
-        EngineError: they are further apart.
+        EngineError: the difference is larger.
     """
-    targets = [Target(folder, groups, what, samples)]
-    work = reference_work(targets, model, settings, max_quarantined_fraction, tolerance)
-    return run_work(work)[0]
+    targets = [Target(place, groups, samples)]
+    return run_work(reference_work(targets, model, settings, tolerance))[0]
 
 
 def reference_work(
     targets: list[Target],
     model: ModelConfig,
     settings: ReferenceConfig,
-    max_quarantined_fraction: float,
     tolerance: Tolerance | None = None,
 ) -> PartWork:
-    """The work of `score_reference` on one or more tables: its workers load the model once."""
+    """Define the work of `score_reference` on one or more tables; workers load the model once."""
     stages = [
         PartStage(
-            reference_stage(target.folder, target.source, model, settings),
+            reference_stage(target.place, target.source, model, settings),
             [target.source],
-            target.what,
             witness_of(target.samples, model, tolerance) if target.samples and tolerance else None,
         )
         for target in targets
     ]
-    return part_work(stages, _part_job(model, settings), max_quarantined_fraction)
+    return part_work(stages, _part_job(model, settings))
 
 
 def _part_job(model: ModelConfig, settings: ReferenceConfig) -> PartJob:
-    """Scoring under a model, by workers that keep it."""
+    """Define scoring under a model, by workers that keep it loaded."""
     identity = {
         "model": weights_fingerprint(model),
         "tokenizer": tokenizer_fingerprint(model),
@@ -114,11 +107,11 @@ def _part_job(model: ModelConfig, settings: ReferenceConfig) -> PartJob:
 
 
 def reference_stage(
-    folder: Folder, groups: Table, model: ModelConfig, settings: ReferenceConfig
+    place: Place, groups: Table, model: ModelConfig, settings: ReferenceConfig
 ) -> Stage:
-    """What log-probs of these groups under this model are made from."""
+    """Describe what log-probs of these groups under this model are made from."""
     return Stage(
-        folder=folder,
+        place=place,
         name=STAGE_NAME,
         table="reference",
         inputs={
@@ -132,40 +125,37 @@ def reference_stage(
 
 
 def scoring_workers(settings: ReferenceConfig) -> Workers:
-    """The workers that score, on CUDA where the cluster has it."""
+    """Define the workers that score, on CUDA if the cluster has it."""
     cuda = uses_cuda("auto")
     return Workers(
         count=settings.workers,
         cpus=settings.cpus_per_worker,
         gpus=settings.gpus_per_worker if cuda else 0.0,
         environment=worker_environment(cuda, settings.cpus_per_worker),
+        answer_within_seconds=settings.answer_within_seconds,
+        answer_setting="reference.answer_within_seconds",
     )
 
 
 def verify_reference(
-    *,
-    groups: Table,
-    reference: Table,
-    model: ModelConfig,
-    settings: ReferenceConfig,
-    seed: int,
-    what: str,
+    place: Place, groups: Table, reference: Table, model: ModelConfig, settings: ReferenceConfig
 ) -> float:
-    """Score a sample of groups again and hold it against the table.
+    """Score a sample of groups again and compare it with the table at `place`.
 
     Returns:
         The largest difference of a per-token log-prob, in nats.
 
     Raises:
-        NumericsError: it is above `reference.tolerance`.
+        NumericsError: the difference is above `reference.tolerance`.
     """
     filled = [i for i in range(groups.manifest["parts"]) if part_entry(groups.manifest, i)["rows"]]
     if not filled:
         return 0.0
-    part = random.Random(seed).choice(filled)  # noqa: S311
+    part = random.Random(place.seed).choice(filled)  # noqa: S311
     rows = groups.part(part)[: settings.verify_groups]
     stored = reference.part(part)[: settings.verify_groups]
-    difference = _largest_difference(_score_remotely(model, settings, rows), stored)
+    scored = _score_remotely(model, settings, rows, place)
+    difference = _largest_difference(scored, stored)
     tolerance = settings.tolerance or ROUNDING_NATS[model.precision]
     if not difference <= tolerance:
         raise NumericsError(
@@ -174,67 +164,66 @@ def verify_reference(
             f"delete {reference.folder.uri} and run the same command again",
         )
     logger.info(
-        "[%s] verified %d groups: largest difference %.2g nats", what, len(rows), difference
+        "[%s] verified %d groups: largest difference %.2g nats", place.label, len(rows), difference
     )
     return difference
 
 
 def verify_sampler(
-    *,
-    folder: Folder,
+    place: Place,
     samples: Table,
     model: ModelConfig,
     settings: ReferenceConfig,
     tolerance: Tolerance,
-    seed: int,
-    what: str,
 ) -> Agreement | None:
-    """Score a few samples by the model that made them, where no reference table does it.
+    """Score a few samples with the model that made them, if no reference table covers them.
 
     Args:
-        folder: of a stage of its own, which keeps what was found.
-        samples: candidates.
-        model: what sampled them.
-        settings: workers, and `verify_groups`, the prompts whose samples are scored.
-        tolerance: how far sampler and scorer may lie apart.
-        seed: chooses the part.
-        what: stage and round, for the log.
+        place: of a separate stage, which keeps the result; its seed chooses the part.
+        samples: the candidates.
+        model: the model that sampled them.
+        settings: the workers, and `verify_groups`, the number of prompts whose samples are scored.
+        tolerance: the allowed difference between sampler and scorer.
 
     Returns:
-        None where there is nothing to score.
+        None if there is nothing to compare: no samples of this model, or none with log-probs.
 
     Raises:
-        EngineError: they are further apart.
+        EngineError: the difference is larger.
     """
     inputs = {"samples": samples.fingerprint, "model": weights_fingerprint(model)}
-    of = {"prompts": settings.verify_groups, "seed": seed, **content_of(model)}
-    stage = Stage(folder, "sampler", None, inputs, of)
+    of = {"prompts": settings.verify_groups, "seed": place.seed, **content_of(model)}
+    stage = Stage(place, "sampler", None, inputs, of)
     if open_stage(stage) is None:
-        groups, rows = _few_samples(samples, settings.verify_groups, seed)
+        few = settings.verify_groups, place.seed, inputs["model"]
+        groups, rows = _few_samples(samples, *few)
         if not groups:
             return None
-        found = compare_samples(rows, groups, _score_remotely(model, settings, groups))
+        scored = _score_remotely(model, settings, groups, place)
+        found = compare_samples(rows, groups, scored)
         check_agreement(found, tolerance, f"the model {model.path!r}")
         commit_files(stage, fingerprint(found.as_json()), {"agreement": asdict(found)})
-    found = sampler_agreement(folder)
-    logger.info("[%s] the sampler and the trainer's forward pass agree: %s", what, found)
+    found = sampler_agreement(place.folder)
+    logger.info("[%s] the sampler and the trainer's forward pass agree: %s", place.label, found)
     return found
 
 
 def sampler_agreement(folder: Folder) -> Agreement:
-    """What a finished `verify_sampler` found."""
+    """Return what a finished `verify_sampler` found."""
     return Agreement(**folder.read_json("manifest.json")["agreement"])
 
 
-def _few_samples(samples: Table, prompts: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Groups of a few prompts' samples, and these samples; of a part that is drawn."""
+def _few_samples(
+    samples: Table, prompts: int, seed: int, weights: str
+) -> tuple[list[Row], list[Row]]:
+    """Return groups of a few prompts' samples, and these samples, from a randomly chosen part."""
     parts = range(samples.manifest["parts"])
     filled = [index for index in parts if part_entry(samples.manifest, index)["rows"]]
     if not filled:
         return [], []
     rows = samples.part(random.Random(seed).choice(filled))  # noqa: S311
     by_prompt: dict[str, list[Row]] = {}
-    for row in rows:
+    for row in comparable(rows, weights):
         if row["completion_ids"]:
             by_prompt.setdefault(row["prompt_id"], []).append(row)
     chosen = list(by_prompt.items())[:prompts]
@@ -251,7 +240,7 @@ def _few_samples(samples: Table, prompts: int, seed: int) -> tuple[list[Row], li
 
 
 class Scorer:
-    """Scores groups under one model, in batches under a token budget."""
+    """Scores groups under one model, in batches within a token budget."""
 
     def __init__(self, model: ModelConfig, max_tokens_per_batch: int) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -260,7 +249,7 @@ class Scorer:
         self.max_tokens_per_batch = max_tokens_per_batch
 
     def __call__(self, rows: list[Row]) -> PartResult:
-        """One part of groups -> one part of the reference table."""
+        """Convert one part of groups to one part of the reference table."""
         groups = [_group(row) for row in rows]
         logps = score_groups(self.module, groups, self.max_tokens_per_batch, self.device)
         return PartResult(
@@ -275,10 +264,20 @@ def _group(row: Row) -> Group:
     return Group(row["group_id"], row["prompt_ids"], row["completions"], [], None)
 
 
-def _score_remotely(model: ModelConfig, settings: ReferenceConfig, rows: list[Row]) -> list[Row]:
+def _score_remotely(
+    model: ModelConfig, settings: ReferenceConfig, rows: list[Row], place: Place
+) -> list[Row]:
+    """Score a few rows in one task; its signs of life go to the place's folder."""
     job = _part_job(model, settings)
-    with own_errors():
-        return ray.get(ray.remote(_score_rows).options(**job.workers.resources()).remote(job, rows))
+    return run_task(
+        _score_rows,
+        job,
+        rows,
+        worker=job.workers,
+        folder=place.folder,
+        what=place.label,
+        makes="the check's log-probs",
+    )
 
 
 def _score_rows(job: PartJob, rows: list[Row]) -> list[Row]:

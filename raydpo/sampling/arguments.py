@@ -1,7 +1,7 @@
-"""What vLLM is told: its engine's arguments, its environment, and how it samples a prompt.
+"""Settings for vLLM: its engine's arguments, its environment, and the sampling of a prompt.
 
-What comes in: the model and the `sampling` section. What goes out: arguments and
-environment variables of an engine, and a loaded one.
+From the model and the `sampling` section the module derives the arguments and environment
+variables of an engine, and loads it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from raydpo.config import ModelConfig, SamplingConfig
-from raydpo.context import engine_overrides, model_context
-from raydpo.errors import ConfigError, ModelError, said_by
-from raydpo.models import (
+from raydpo.config.job import ModelConfig, SamplingConfig
+from raydpo.core.errors import ConfigError, ModelError, said_by
+from raydpo.models.context import engine_overrides, model_context
+from raydpo.models.loading import (
     CAUSAL_LM,
     check_weights,
     local_folder,

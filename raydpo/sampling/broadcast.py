@@ -1,8 +1,8 @@
-"""A trained policy, sent from the train worker into all engines at once.
+"""Send a trained policy from the train worker to all engines at once.
 
-What comes in: a model's folder on the worker's own disk. What goes out: engines that hold
-it and know its fingerprint. Its files are written all the same, for a run that goes on:
-engines that got nothing, or got it too late, read those.
+The model's folder is on the worker's own disk. Afterwards the engines hold the model and know its
+fingerprint. The worker still writes the model's files, so that a run can resume. Engines that
+received nothing, or too late, read those files.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.util
 
-from raydpo.config import ModelConfig
-from raydpo.errors import own_errors
-from raydpo.models import weights_fingerprint
+from raydpo.config.job import ModelConfig
+from raydpo.core.errors import own_errors
+from raydpo.models.loading import weights_fingerprint
 from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.transfer import TIMEOUT, Delivery, Meeting, listening, send, specs_of
 
@@ -40,7 +40,7 @@ class Broadcast:
             folder: with safetensors, on this machine.
             device: of this process.
         """
-        fingerprint = weights_fingerprint(ModelConfig(path=str(folder)))
+        fingerprint = str(weights_fingerprint(ModelConfig(path=str(folder))))
         started = time.monotonic()
         try:
             self._send(folder, fingerprint, device)
@@ -52,7 +52,7 @@ class Broadcast:
         return True
 
     def _send(self, folder: Path, fingerprint: str, device: torch.device) -> None:
-        engines = self.pool.living().values()
+        engines = [seat.handle for seat in self.pool.seats()]
         ranks = self.pool.settings.tensor_parallel
         size = 1 + ranks * len(engines)
         host: str = ray.util.get_node_ip_address()
@@ -63,9 +63,7 @@ class Broadcast:
             calls: list[Any] = []
             for place, engine in enumerate(engines):
                 own = replace(meeting, first_rank=1 + ranks * place)
-                # An engine that dies is not asked again: nobody would be there to send.
-                receive = engine.receive.options(max_task_retries=0)
-                calls.append(receive.remote(replace(delivery, meeting=own)))
+                calls.append(engine.receive.remote(replace(delivery, meeting=own)))
 
             def check() -> None:
                 ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0)

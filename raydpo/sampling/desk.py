@@ -1,21 +1,22 @@
-"""The desk of an engine pool: which engines live, whose turn it is, what they made.
+"""The desk of an engine pool: which engines answer, whose turn it is, what they made.
 
-What comes in: calls from all over the cluster. What goes out: the same answer for all of
-them. It is an actor of its own, which holds nothing and is started again as often as it dies.
+Callers all over the cluster get the same answers. The desk is a separate actor that holds no CPU
+and restarts whenever it dies; the keeper (`keeper.py`) then tells it again which engines answer.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError
 
-from raydpo.progress import logger
+from raydpo.core.periodic import periodically
+from raydpo.core.progress import logger
 
 _SECONDS_BETWEEN_LOOKS: Final = 5.0
 
@@ -23,7 +24,6 @@ _SECONDS_BETWEEN_LOOKS: Final = 5.0
 @contextmanager
 def telling(desk: Any) -> Generator[None]:
     """Log the desk's notes while the block runs: workers leave them, whose own log nobody reads."""
-    ended = threading.Event()
 
     def tell() -> None:
         try:
@@ -33,23 +33,34 @@ def telling(desk: Any) -> Generator[None]:
         for note in notes:
             logger.warning("%s", note)
 
-    def look() -> None:
-        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-            tell()
-
-    threading.Thread(target=look, daemon=True).start()
     try:
-        yield
-    finally:  # an engine's last words are worth most where the block failed
-        ended.set()
+        with periodically("raydpo-desk", tell, _SECONDS_BETWEEN_LOOKS):
+            yield
+    finally:  # what an engine said last matters most when the block failed
         tell()
 
 
-class Desk:
-    """Actor: deals out the engines that live in turn, and counts what they made."""
+@dataclass(frozen=True)
+class Seat:
+    """An engine at work.
 
-    def __init__(self, engines: int) -> None:
-        self._living = list(range(engines))
+    Attributes:
+        number: in the pool.
+        start: how often an actor of this number was started before.
+        handle: of the actor that is this engine now.
+    """
+
+    number: int
+    start: int
+    handle: Any
+
+
+class Desk:
+    """Actor: deals out the engines that answer in turn, and counts what they made."""
+
+    def __init__(self) -> None:
+        self._seats: dict[int, Seat] = {}
+        self._end: str | None = None
         self._turns = 0
         self._completions = 0
         self._tokens = 0
@@ -57,29 +68,39 @@ class Desk:
         self._notes: list[str] = []
         self._last_work = time.monotonic()
 
-    def turn(self) -> int | None:
-        """Number of the engine whose turn it is; None where none lives."""
-        if not self._living:
-            return None
-        self._turns += 1
-        return self._living[(self._turns - 1) % len(self._living)]
+    def seat(self, seat: Seat) -> None:
+        """Give work to an engine that answers."""
+        self._seats[seat.number] = seat
 
-    def living(self) -> list[int]:
-        """Numbers of the engines whose work was not left to others."""
-        return self._living
+    def leave(self, number: int, start: int) -> None:
+        """Give this engine no more work; this does not affect a new engine with its number."""
+        seat = self._seats.get(number)
+        if seat is not None and seat.start == start:
+            del self._seats[number]
+
+    def end(self, why: str) -> None:
+        """Record that no engine answers, and that none will."""
+        self._end = why
+
+    def turn(self) -> Seat | str | None:
+        """The engine whose turn it is; None if one will come, and the reason if none will."""
+        seats = self.seats()
+        if not seats:
+            return self._end
+        self._turns += 1
+        return seats[(self._turns - 1) % len(seats)]
+
+    def seats(self) -> list[Seat]:
+        """The engines that answer, by number."""
+        return [self._seats[number] for number in sorted(self._seats)]
 
     def report(self, fingerprint: str, text: str) -> None:
-        """Leave word of how these weights came into the engines."""
+        """Record how these weights reached the engines."""
         self._reports[fingerprint] = text
 
     def reported(self, fingerprint: str) -> str | None:
-        """The word that was left of these weights, once."""
+        """Return the record for these weights, once."""
         return self._reports.pop(fingerprint, None)
-
-    def bury(self, number: int) -> None:
-        """Leave an engine's work to the others."""
-        if number in self._living:
-            self._living.remove(number)
 
     def add(self, completions: int, tokens: int) -> None:
         """Count what an engine made."""

@@ -1,18 +1,18 @@
 """One vLLM engine that serves several calls at once, and whose weights can be replaced.
 
-What comes in: prompts as token ids, each with its seed, and the weights that they are
-for. What goes out: K completions a prompt, as the token ids that were emitted, and the
-fingerprint of the weights that emitted them. One thread owns the engine: it loads it,
-adds the requests of all callers and steps it, so that calls which overlap are batched
-together. The class knows nothing of Ray; `pool.py` makes actors of it.
+A call brings prompts as token ids, each with its seed, and names the weights that it is for. The
+engine returns K completions per prompt, as the emitted token ids, and the fingerprint of the
+weights that emitted them. One thread owns the engine: it loads it, adds the requests of all
+callers and steps it, so that overlapping calls share batches. The class knows nothing of Ray;
+`pool.py` makes actors of it.
 
-A call says which weights it is for. An engine that holds others finishes what it began
-with them, then loads those, then answers: one that was started again, and so holds the
-weights that it was made with, cannot answer with them by mistake.
+An engine with other weights than those of the call finishes the calls that it began with them,
+loads the new ones, and then answers. So a restarted engine, which holds its first weights, cannot
+answer with them by mistake.
 
-An engine over several GPUs (tensor_parallel > 1) is one actor that holds them all and
-lets vLLM start its ranks as processes on that node (its `mp` executor), which end with
-it: an engine does not reach over nodes. On CPU the ranks are processes too.
+An engine over several GPUs (tensor_parallel > 1) is one actor that holds them all. vLLM starts
+its ranks as processes on that node (its `mp` executor), which end with the engine: it does not
+span nodes. On CPU the ranks are processes too.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from raydpo.config import ModelConfig, SamplingConfig
-from raydpo.errors import EngineError, RaydpoError
-from raydpo.imports import uncollected
-from raydpo.models import adapter_base
+from raydpo.config.job import ModelConfig, SamplingConfig
+from raydpo.core.errors import EngineError, RaydpoError
+from raydpo.core.imports import uncollected
+from raydpo.models.loading import adapter_base
 from raydpo.sampling.arguments import load_engine, sampling_parameters, scoring_parameters
 from raydpo.sampling.transfer import Delivery
 from raydpo.sampling.weights import HeldWeights, Weights, weights_of
@@ -57,11 +57,12 @@ class Completion:
     `token_ids` are all that were emitted, with the EOS or the tokens of the stop string
     that ended it; `text` stops short of them. `token_logps` are the model's own
     log-probs of these tokens: float32, natural logarithm, before temperature, top_p,
-    top_k or min_completion_tokens change anything. `finish_reason` is "stop" or "length".
+    top_k or min_completion_tokens change anything; None from a sampler function that gives
+    none. `finish_reason` is "stop" or "length".
     """
 
     token_ids: list[int]
-    token_logps: list[float]
+    token_logps: list[float] | None
     finish_reason: str
     text: str
 
@@ -81,6 +82,15 @@ class Answers:
     answers: list[list[Completion] | Refusal]
 
 
+@dataclass(frozen=True)
+class Pulse:
+    """An engine's report: its process, steps so far, and whether one is under way."""
+
+    process_id: int
+    steps: int
+    stepping: bool
+
+
 @dataclass
 class _Job:
     """A request on its way through the stepping thread; without parameters, only its weights."""
@@ -94,7 +104,7 @@ class _Job:
 
 @dataclass
 class _Chore:
-    """What the stepping thread does while no request is under way."""
+    """Work for the stepping thread while no request is under way."""
 
     do: Callable[[LLMEngine, HeldWeights], None]
     done: Future[None]
@@ -111,11 +121,17 @@ class Engine:
         self._held_back: _Job | _Chore | None = None
         self._jobs: dict[str, _Job] = {}
         self._numbers = itertools.count()
+        self._steps = 0
+        self._stepping = False
         threading.Thread(target=self._run, name="raydpo-engine", daemon=True).start()
 
     def process_id(self) -> int:
         """The engine's process; answers as soon as the actor has a place, before it loads."""
         return os.getpid()
+
+    def pulse(self) -> Pulse:
+        """A sign of life; like `process_id` it waits for nothing."""
+        return Pulse(os.getpid(), self._steps, self._stepping)
 
     def ready(self) -> str:
         """Wait until the model is loaded; the fingerprint of its weights.
@@ -188,7 +204,7 @@ class Engine:
         prompts: list[list[int]],
         parameters: list[SamplingParams] | list[None],
     ) -> list[_Job]:
-        """Hand jobs to the stepping thread, once the engine is there."""
+        """Pass jobs to the stepping thread, once the engine is loaded."""
         self._wait_until_loaded()
         jobs = [
             _Job(weights, prompt, given, Future())
@@ -229,13 +245,21 @@ class Engine:
         try:
             while True:
                 self._admit(engine, held)
-                for output in cast("list[RequestOutput]", engine.step()):
+                for output in self._step(engine):
                     self._deliver(output)
         except BaseException:
             # A step that failed leaves the engine in a state that nobody knows. The process
             # ends: Ray starts another, and the calls that were open are made again.
             logger.exception("an engine step failed; process %d ends", os.getpid())
             os._exit(1)
+
+    def _step(self, engine: LLMEngine) -> list[RequestOutput]:
+        self._stepping = True
+        try:
+            return cast("list[RequestOutput]", engine.step())
+        finally:
+            self._stepping = False
+            self._steps += 1
 
     def _admit(self, engine: LLMEngine, held: HeldWeights) -> None:
         """Start what has arrived; with nothing to step, wait for an arrival."""
@@ -257,7 +281,7 @@ class Engine:
 
     def _start(self, engine: LLMEngine, held: HeldWeights, job: _Job | _Chore) -> None:
         if held.broken:
-            raise RuntimeError("vLLM failed in the midst of loading weights")
+            raise RuntimeError("vLLM failed in the middle of loading weights")
         if engine.is_sleeping():
             engine.wake_up()
         if isinstance(job, _Chore):

@@ -1,8 +1,8 @@
-"""The probe after a push: do the engines compute what the trainer's forward pass computes?
+"""The probe after a push: check that engines compute what the trainer's forward pass computes.
 
-What comes in: a few completions with the log-probs that the trainer's forward pass gives
-their tokens. What goes out: the largest difference to what the engines give, or an error.
-Weights that were loaded wrongly, or into the wrong place, show here before they sample.
+For a few completions the trainer's forward pass gave log-probs of their tokens. The module
+returns the largest difference from those of the engines, or raises an error. It finds weights
+that were loaded wrongly, or into the wrong place, before they sample.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.config import EnginesConfig
-from raydpo.config_base import ROUNDING_NATS
-from raydpo.errors import EngineError
-from raydpo.progress import logger
+from raydpo.config.base import ROUNDING_NATS
+from raydpo.config.job import EnginesConfig
+from raydpo.core.errors import EngineError
+from raydpo.core.progress import logger
 from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.weights import Weights
 
@@ -39,7 +39,7 @@ def probes_of(rows: list[dict[str, Any]]) -> list[Probe]:
 
 
 def probe_engines(pool: EnginePool, weights: Weights, probes: Sequence[Probe], what: str) -> float:
-    """Hold every engine's log-probs of the probes against the trainer's, and log the drift.
+    """Compare every engine's log-probs of the probes with the trainer's, and log the drift.
 
     Returns the largest difference of a token's log-prob, in nats.
 
@@ -67,7 +67,7 @@ def _cut(probe: Probe, room: int) -> Probe:
 
 
 def largest_difference(found: list[list[float]], expected: list[list[float]]) -> float:
-    """Largest difference of two sets of log-probs; infinite where one of them is not finite."""
+    """Largest difference of two sets of log-probs; infinite if one of them is not finite."""
     largest = 0.0
     for ours, theirs in zip(found, expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
@@ -82,7 +82,7 @@ def drift_tolerance(settings: EnginesConfig, dtype: str) -> float:
 
 
 def check_drift(drift: float, settings: EnginesConfig, dtype: str, weights: Weights) -> None:
-    """Refuse engines that compute something else than the trainer.
+    """Refuse engines that compute something other than the trainer.
 
     Raises:
         EngineError: the drift, in nats, is above the tolerance.

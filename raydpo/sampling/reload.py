@@ -1,9 +1,8 @@
-"""What runs inside vLLM's workers: new weights into a live engine.
+"""Load new weights into a live engine, inside vLLM's workers.
 
-What comes in: a model folder that vLLM's process sees, or tensors that another process
-sends. What goes out: the same engine, with these weights in the tensors that it has. vLLM
-mixes `ReloadingWorker` into its worker class, in each of an engine's processes; the name is
-in `arguments.py`.
+The weights come from a model folder that vLLM's process can see, or as tensors from another
+process, and go into the engine's existing tensors. vLLM mixes `ReloadingWorker` into its worker
+class, in each of an engine's processes; `arguments.py` names it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Seeds of prompts: what makes sampling repeatable whatever runs where.
+"""Seeds of prompts: they make sampling repeatable wherever it runs.
 
-What comes in: the run's seed, the round and a prompt's id. What goes out: the seed of
-that prompt's first completion. vLLM draws completion k of a prompt with seed + k, so
-seeds of neighbouring prompts must not be neighbours: they are hashes.
+The run's seed, the round and a prompt's id determine the seed of that prompt's first completion.
+vLLM draws completion k of a prompt with seed + k. So seeds of neighbouring prompts must not be
+neighbours, and are hashes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The sampling stage: prompts in, candidates out, K for each prompt.
+"""The sampling stage: sample K candidates for each prompt.
 
-What comes in: the prompts table and the policy. What goes out: the candidates table,
-the same rows whatever the number of engines and the order of the work. Light Ray Data
-workers carry whole parts to the engines, several for each, so that none runs dry.
+From the prompts table and the policy it makes the candidates table, with the same rows for any
+number of engines and any order of the work. Light Ray Data workers carry whole parts to the
+engines, several for each, so that none runs dry.
 """
 
 from __future__ import annotations
@@ -12,89 +12,105 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
-from raydpo.config import ModelConfig, SamplingConfig
-from raydpo.config_base import ForwardConfig
-from raydpo.config_content import content_of
-from raydpo.errors import EngineError
-from raydpo.models import tokenizer_fingerprint
-from raydpo.parts import PartJob, PartStage, PartWork, Table, Workers, to_table
-from raydpo.progress import logger
-from raydpo.run import PartResult, Stage
+from raydpo.config.base import ForwardConfig
+from raydpo.config.content import content_of
+from raydpo.config.job import ModelConfig, SamplingConfig
+from raydpo.config.sampling import SamplerFunctionConfig
+from raydpo.core.errors import EngineError
+from raydpo.core.own_functions import search_path
+from raydpo.core.parts import PartJob, PartStage, PartWork, Table, Workers, to_table
+from raydpo.core.place import Place
+from raydpo.core.progress import logger
+from raydpo.core.run import PartResult, Stage
+from raydpo.core.storage import fingerprint
+from raydpo.core.tables import Row
+from raydpo.models.loading import tokenizer_fingerprint
 from raydpo.sampling.arguments import engine_dtype, max_sequence_tokens
 from raydpo.sampling.engine import Completion, Refusal, Request
+from raydpo.sampling.function import (
+    check_sampler_takes,
+    sampler_inputs,
+    sampler_name,
+    sampler_settings,
+)
+from raydpo.sampling.function_worker import Answer, FunctionSampler, sampler_workers
 from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.seeds import prompt_seed
 from raydpo.sampling.weights import Weights, weights_of
-from raydpo.storage import Folder
-from raydpo.tables import Row
 
 STAGE_NAME: Final = "sampling"
+#: The count of completions whose sampler function gave no log-probs.
+WITHOUT_LOGPS: Final = "without_logps"
 #: Parts that an engine works on at once: the next is there before the last completion ends.
 PARTS_IN_FLIGHT: Final = 2
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker needs to know to sample a part; `longest_prompt` is in tokens."""
+    """What a worker needs to know to sample a part.
+
+    `longest_prompt` is in tokens. `policy` is what samples: a fingerprint of weights, or the path
+    of a function that is not given the model.
+    """
 
     sampling: SamplingConfig
     weights: Weights
     seed: int
     round_index: int
     longest_prompt: int
+    policy: str
 
 
 def sampling_work(
-    *,
-    folder: Folder,
+    place: Place,
     prompts: Table,
+    *,
     model: ModelConfig,
     sampling: SamplingConfig,
-    seed: int,
-    round_index: int,
     max_prompt_tokens: int,
-    what: str,
-    max_quarantined_fraction: float,
     pool: Callable[[], EnginePool] | None = None,
 ) -> PartWork:
     """Sample K completions for each prompt.
 
     Args:
-        folder: where the candidates table goes.
+        place: where the candidates table goes. Its seed, its round and the prompt's id fix the
+            tokens.
         prompts: the prompts table; part i becomes part i of the candidates.
         model: the policy that samples: a model's folder, or an adapter's.
         sampling: K, temperature and the like, and the engines.
-        seed: the run's seed; with the round and the prompt's id it fixes the tokens.
-        round_index: the round.
         max_prompt_tokens: longest prompt, in tokens; a longer one may be refused.
-        what: the stage and round, for the log.
-        max_quarantined_fraction: share of the prompts that may be refused.
         pool: gives engines that serve other stages too (`Engines.pool`), and is asked only if
             a part is missing; the weights are pushed into them. Without it engines are
             started for this stage.
 
     Raises:
         ConfigError, ModelError, EngineError: the engines cannot be started or take these
-            weights, or died.
+            weights, or died; or the sampler function cannot be called.
+        DataError: the sampler function fails for every prompt, or returns the wrong number.
         QuarantineBudgetError: too many prompts were refused.
     """
     tokens = max_sequence_tokens(model, sampling, max_prompt_tokens)
     longest = tokens - sampling.max_completion_tokens
-    task = _Task(sampling, weights_of(model), seed, round_index, longest)
+    weights = weights_of(model)
+    policy = sampler_name(sampling) or str(weights.fingerprint)
+    task = _Task(sampling, weights, place.seed, place.round_index, longest, policy)
+    if sampling.function is not None:
+        check_sampler_takes(sampling.function, model, sampling)
 
     def open_job(missing: int) -> AbstractContextManager[PartJob]:
+        if sampling.function is not None:
+            return nullcontext(_function_job(sampling.function, task, missing))
         engines = _shared(pool(), task) if pool else _pool_for(missing)
-        return _job(engines, task, missing, what)
+        return _job(engines, task, missing, place.label)
 
     def _pool_for(parts: int) -> AbstractContextManager[EnginePool]:
-        return engine_pool(model, sampling, max_prompt_tokens, what, at_most=parts)
+        return engine_pool(model, sampling, max_prompt_tokens, place.label, at_most=parts)
 
-    stage = _stage(folder, prompts, model, task)
-    return PartWork([PartStage(stage, [prompts], what)], open_job, max_quarantined_fraction)
+    return PartWork([PartStage(_stage(place, prompts, model, task), [prompts])], open_job)
 
 
 #: `sampling_work`, done: the candidates.
@@ -121,22 +137,25 @@ def _fitting(pool: EnginePool, task: _Task) -> EnginePool:
     return pool
 
 
-def _stage(folder: Folder, prompts: Table, model: ModelConfig, task: _Task) -> Stage:
+def _stage(place: Place, prompts: Table, model: ModelConfig, task: _Task) -> Stage:
     """The stage's identity: what the tokens depend on, and nothing about the machines."""
+    by_model = task.policy == task.weights.fingerprint
     return Stage(
-        folder=folder,
+        place=place,
         name=STAGE_NAME,
         table="candidates",
         inputs={
             "prompts": prompts.fingerprint,
-            "policy": task.weights.fingerprint,
+            **({"policy": task.weights.fingerprint} if by_model else {}),
             "tokenizer": tokenizer_fingerprint(model),
+            **sampler_inputs(task.sampling),
         },
         settings={
             **content_of(model, without=ForwardConfig),
             **content_of(task.sampling),
+            **sampler_settings(task.sampling),
             "candidates": task.sampling.candidates,
-            "dtype": engine_dtype(model, task.sampling),
+            **({} if task.sampling.function else {"dtype": engine_dtype(model, task.sampling)}),
             "longest_prompt_tokens": task.longest_prompt,
             "seed": task.seed,
             "round": task.round_index,
@@ -153,11 +172,11 @@ def _job(
         pool.push(task.weights, what)
         completions_before, tokens_before = pool.made()
         started = time.monotonic()
-        count = min(parts, PARTS_IN_FLIGHT * len(pool.engines))
+        count = min(parts, PARTS_IN_FLIGHT * pool.count)
         # The workers only carry: they hold no CPU, so engines may hold all there are. Each process
         # keeps its bond with an engine through the stage; another stage may have other engines.
         make = functools.partial(_Sampler, pool, task)
-        yield PartJob(make, Workers(count, cpus=0.0), identity=uuid.uuid4().hex)
+        yield PartJob(make, _carriers(count, task.sampling), identity=uuid.uuid4().hex)
         seconds = time.monotonic() - started - pool.idle_seconds()
         completions, tokens = pool.made()
         logger.info(
@@ -171,6 +190,16 @@ def _job(
         )
 
 
+def _carriers(count: int, sampling: SamplingConfig) -> Workers:
+    limit = sampling.engines.answer_within_seconds
+    return Workers(
+        count,
+        cpus=0.0,
+        answer_within_seconds=limit,
+        answer_setting="sampling.engines.answer_within_seconds",
+    )
+
+
 class _Sampler:
     """A worker's bond with an engine, until that engine is dead."""
 
@@ -182,21 +211,44 @@ class _Sampler:
     def __call__(self, prompts: list[Row]) -> PartResult:
         """One part: prompts -> K candidates each, neighbours, in the prompts' order."""
         task = self._task
-        fitting = [row for row in prompts if len(row["prompt_ids"]) <= task.longest_prompt]
-        requests = [_request(row, task) for row in fitting]
+        _, requests = _requests(prompts, task)
         self._engine, given = self._pool.generate(
             self._engine, requests, task.sampling, task.weights
         )
         _check_policy(given.policy, task.weights.fingerprint)
-        answers = dict(zip([r.prompt_id for r in requests], given.answers, strict=True))
-        result = _candidates(prompts, answers, task)
-        self._pool.count(len(result.rows), result.counts["completion_tokens"])
+        result = _candidates(prompts, _by_prompt(requests, given.answers), task)
+        self._pool.count_made(len(result.rows), result.counts["completion_tokens"])
         return result
 
 
-def _candidates(
-    prompts: list[Row], answers: dict[str, list[Completion] | Refusal], task: _Task
-) -> PartResult:
+def _function_job(function: SamplerFunctionConfig, task: _Task, parts: int) -> PartJob:
+    """The work of workers that hold a sampler function's process each."""
+    identity = {
+        **sampler_inputs(task.sampling),
+        "sampling": task.sampling.model_dump(mode="json"),
+        "weights": task.weights.fingerprint,
+        "tokenizer": tokenizer_fingerprint(task.weights.model),
+        "task": [task.seed, task.round_index, task.longest_prompt],
+    }
+    make = functools.partial(_FunctionWorker, task, search_path())
+    return PartJob(make, sampler_workers(function, parts), fingerprint(identity))
+
+
+class _FunctionWorker:
+    """A worker with a sampler function."""
+
+    def __init__(self, task: _Task, search: tuple[str, ...]) -> None:
+        self._task = task
+        self._sampler = FunctionSampler.load(task.weights.model, task.sampling, search)
+
+    def __call__(self, prompts: list[Row]) -> PartResult:
+        """One part, as of `_Sampler`."""
+        fitting, requests = _requests(prompts, self._task)
+        answers = self._sampler.answers(fitting, requests)
+        return _candidates(prompts, _by_prompt(requests, answers), self._task)
+
+
+def _candidates(prompts: list[Row], answers: dict[str, Answer], task: _Task) -> PartResult:
     rows: list[Row] = []
     refused: list[Row] = []
     for prompt in prompts:
@@ -208,8 +260,14 @@ def _candidates(
     return PartResult(rows, refused, _counts(rows))
 
 
-def _request(prompt: Row, task: _Task) -> Request:
-    return Request(prompt["prompt_id"], prompt["prompt_ids"], _seed(prompt, task))
+def _requests(prompts: list[Row], task: _Task) -> tuple[list[Row], list[Request]]:
+    """The prompts that leave room for a completion, and requests for them."""
+    fitting = [row for row in prompts if len(row["prompt_ids"]) <= task.longest_prompt]
+    return fitting, [Request(r["prompt_id"], r["prompt_ids"], _seed(r, task)) for r in fitting]
+
+
+def _by_prompt(requests: list[Request], answers: list[Answer]) -> dict[str, Answer]:
+    return dict(zip([request.prompt_id for request in requests], answers, strict=True))
 
 
 def _seed(prompt: Row, task: _Task) -> int:
@@ -243,7 +301,7 @@ def _candidate(prompt: Row, index: int, completion: Completion, task: _Task) -> 
         "sampler_token_logps": completion.token_logps,
         "finish_reason": completion.finish_reason,
         "seed": _seed(prompt, task) + index,
-        "policy": task.weights.fingerprint,
+        "policy": task.policy,
     }
 
 
@@ -257,7 +315,9 @@ def _quarantined(prompt: Row, refusal: Refusal) -> Row:
 
 
 def _counts(rows: list[Row]) -> dict[str, int]:
+    missing = sum(row["sampler_token_logps"] is None for row in rows)
     return {
+        **({WITHOUT_LOGPS: missing} if missing else {}),
         "completion_tokens": sum(len(row["completion_ids"]) for row in rows),
         "cut_at_max_tokens": sum(row["finish_reason"] == "length" for row in rows),
     }

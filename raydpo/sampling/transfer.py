@@ -1,9 +1,9 @@
-"""Weights on their way from one process into many: NCCL on CUDA, gloo on CPU, the same code.
+"""Send weights from one process to many: NCCL on CUDA, gloo on CPU, the same code.
 
-What comes in: a model's folder on the sender's own disk. What goes out: its tensors in
-every receiving rank, one broadcast after another. The group of sender and ranks is made
-for each model and ends with it: an engine that was started again is simply in the next.
-Neither side is told here what an engine is; `broadcast.py` sends, `reload.py` receives.
+The sender reads a model's folder on its own disk and broadcasts one tensor after another to every
+receiving rank. Each model gets a new group of sender and ranks, so a restarted engine simply
+joins the next one. This module knows nothing of engines; `broadcast.py` sends, `reload.py`
+receives.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What an engine is told before weights come: which, what tensors, and where to meet."""
+    """What an engine needs before weights arrive: which, what tensors, and the meeting place."""
 
     fingerprint: str
     tensors: tuple[TensorSpec, ...]
@@ -88,7 +88,7 @@ def send(
     while (joined := store.add(_JOINED, 0)) < meeting.size - 1:
         check()
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{joined} of {meeting.size - 1} receivers came")
+            raise TimeoutError(f"{joined} of {meeting.size - 1} receivers joined")
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     with _group(meeting, 0, store, device) as group:
         for tensor in tensors_of(folder, device):
@@ -97,7 +97,7 @@ def send(
 
 @contextlib.contextmanager
 def joined(meeting: Meeting, rank: int, device: torch.device) -> Generator[Any]:
-    """The group, as seen by one of an engine's ranks; it forms when all are there."""
+    """The group, as seen by one of an engine's ranks; it forms when all have joined."""
     store = _store(meeting, None)
     store.add(_JOINED, 1)
     with _group(meeting, meeting.first_rank + rank, store, device) as group:
@@ -161,7 +161,7 @@ def _group(meeting: Meeting, rank: int, store: Any, device: torch.device) -> Gen
 
 
 def _nccl_group(meeting: Meeting, rank: int, store: Any, device: torch.device) -> Any:
-    """Not run where this was written: no GPU was at hand."""
+    """A group over NCCL; never run, for lack of a GPU."""
     import torch
     import torch.distributed as dist
 

@@ -1,11 +1,10 @@
-"""Which weights an engine holds, and how it is brought to others while it lives.
+"""Which weights an engine holds, and how it loads others while it lives.
 
-What comes in: a model folder, or the folder of a LoRA adapter. What goes out: an engine
-that holds exactly these weights, or an error and an engine that loads anew at the next
-call; where vLLM failed in the midst of loading, one that is of no use any more. The files
-are hashed by the engine that loads them: what an engine says that it holds is what it read.
-Only where a train worker sends them is it what the engine was told, and the probe after
-every push says whether it is true.
+Given a model folder, or the folder of a LoRA adapter, the engine afterwards holds exactly these
+weights. Otherwise the module raises an error, and the engine loads again at the next call. If
+vLLM failed in the middle of loading, the engine is no longer usable. The engine hashes the files
+that it loads, so it reports what it has really read. Only if a train worker sends the weights
+does it repeat what it was told; the probe after every push checks that.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from raydpo.config import ModelConfig, SamplingConfig
-from raydpo.errors import EngineError, ModelError, RaydpoError, said_by
-from raydpo.model_files import TensorHeader, read_tensors
-from raydpo.models import (
+from raydpo.config.job import ModelConfig, SamplingConfig
+from raydpo.core.errors import EngineError, ModelError, RaydpoError, said_by
+from raydpo.models.files import TensorHeader, read_tensors
+from raydpo.models.loading import (
     CAUSAL_LM,
     adapter_base,
     load_with,
@@ -26,8 +25,8 @@ from raydpo.models import (
     unties_embeddings,
     weights_fingerprint,
 )
+from raydpo.models.weights import loading_report
 from raydpo.sampling.arguments import engine_dtype
-from raydpo.weights import loading_report
 
 if TYPE_CHECKING:
     from vllm import LLMEngine
@@ -90,12 +89,12 @@ class HeldWeights:
         self._base: str | None = loaded.fingerprint
         self._adapters = 0
         self.fingerprint: str | None = loaded.fingerprint
-        #: vLLM failed in the midst of loading: its layers are half of these weights, half of those.
+        #: vLLM failed while loading: its layers are half of these weights, half of those.
         self.broken = False
         self.lora: LoRARequest | None = None
 
     def bring(self, wanted: Weights) -> float:
-        """Load what is wanted; nothing may be in the making. Returns the seconds it took.
+        """Load the wanted weights while no request is under way; return the seconds it took.
 
         Raises:
             ModelError: the engine cannot hold these weights, or vLLM cannot load them.
@@ -137,7 +136,7 @@ class HeldWeights:
         if refusals:
             self.fingerprint, self._base = before
             raise ModelError(
-                f"{what} do not come: {refusals[0]}",
+                f"{what} did not arrive: {refusals[0]}",
                 "the train worker and all engines reach each other over the network",
                 "the engines read the files; look at the network, or leave "
                 "sampling.engines.weight_transfer at 'files'",
@@ -181,7 +180,7 @@ class HeldWeights:
         return results
 
     def _swap_adapter(self, adapter: Weights | None) -> None:
-        """Take the adapter away that is there, and put the new one under a number of its own."""
+        """Remove the current adapter, and add the new one under a new number."""
         from vllm.lora.request import LoRARequest
 
         if self.lora is not None:
@@ -197,12 +196,12 @@ class HeldWeights:
             )
         self._adapters += 1
         folder = str(local_folder(adapter.model))
-        request = LoRARequest(adapter.fingerprint, self._adapters, folder)
+        request = LoRARequest(str(adapter.fingerprint), self._adapters, folder)
         _in_vllm(adapter.model.path, self._engine.add_lora, request)
         self.lora = request
 
     def _refuse_another_architecture(self, model: ModelConfig) -> None:
-        """VLLM would load what fits and keep the old weights of the rest, in silence."""
+        """Refuse other architectures: vLLM would silently keep old weights of other names."""
         values = architecture(model)
         keys = self._architecture.keys() | values.keys()
         differing = {k for k in keys if self._architecture.get(k) != values.get(k)}

@@ -1,15 +1,15 @@
 """Micro-batches as tensors: the layout of preference groups.
 
-What comes in: groups. What goes out: their token ids, and for every completion token
-where its prediction stands. Each completion is there once, however many pairs it is in.
+A micro-batch holds the token ids of its groups and, for every completion token, the position of its
+prediction. Each completion occurs once, even if several pairs use it.
 
 Shared layout: one flat sequence `[prompt | y1 | ... | yK]` of all groups (see `layout.py`).
-Padded layout: right-padded rows `prompt + completion`. With causal attention and padding
-on the right no real token ever sees a padded one, so no attention mask is needed.
+Padded layout: right-padded rows `prompt + completion`. Attention is causal and padding is on the
+right, so no real token sees a padded one and no attention mask is needed.
 
-Shapes: G groups, R sequences (completions), N completion tokens, P pairs, Q rankings of at
-most K completions, J judged completions; B rows of T tokens: one row of all tokens in the
-shared layout, R rows as long as the longest in the padded one.
+Shapes: G groups, R sequences (completions), N completion tokens, P pairs, Q rankings of at most K
+completions, J judged completions; B rows of T tokens. The shared layout has one row of all tokens;
+the padded one has R rows as long as the longest.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class MicroBatch:
 
     Attributes:
         input_ids: [B, T] int64, padded with 0.
-        layout: where groups stand in the flat sequence; None in the padded layout.
-        predictors: [N] int64, which of the B*T hidden states predicts the token.
-        targets: [N] int64, the completion tokens, sequence after sequence.
+        layout: places of the groups in the flat sequence; None in the padded layout.
+        predictors: [N] int64, which of the B*T hidden states predicts each token.
+        targets: [N] int64, the completion tokens, one sequence after another.
         sequences: [N] int64, the sequence (completion) that a token belongs to.
         sequence_lengths: [R] int64, completion tokens of each sequence.
         sequence_groups: [R] int64, the group of the micro-batch that a sequence belongs to.
         pairs: [P, 2] int64, sequence numbers of chosen and rejected.
         pair_weights: [P] float32.
-        pair_probabilities: [P] float32, that chosen wins; 1 where only the label is known.
+        pair_probabilities: [P] float32, that chosen wins; 1 if only the label is known.
         rankings: [Q, K] int64, sequence numbers, best first, padded with -1.
         judged: [J] int64, sequence numbers of completions judged by themselves.
-        desirable: [J] bool, whether they are good ones.
+        desirable: [J] bool, whether these completions are good ones.
         group_numbers: [G] int64, the groups' places in the data.
         reference_token_logps: [N] float32, or None.
     """
@@ -66,18 +66,18 @@ class MicroBatch:
     reference_token_logps: Tensor | None
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on another device; copies to CUDA are queued (see `transfer`)."""
+        """Move the batch to another device; copies to CUDA are queued (see `transfer`)."""
         moved: dict[str, Any] = {n: _moved(value, device) for n, value in self.__dict__.items()}
         return MicroBatch(**moved)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence, padding included."""
+        """Number of tokens in the longest sequence, including padding."""
         return self.layout.longest if self.layout is not None else self.input_ids.shape[1]
 
     @property
     def token_positions(self) -> Tensor:
-        """[N] int64, place of each token in its completion, from 0."""
+        """The place of each token in its completion, from 0: [N] int64."""
         starts = self.sequence_lengths.cumsum(0) - self.sequence_lengths
         return torch.arange(len(self.sequences), device=starts.device) - starts[self.sequences]
 
@@ -94,7 +94,7 @@ def _moved(
 
 
 def build_micro_batch(groups: list[Group], shared: bool = False) -> MicroBatch:
-    """Lay groups out as tensors on the CPU, in the shared or in the padded layout."""
+    """Build a micro-batch from groups, on the CPU, in the shared or in the padded layout."""
     for group in groups:
         assert group.prompt_ids, "a completion needs at least one token before it"
         assert all(group.completions), "a completion has at least one token"
@@ -116,7 +116,7 @@ def build_micro_batch(groups: list[Group], shared: bool = False) -> MicroBatch:
 
 
 def split_by_sequence(token_values: list[float], batch: MicroBatch) -> list[list[float]]:
-    """Undo the flattening: [N] values -> one list for each of the R sequences."""
+    """Split flat values by sequence: [N] values -> one list for each of the R sequences."""
     values = iter(token_values)
     return [list(itertools.islice(values, n)) for n in batch.sequence_lengths.tolist()]
 

@@ -1,8 +1,8 @@
-"""The files of a checkpoint: whether they are whole, and reading them without running code.
+"""The files of a checkpoint: check that they are intact, and read them without running code.
 
-What comes in: the folder that `checkpoints` writes. What goes out: a manifest with the hash
-of every file, the names of files that are not as the manifest says, and a reader for
-torch.distributed.checkpoint that unpickles nothing but its own plain records.
+For the folder that `checkpoints` writes, the module makes a manifest with the hash of every file,
+and names files that differ from it. Its reader for torch.distributed.checkpoint unpickles only
+that library's plain records.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
-from raydpo.errors import DataError
+from raydpo.core.errors import DataError
 
 MANIFEST: Final = "checkpoint.json"
 _FORMAT: Final = 1
 _BYTES_AT_A_TIME: Final = 1 << 20
 
-#: What the metadata of a checkpoint is made of; anything else in it is refused.
+#: Classes that the metadata of a checkpoint may contain; anything else is refused.
 _KNOWN: Final = {
     "torch": {"Size", "float32", "float64", "float16", "bfloat16", "int64", "int32", "bool"},
     "torch.serialization": {"_get_layout"},
@@ -43,25 +43,25 @@ _KNOWN: Final = {
     },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "pathlib": {"Path", "PosixPath"},
-    "pathlib._local": {"Path", "PosixPath"},  # the same in Python 3.13
+    "pathlib._local": {"Path", "PosixPath"},  # the name of the same classes in Python 3.13
 }
 
 
 class SafeReader(FileSystemReader):
-    """Reads a checkpoint whose `.metadata`, a pickle, may hold known plain records only.
+    """Reader of checkpoints whose `.metadata`, a pickle, may contain only known plain records.
 
     Raises:
-        DataError: it holds anything else, or is damaged.
+        DataError: the metadata contains anything else, or is damaged.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The checkpoint's metadata; torch's own method unpickles whatever it finds."""
+        """Read the checkpoint's metadata; torch's own method unpickles whatever it finds."""
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         try:
             metadata: Metadata = _KnownClasses(io.BytesIO(path.read_bytes())).load()
         except (DataError, OSError):
             raise
-        except Exception as error:  # a damaged pickle raises nearly anything
+        except Exception as error:  # a damaged pickle can raise nearly any error
             raise _damaged(str(path), f"{type(error).__name__}: {error}") from error
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
@@ -69,10 +69,10 @@ class SafeReader(FileSystemReader):
 
 
 class SafeLoadPlanner(DefaultLoadPlanner):
-    """Loads values that are not tensors, such as an optimizer's settings, as plain data."""
+    """Planner that loads values other than tensors, such as optimizer settings, as plain data."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Torch's own method passes `weights_only=False`, which may run code."""
+        """Load one value; torch's own method passes `weights_only=False`, which may run code."""
         plain = torch.load(value, weights_only=True)
         repacked = io.BytesIO()
         torch.save(plain, repacked)
@@ -81,14 +81,14 @@ class SafeLoadPlanner(DefaultLoadPlanner):
 
 
 def file_entries(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files by name, read a piece at a time."""
+    """Return size and SHA-256 of files by name; each file is read a piece at a time."""
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(files)
     }
 
 
 def write_manifest(folder: Path, step: int, entries: dict[str, dict[str, Any]]) -> None:
-    """Write what makes a checkpoint whole, last: until it is there, the folder is none."""
+    """Write the manifest last; without it, the folder does not count as a checkpoint."""
     value = {"format": _FORMAT, "step": step, "files": dict(sorted(entries.items()))}
     partial = folder / f".{MANIFEST}.tmp"
     partial.write_text(json.dumps({**value, "checksum": _checksum(value)}, indent=1))
@@ -96,10 +96,10 @@ def write_manifest(folder: Path, step: int, entries: dict[str, dict[str, Any]]) 
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest: `step`, and `files` with their sizes and hashes.
+    """Read a checkpoint's manifest: `step`, and `files` with their sizes and hashes.
 
     Raises:
-        DataError: it is missing or damaged; the file is named.
+        DataError: it is missing or damaged; the error names the file.
     """
     path = folder / MANIFEST
     try:
@@ -115,10 +115,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
-    """Hold files against their manifest's entries.
+    """Compare files with their manifest's entries.
 
     Raises:
-        DataError: a file is missing or damaged; it is named.
+        DataError: a file is missing or damaged; the error names it.
     """
     for name, entry in entries.items():
         path = folder / name
@@ -131,7 +131,7 @@ def check_files(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
 
 
 def last_whole_step(checkpoints: Path) -> int | None:
-    """The step of the newest checkpoint in a local folder; None without one that is whole."""
+    """Return the step of the newest whole checkpoint in a local folder; None if there is none."""
     folders = sorted(path for path in checkpoints.glob("checkpoint_*") if path.is_dir())
     if not folders:
         return None

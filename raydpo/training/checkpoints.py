@@ -1,9 +1,8 @@
-"""Checkpoints of a training in progress, by torch.distributed.checkpoint.
+"""Save and load checkpoints of a running training with torch.distributed.checkpoint.
 
-What comes in: module, optimizer, step. What goes out: a folder with each rank's shard and
-a manifest with the hash of every file. The forward pass draws no random numbers (dropout
-is off) and the groups of a step are a function of the step, so the trainable parameters,
-the optimizer and the step are the whole state.
+Module, optimizer and step become a folder with each rank's shard and a manifest with the hash of
+every file. The forward pass draws no random numbers (dropout is off), and the step determines its
+groups. So the trainable parameters, the optimizer and the step are the whole state.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
-from raydpo.errors import DataError
-from raydpo.progress import logger
+from raydpo.core.errors import DataError
+from raydpo.core.progress import logger
 from raydpo.training.checkpoint_files import (
     SafeLoadPlanner,
     SafeReader,
@@ -38,7 +37,7 @@ from raydpo.training.checkpoint_files import (
 )
 from raydpo.training.sharding import frozen_names
 
-#: Parameters that are not trained are those of the model that training started from.
+#: Parameters that are not trained come from the model that training started from.
 _TRAINABLE: Final = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
@@ -49,14 +48,14 @@ def save_checkpoint(
     step: int,
     in_background: bool = False,
 ) -> Callable[[], None]:
-    """Begin to write this rank's share; every rank calls this, and then what it returns.
+    """Begin to write this rank's share; every rank calls this, and then the function it returns.
 
     Args:
         folder: a folder of this rank's machine; ranks of one machine may share it.
         module: what `parallelize` returned.
-        optimizer: of its trainable parameters.
+        optimizer: the optimizer of its trainable parameters.
         step: the number of steps that are done.
-        in_background: return as soon as the state is copied, and write it meanwhile.
+        in_background: whether to return once the state is copied, and write it meanwhile.
 
     Returns:
         A function that waits for the end and writes the manifest (on rank 0).
@@ -75,15 +74,15 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
-    """Bring module and optimizer to a saved state; returns the number of steps done.
+    """Restore module and optimizer from a checkpoint; return the number of steps done.
 
-    The number of workers may differ from that of the run that saved it.
+    The number of workers may differ from that of the run that saved the checkpoint.
 
     Raises:
-        DataError: the checkpoint's metadata is damaged, or holds more than plain records.
+        DataError: the checkpoint's metadata is damaged, or contains more than plain records.
     """
     reader = SafeReader(str(folder))
-    reader.read_metadata()  # inside `load`, only an error's text would get through
+    reader.read_metadata()  # an error raised inside `load` would arrive as text only
     state = _state(module, optimizer, 0)
     load(
         state,
@@ -102,10 +101,10 @@ def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> in
 
 
 def newest_whole(folders: Iterable[Path]) -> tuple[Path, int] | None:
-    """The first checkpoint that is whole, and its step; None where none is.
+    """Return the first checkpoint that is whole, and its step; None if none is whole.
 
-    Every rank calls this with the same checkpoints, newest first. Each file is read by one
-    rank, and all of them agree on what was found.
+    Every rank calls this with the same checkpoints, newest first. One rank reads each file, and all
+    ranks agree on the result.
     """
     for folder in folders:
         problem, step = _check_share(folder)
@@ -113,12 +112,12 @@ def newest_whole(folders: Iterable[Path]) -> tuple[Path, int] | None:
         if not problems:
             return folder, step
         if _rank() == 0:
-            logger.warning("a checkpoint is passed over: %s", problems[0])
+            logger.warning("a checkpoint is skipped: %s", problems[0])
     return None
 
 
 def _check_share(folder: Path) -> tuple[str | None, int]:
-    """Check every n-th file of a checkpoint; what is wrong, and the step."""
+    """Check every n-th file of a checkpoint; return what is wrong, and the step."""
     try:
         manifest = read_manifest(folder)
         names = sorted(manifest["files"])[_rank() :: _size()]
@@ -129,7 +128,7 @@ def _check_share(folder: Path) -> tuple[str | None, int]:
 
 
 def _finish(folder: Path, step: int, writing: Future[Any] | None) -> None:
-    """Wait for this rank's files, hash them, and write the manifest where all are there."""
+    """Wait for this rank's files, hash them, and write the manifest once all files exist."""
     if writing is not None:
         writing.result()
     own = [path for path in folder.glob("*") if _is_mine(path)]
@@ -143,7 +142,7 @@ def _finish(folder: Path, step: int, writing: Future[Any] | None) -> None:
 
 
 def _is_mine(path: Path) -> bool:
-    """Whether this rank wrote a file: shards are called `__RANK_n.distcp`."""
+    """Return whether this rank wrote a file: shards are called `__RANK_n.distcp`."""
     if path.name.startswith("__"):
         return path.name.startswith(f"__{_rank()}_")
     return path.name == ".metadata" and _rank() == 0
@@ -151,16 +150,16 @@ def _is_mine(path: Path) -> bool:
 
 def _state(module: nn.Module, optimizer: Optimizer, step: int) -> dict[str, Any]:
     model, optim = get_state_dict(module, optimizer, options=_TRAINABLE)
-    for name in frozen_names(module) & model.keys():  # torch leaves those that are tied
+    for name in frozen_names(module) & model.keys():  # torch leaves out tied parameters
         del model[name]
     return {"model": model, "optimizer": optim, "step": torch.tensor(step)}
 
 
 @functools.cache
 def _background_group() -> dist.ProcessGroup:
-    """Ranks that write in the background must not talk in between those that train."""
+    """Return a group for background writes, whose messages must not mix with those of training."""
     group = dist.new_group(backend="gloo")
-    assert isinstance(group, dist.ProcessGroup)  # every rank is in it
+    assert isinstance(group, dist.ProcessGroup)  # every rank belongs to the group
     return group
 
 

@@ -1,10 +1,9 @@
-"""Which groups a step trains on, and how the workers share them.
+"""Choose the groups that a step trains on, and divide them among the workers.
 
-What comes in: sizes of all groups, the seed, the step. What goes out: for every rank
-its micro-batches, as lists of group numbers. All of it is a pure function of (seed,
-epoch, step) and the sizes, so every rank knows what the others do without asking, and a
-resumed run does what an uninterrupted one would have done. The groups of a step do not
-depend on the number of ranks or on the token budget.
+From the sizes of all groups, the seed and the step, every rank gets its micro-batches as lists of
+group numbers. All of it is a pure function of (seed, epoch, step) and the sizes. So every rank
+knows without asking what the others do, and a resumed run does the same as an uninterrupted one.
+The groups of a step do not depend on the number of ranks or on the token budget.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ import numpy.typing as npt
 
 from raydpo.training.groups import GroupSizes
 
-#: Integers by number.
+#: Integers indexed by number, such as a group's.
 Integers = Sequence[int] | npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long training is.
+    """The length and order of a training.
 
     Attributes:
-        groups: number of groups N.
+        groups: N, the number of groups.
         global_batch_groups: groups of one step; the last step of an epoch may have fewer.
         epochs: passes over the groups.
         max_steps: upper limit of steps, or None.
-        seed: of the order.
+        seed: the seed of the order.
     """
 
     groups: int
@@ -42,17 +41,17 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one pass."""
+        """Number of steps in one pass."""
         return -(-self.groups // self.global_batch_groups)
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training."""
+        """Number of steps in the whole training."""
         steps = self.epochs * self.steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def step_groups(self, step: int) -> list[int]:
-        """Numbers of the groups of a step (counted from 0 over all epochs)."""
+        """Return the numbers of a step's groups; steps count from 0 over all epochs."""
         epoch, within = divmod(step, self.steps_per_epoch)
         order = _epoch_order(self.seed, epoch, self.groups)
         start = within * self.global_batch_groups
@@ -65,13 +64,13 @@ def _epoch_order(seed: int, epoch: int, groups: int) -> npt.NDArray[np.int64]:
 
 
 def rank_shares(groups: list[int], tokens: Integers, world_size: int) -> list[list[int]]:
-    """Share a step's groups among ranks so that the tokens they compute are close.
+    """Divide a step's groups among ranks so that each computes a similar number of tokens.
 
-    Longest first, each to the rank with the fewest tokens so far.
+    The longest group goes first, each to the rank with the fewest tokens so far.
 
     Args:
         groups: numbers of the groups.
-        tokens: what each group costs, by number.
+        tokens: the cost of each group in tokens, by number.
         world_size: number of ranks.
     """
     shares: list[list[int]] = [[] for _ in range(world_size)]
@@ -88,13 +87,13 @@ def padded_micro_batches(
 ) -> list[list[int]]:
     """Cut groups into micro-batches of at most `max_tokens` padded tokens.
 
-    Groups of like length go together. A group is never cut, since its pairs need all its
-    completions: one that is larger than the budget makes a micro-batch of its own.
+    Groups of similar length go together. A group is never cut, since its pairs need all its
+    completions: one that is larger than the budget forms a micro-batch alone.
 
     Args:
         groups: numbers of the groups.
         sequences: completions of each group, by number.
-        longest: tokens of its longest sequence, by number.
+        longest: tokens of each group's longest sequence, by number.
         max_tokens: the budget.
     """
     batches: list[list[int]] = []
@@ -111,7 +110,7 @@ def padded_micro_batches(
 def shared_micro_batches(groups: list[int], flat: Integers, max_tokens: int) -> list[list[int]]:
     """Pack groups into micro-batches of at most `max_tokens` tokens, prompts counted once.
 
-    Largest first, each into the first micro-batch with room. A group is never cut.
+    The largest group goes first, each into the first micro-batch with room. A group is never cut.
 
     Args:
         groups: numbers of the groups.
@@ -139,18 +138,18 @@ def rank_micro_batches(
     max_tokens: int,
     shared: bool,
 ) -> list[tuple[list[int], bool]]:
-    """A rank's micro-batches, as many as any rank has: (group numbers, does it count).
+    """Return as many micro-batches as any rank has: (group numbers, whether the batch counts).
 
-    Sharded training gathers parameters in every forward pass, so all ranks must make
-    equally many. What is missing is filled up with passes whose loss counts nothing.
+    Sharded training gathers parameters in every forward pass, so all ranks must make equally many.
+    Passes whose loss counts nothing make up the difference.
 
     Args:
         groups: numbers of the step's groups.
-        sizes: of all groups.
+        sizes: the sizes of all groups.
         world_size: number of ranks.
-        rank: this one.
-        max_tokens: budget of a micro-batch.
-        shared: whether prompts are computed once a group (the layout).
+        rank: the number of this rank.
+        max_tokens: the budget of a micro-batch.
+        shared: whether prompts are computed once per group (the layout).
     """
     cost = sizes.flat if shared else sizes.tokens
     shares = [

@@ -1,9 +1,8 @@
-"""The trained model as a Hugging Face folder, and whether it is what was trained.
+"""Export the trained model as a Hugging Face folder, and check that it is what was trained.
 
-What comes in: whole parameters and what the trainer's own forward pass says of a few
-completions. What goes out: a folder that was loaded from disk again and gave the same values;
-its config, tokenizer, padding token and chat template are those that were meant. It needs no
-Ray.
+The caller gives whole parameters, and the values that the trainer's own forward pass computes for a
+few completions. The exported folder, loaded again from disk, must give the same values. Its config,
+tokenizer, padding token and chat template must be the intended ones. The module needs no Ray.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from raydpo.config import LoraSettings, ModelConfig
-from raydpo.config_base import ROUNDING_NATS
-from raydpo.errors import ModelError
-from raydpo.model_settings import check_settings, save_settings
-from raydpo.models import load_causal_lm, load_scalar_head, meta_causal_lm, meta_scalar_head
+from raydpo.config.base import ROUNDING_NATS
+from raydpo.config.job import LoraSettings, ModelConfig
+from raydpo.core.errors import ModelError
+from raydpo.models.loading import load_causal_lm, load_scalar_head, meta_causal_lm, meta_scalar_head
+from raydpo.models.settings import check_settings, save_settings
 from raydpo.training.groups import Group
 from raydpo.training.logps import TokenLogps, completion_logps
 from raydpo.training.lora import save_adapter
@@ -34,22 +33,22 @@ from raydpo.training.sharing import use_faithful_attention
 #: Folders inside the stage's folder.
 MODEL: Final = "model"
 ADAPTER: Final = "adapter"
-#: Completions of a probe's group that an export is held against: the pass is on the CPU.
+#: Number of completions per probe group to compare with; this pass runs on the CPU.
 _COMPLETIONS: Final = 2
-#: Leading tokens of each that are compared; those after them change nothing about these.
+#: Number of leading tokens to compare; later tokens do not affect them.
 _TOKENS: Final = 256
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training made of a model.
+    """The result of a training.
 
     Attributes:
-        source: what the training started from.
-        lora: the adapter's settings, where one was trained.
-        scalar_head: whether it is a reward model.
-        parameters: whole and float32, by name, of all that was trained.
-        probe: what `probe` returned.
+        source: the model that the training started from.
+        lora: the adapter's settings, if one was trained.
+        scalar_head: whether the model is a reward model.
+        parameters: all trained parameters by name, whole and in float32.
+        probe: the value that `probe` returned.
     """
 
     source: ModelConfig
@@ -61,13 +60,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Held:
-    """How an exported model was held against the trainer.
+    """How an exported model compared with the trainer.
 
     Attributes:
-        largest_difference: of a token's log-prob in nats, or of a reward by its size above 1.
-        tolerance: that it is within.
-        values: how many were compared.
-        seconds: that loading and comparing took.
+        largest_difference: for a token's log-prob, in nats; for a reward, relative to its size
+            above 1.
+        tolerance: the limit that the difference is within.
+        values: how many values were compared.
+        seconds: how long loading and comparing took.
     """
 
     largest_difference: float
@@ -77,17 +77,17 @@ class Held:
 
 
 def export(trained: Trained, folder: Path) -> Held:
-    """Write the model, and the adapter beside it, and hold both against what was trained.
+    """Write the model, and any adapter beside it, and compare both with what was trained.
 
-    The parameters are taken over and let go of: of the model that was written and of the one
-    that is read back, there is one in memory at a time.
+    The function takes over the parameters and releases them, so memory holds only one of two models
+        at a time: the one being written or the one being read back.
 
     Args:
-        trained: its parameters are empty afterwards.
-        folder: for the folders `model` and `adapter`.
+        trained: the training's result; its parameters are empty afterwards.
+        folder: where the folders `model` and `adapter` go.
 
     Raises:
-        ModelError: the folder cannot be written or read, or is another model.
+        ModelError: the folder cannot be written or read, or contains another model.
     """
     target, source = folder / MODEL, trained.source
     model = _final_model(trained, folder / ADAPTER)
@@ -102,12 +102,12 @@ def export(trained: Trained, folder: Path) -> Held:
 
 
 def check_weights(source: ModelConfig, scalar_head: bool, folder: Path) -> Held:
-    """Load an exported model and hold it against the probe in its folder.
+    """Load an exported model and compare it with the probe in its folder.
 
     Each completion goes through the model alone, on the CPU.
 
     Raises:
-        ModelError: it cannot be loaded, or says something else than the trainer.
+        ModelError: the model cannot be loaded, or its values differ from the trainer's.
     """
     started = time.perf_counter()
     module = _loaded(source, scalar_head, folder)
@@ -135,7 +135,7 @@ def check_weights(source: ModelConfig, scalar_head: bool, folder: Path) -> Held:
 def _differences(
     module: TokenLogps, prompt_ids: list[int], completion: list[int], expected: Any
 ) -> list[float]:
-    """Of a completion's tokens, or of its reward; infinite where one is not finite."""
+    """Return the differences of a completion's tokens or reward; infinite if not finite."""
     reward = isinstance(expected, float)
     shown = completion if reward else completion[:_TOKENS]
     group = Group("probe", prompt_ids, [shown], [], None)
@@ -143,14 +143,14 @@ def _differences(
     ours = [sum(found)] if reward else found
     theirs: list[float] = [expected] if reward else expected[:_TOKENS]
     differences = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-    if reward:  # it has no scale of its own
+    if reward:  # a reward has no scale of its own
         differences = [differences[0] / max(1.0, abs(expected))]
     return [value if math.isfinite(value) else math.inf for value in differences]
 
 
 def _loaded(source: ModelConfig, scalar_head: bool, folder: Path) -> TokenLogps:
-    """The exported model in the padded layout, as anybody loads it who is given the folder."""
-    # A named attention may be one of GPUs only.
+    """Load the exported model in the padded layout, as anybody who has the folder would."""
+    # The configured attention may be one that runs only on GPUs.
     model = ModelConfig(path=str(folder), precision=source.precision)
     if scalar_head:
         return TokenRewards(load_scalar_head(model), model.precision)
@@ -163,7 +163,7 @@ def _final_model(trained: Trained, adapter: Path) -> PreTrainedModel:
     source, parameters = trained.source, trained.parameters
     if trained.lora is not None:
         return save_adapter(load_causal_lm(source), trained.lora, parameters, source.path, adapter)
-    # Takes the parameters over, without a second copy.
+    # This takes over the parameters without a second copy.
     model = (meta_scalar_head if trained.scalar_head else meta_causal_lm)(source)
     model.load_state_dict(parameters, assign=True)
     model.tie_weights()

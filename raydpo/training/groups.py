@@ -1,7 +1,7 @@
 """Preference groups for training: random access to a table larger than memory.
 
-What comes in: finished tables. What goes out: a memory-mapped Arrow file on this
-machine's disk and `Group`s by number. Only the lengths are held in memory.
+Finished tables become a memory-mapped Arrow file on this machine's disk, which yields a `Group` for
+each number. Only the lengths are in memory.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raydpo.errors import DataError
-from raydpo.private_files import kept
-from raydpo.tables import PAIR, Row
+from raydpo.core.errors import DataError
+from raydpo.core.private_files import kept
+from raydpo.core.tables import PAIR, Row
 
 _ROWS_PER_BATCH: Final = 512
 _SCHEMA: Final = pa.schema(
@@ -38,7 +38,7 @@ _SCHEMA: Final = pa.schema(
 class Pair(NamedTuple):
     """Two completions of a group, by number.
 
-    `probability` that chosen wins is 1 where nothing but the label is known.
+    `probability`, that chosen wins, is 1 if only the label is known.
     """
 
     chosen: int
@@ -49,20 +49,20 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt, its K completions, what is known of them, the reference's log-probs.
+    """One prompt with K completions, their judgements, and the reference's log-probs.
 
-    Supervised examples are groups with one completion and nothing known.
+    Supervised examples are groups with one completion and no judgement.
 
     Attributes:
         group_id: the group's name.
         prompt_ids: token ids of the prompt.
         completions: token ids of each completion.
-        pairs: chosen and rejected completions; plain tuples are pairs with a known label only.
-        reference_token_logps: of each completion, one a token, or None.
+        pairs: chosen and rejected completions; a plain tuple is a pair whose label alone is known.
+        reference_token_logps: for each completion one log-prob per token, or None.
         ranking: completions by number, best first, or None.
-        desirable: a judgement of each completion by itself, or None; in it None for one that
-            answers another prompt.
-        number: its place in the data, from 0.
+        desirable: one judgement per completion, or None; a completion that answers another prompt
+            has None in it.
+        number: the group's place in the data, from 0.
     """
 
     group_id: str
@@ -76,16 +76,16 @@ class Group:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence: prompt and one completion."""
+        """Number of tokens in the longest sequence: the prompt and one completion."""
         return len(self.prompt_ids) + max(len(c) for c in self.completions)
 
     @property
     def flat(self) -> int:
-        """Tokens of all sequences, the prompt counted once."""
+        """Number of tokens in all sequences, with the prompt counted once."""
         return len(self.prompt_ids) + sum(len(c) for c in self.completions)
 
     def only(self, completions: list[int]) -> Group:
-        """The group with some of its completions, in this order, and no pairs or ranking."""
+        """Return the group with only these completions, in this order, without pairs or ranking."""
         reference, desirable = self.reference_token_logps, self.desirable
         return replace(
             self,
@@ -99,17 +99,17 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupSizes:
-    """What the composition of steps needs to know of all groups, as arrays of length N.
+    """The sizes of all groups that the composition of steps needs, as arrays of length N.
 
     Attributes:
-        sequences: completions of the group.
-        longest: tokens of its longest sequence, prompt included.
-        tokens: tokens of all its sequences, the prompt counted with each.
-        flat: tokens of all its sequences, the prompt counted once.
-        targets: completion tokens.
-        pair_weight: sum of the weights of its pairs.
-        rankings: 1 where it has a ranking, else 0.
-        judged: completions that were judged by themselves.
+        sequences: number of completions.
+        longest: tokens of the longest sequence, including the prompt.
+        tokens: tokens of all sequences, with the prompt counted for each.
+        flat: tokens of all sequences, with the prompt counted once.
+        targets: number of completion tokens.
+        pair_weight: sum of the weights of the pairs.
+        rankings: 1 if the group has a ranking, else 0.
+        judged: number of completions that were judged individually.
     """
 
     sequences: npt.NDArray[np.int32]
@@ -152,9 +152,9 @@ def _pair(row: Row) -> Pair:
 def write_groups(rows: Iterable[Row], key: str) -> Path:
     """Write group rows to a local Arrow file, once per `key`, schema and machine.
 
-    One that is there is held against the hash in its name, and made again where it was changed.
+    An existing file is compared with the hash in its name, and written again if it has changed.
     """
-    schema = hashlib.sha256(str(_SCHEMA).encode()).hexdigest()  # another version's has others
+    schema = hashlib.sha256(str(_SCHEMA).encode()).hexdigest()  # differs between versions
 
     def write(path: Path) -> None:
         with pa.ipc.new_file(str(path), _SCHEMA) as writer:
@@ -167,15 +167,15 @@ def write_groups(rows: Iterable[Row], key: str) -> Path:
 def joined_rows(
     preferences: Iterable[Row], reference: Iterable[Row], keep: Callable[[Row], bool]
 ) -> Iterator[Row]:
-    """Preference rows with their reference log-probs, which stand in the same order.
+    """Join preference rows with their reference log-probs, which are in the same order.
 
     Args:
         preferences: rows of the preferences table.
         reference: rows of the reference table.
-        keep: whether a row of the preferences is trained on.
+        keep: whether training uses a row of the preferences.
 
     Raises:
-        DataError: a row has no reference, or one of another length; it is named.
+        DataError: a row has no reference, or one of another length; the error names the row.
     """
     scored = iter(reference)
     for row in preferences:
@@ -198,7 +198,7 @@ def joined_rows(
 
 
 def example_rows(examples: Iterable[Row]) -> Iterator[Row]:
-    """Supervised examples as groups with one completion; the first token is never a target."""
+    """Turn examples into groups with one completion; the first token is never a target."""
     for row in examples:
         start = max(1, row["prompt_tokens"])
         yield {
@@ -213,11 +213,11 @@ def example_rows(examples: Iterable[Row]) -> Iterator[Row]:
 def rows_without_reference(
     preferences: Iterable[Row], keep: Callable[[Row], bool]
 ) -> Iterator[Row]:
-    """Preference rows for an objective that needs no reference.
+    """Turn preference rows into group rows for an objective that needs no reference.
 
     Args:
         preferences: rows of the preferences table.
-        keep: whether a row of the preferences is trained on.
+        keep: whether training uses a row of the preferences.
     """
     return (_group_row(row, None) for row in preferences if keep(row))
 
@@ -270,7 +270,7 @@ def _sizes(reader: Any) -> GroupSizes:
 def _size(
     prompt: int, completions: Any, pairs: Any, ranking: Any, desirable: Any
 ) -> tuple[float, ...]:
-    """The sizes of a group of Arrow values, in the order of `GroupSizes`."""
+    """Return the sizes of a group of Arrow values, in the order of `GroupSizes`."""
     lengths = completions.values.value_lengths().to_pylist()
     targets = sum(lengths)
     return (

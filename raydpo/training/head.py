@@ -1,10 +1,10 @@
-"""The output layer on completion tokens: what an objective may ask of it, and the answers.
+"""The output layer on completion tokens, and what objectives request of it.
 
-What comes in: hidden states that predict completion tokens, and those tokens. What goes
-out: their log-probs and, where asked for, top logits or the reference's KL, float32. Log-probs
-alone, under a layer that is one matrix product, are those of `linear_head.py`. Any other
-layer or request runs in chunks of tokens; large logits are computed again in the backward
-pass, so that those of a whole batch never exist, and small ones are kept.
+From hidden states that predict completion tokens, and those tokens, the module computes their
+log-probs and, on request, top logits or the reference's KL, in float32. If the request is for
+log-probs only and the layer is one matrix product, `linear_head.py` computes them. Any other layer
+or request runs in chunks of tokens. The backward pass recomputes large logits, so that those of a
+whole batch never exist at once; small logits are kept.
 
 Shapes: N completion tokens, H hidden, V vocabulary, k top logits.
 """
@@ -22,21 +22,21 @@ from torch.utils.checkpoint import checkpoint
 
 from raydpo.training.linear_head import KEPT_LOGIT_BYTES, linear_logps, rows_at_once
 
-#: Positions whose logits exist at one time.
+#: Number of positions whose logits exist at one time.
 CHUNK_POSITIONS = 1024
-#: From hidden states [n, H] to logits [n, V].
+#: A function from hidden states [n, H] to logits [n, V].
 OutputLayer = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class HeadRequest:
-    """What an objective needs of each completion token beyond its log-prob.
+    """What an objective needs for each completion token in addition to its log-prob.
 
     Attributes:
         top_k: how many of the largest logits among the tokens other than the target
             (Cringe loss); 0 for none.
-        reference_kl: KL(pi_ref(.|s_t) || pi(.|s_t)) over the whole vocabulary (TDPO); the
-            module needs a frozen reference beside the policy.
+        reference_kl: whether KL(pi_ref(.|s_t) || pi(.|s_t)) over the whole vocabulary is needed
+            (TDPO); the module then needs a frozen reference beside the policy.
     """
 
     top_k: int = 0
@@ -45,13 +45,13 @@ class HeadRequest:
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """Of each completion token; differentiable, float32, in nats where they are logs.
+    """Outputs for each completion token: differentiable, float32, in nats if they are logs.
 
     Attributes:
         logps: [N] log pi(y_t | s_t).
-        target_logits: [N], with `top_k`.
-        top_logits: [N, k], descending, with `top_k`; the target is never among them.
-        reference_kl: [N], with `reference_kl`.
+        target_logits: [N], if `top_k` was requested.
+        top_logits: [N, k], descending, if `top_k` was requested; the target is never among them.
+        reference_kl: [N], if `reference_kl` was requested.
     """
 
     logps: Tensor
@@ -76,15 +76,15 @@ def head_outputs(
     reference: ReferenceHead | None = None,
     weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The fields of `TokenOutputs`, never with all logits at one time.
+    """Compute the fields of `TokenOutputs`, without ever holding all logits at one time.
 
     Args:
         layer: the policy's output layer.
         hidden: [N, H], the states that predict the targets.
         targets: [N] int64.
-        request: what to compute beside log-probs.
+        request: what to compute in addition to log-probs.
         reference: needed for `request.reference_kl`.
-        weight: [V, H], if the layer is the product with it and nothing else.
+        weight: [V, H], if the layer is a product with this weight and nothing else.
     """
     if weight is not None and request == HeadRequest():
         return linear_logps(hidden, weight, targets), None, None, None
@@ -108,12 +108,12 @@ def head_outputs(
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Lower precision becomes float32; float64, in tests, stays."""
+    """Convert lower precision to float32; float64, which tests use, stays."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _logit_bytes(layer: OutputLayer, hidden: Tensor) -> int:
-    """Size of all logits, in the dtype that the layer gives."""
+    """Return the size of all logits in bytes, in the dtype that the layer gives."""
     with torch.no_grad():
         one = layer(hidden[:1])
     return len(hidden) * one.numel() * one.element_size()
@@ -153,7 +153,7 @@ def _chunk(
 
 
 def _kl(reference: ReferenceHead, logits: Tensor) -> Tensor:
-    """KL(pi_ref || pi) of each position, exact over the vocabulary."""
+    """Compute KL(pi_ref || pi) at each position, exactly over the vocabulary."""
     with torch.no_grad():
         reference_logps = at_least_float32(reference.layer(reference.hidden)).log_softmax(-1)
     logps = logits.log_softmax(-1)
@@ -173,7 +173,7 @@ class _Logps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """D logp / d logit = [target] - softmax."""
+        """Return d logp / d logit, which is [target] - softmax."""
         logits, targets, normalizer = ctx.saved_tensors
         rows, result = rows_at_once(logits), torch.empty_like(logits)
         for start in range(0, len(logits), rows):

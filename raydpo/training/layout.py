@@ -1,11 +1,11 @@
-"""Preference groups end to end in one flat sequence: `[prompt | y1 | ... | yK]`.
+"""Place preference groups end to end in one flat sequence: `[prompt | y1 | ... | yK]`.
 
-What comes in: lengths of prompts and completions. What goes out: where each stands, the
-position of each token, and what may attend to what: a completion sees its prompt and
-itself, causally, and nothing else. So a prompt is computed once for its K completions.
+From the lengths of prompts and completions, the layout gives the place of each, the position of
+each token, and which tokens may attend to which. A completion sees only its prompt and itself,
+causally. So a prompt is computed once for its K completions.
 
-The sequence is filled up to a round length, so that few different shapes come, again and
-again: matrix products are compiled for each new one. What fills it is a prompt without completions.
+The sequence is filled up to a round length, because each new shape compiles matrix products, and so
+only a few shapes occur. The filling is a prompt without completions.
 
 Shapes: G groups, R sequences (completions), T tokens of the flat sequence.
 """
@@ -29,13 +29,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class PrefixLayout:
-    """Where groups stand in the flat sequence.
+    """Places of groups in the flat sequence.
 
     Attributes:
-        prompt_starts, prompt_lengths: [G]; the last may be a filler that has no completions.
-        starts, lengths: [R] of the completions.
-        groups: [R] the group of each completion.
-        position_ids: [1, T] int64; those of a completion go on from its prompt.
+        prompt_starts, prompt_lengths: [G]; the last may be a filler without completions.
+        starts, lengths: [R], those of the completions.
+        groups: [R], the group of each completion.
+        position_ids: [1, T] int64; those of a completion continue from its prompt.
     """
 
     prompt_starts: Integers
@@ -53,12 +53,12 @@ class PrefixLayout:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence, a prompt with one completion, or of the filler."""
+        """Number of tokens in the longest sequence (prompt with one completion) or the filler."""
         ends = self.prompt_lengths[self.groups] + self.lengths
         return int(max(self.prompt_lengths.max(initial=0), ends.max(initial=0)))
 
     def to(self, device: torch.device) -> PrefixLayout:
-        """The same on another device."""
+        """Move the layout to another device."""
         return PrefixLayout(
             self.prompt_starts,
             self.prompt_lengths,
@@ -69,19 +69,19 @@ class PrefixLayout:
         )
 
     def cached(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """What `make` returned when the key was first asked for: all layers share it."""
+        """Return what `make` returned at the first request for the key; all layers share it."""
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
 
     def tensor(self, values: Integers) -> Tensor:
-        """Integers as an int64 tensor on the layout's device."""
+        """Return integers as an int64 tensor on the layout's device."""
         return to_device(torch.from_numpy(values), self.position_ids.device)
 
     def predictors(self) -> Integers:
-        """[N] the hidden state that predicts each completion token.
+        """Return the hidden state that predicts each completion token: [N].
 
-        The first token of every completion of a group is predicted by the prompt's last.
+        The prompt's last token predicts the first token of every completion of its group.
         """
         tokens = ranges(self.starts, self.lengths)
         first = np.cumsum(self.lengths) - self.lengths
@@ -90,10 +90,10 @@ class PrefixLayout:
         return predictors
 
     def allowed(self, window: int | None = None) -> Tensor:
-        """[T, T] bool: whether the query (row) may attend to the key (column).
+        """Return the mask, [T, T] bool: whether the query (row) may attend to the key (column).
 
         Args:
-            window: keys that a query sees at most, itself included, counted within its
+            window: maximum number of keys that a query sees, including its own, counted within its
                 prompt and completion.
         """
         group, sequence = self.owners()
@@ -106,7 +106,7 @@ class PrefixLayout:
         return mask
 
     def owners(self) -> tuple[Tensor, Tensor]:
-        """[T] the group of each token, and its sequence or -1 in a prompt."""
+        """Return the group of each token, [T], and its sequence, [T], which is -1 in a prompt."""
         group = np.empty(self.tokens, np.int64)
         sequence = np.full(self.tokens, -1, np.int64)
         prompts = np.arange(len(self.prompt_lengths))
@@ -153,16 +153,17 @@ def prefix_layout(prompt_lengths: list[int], completion_lengths: list[list[int]]
 
 
 def round_length(length: int, least: int = 16) -> int:
-    """The next multiple of `least`, or of a larger power of two: an eighth of the length at most, and 128.
+    """Round up to a multiple of `least`, or of a larger power of two.
 
-    oneDNN compiles every matrix product for its shape, which takes as long as some of them.
+    The larger power is at most an eighth of the length, and at most 128. oneDNN compiles every
+    matrix product for its shape, which takes as long as some of the products.
     """
     unit = max(least, 1 << min(7, max(0, length.bit_length() - 4)))
     return -(-length // unit) * unit
 
 
 def ranges(starts: Integers, lengths: Integers) -> Integers:
-    """The integers of all ranges [start, start + length), one range after another."""
+    """Return the integers of all ranges [start, start + length), one range after another."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)

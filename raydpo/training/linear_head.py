@@ -1,12 +1,11 @@
-"""Log-probs under an output layer that is one matrix product, by slices of the vocabulary.
+"""Log-probs under an output layer that is one matrix product, in slices of the vocabulary.
 
-What comes in: hidden states, the layer's weight, and the tokens that came. What goes out:
-their log-probs, float32. The logits of all tokens exist for one slice of the vocabulary at a
-time; for the backward pass they are computed again, or kept where they are small. So
-nothing as large as the weight is made but its gradient, and the values are the same kept
-or not, trained or scored.
+From hidden states, the layer's weight and the actual tokens, the module computes their log-probs in
+float32. The logits of all tokens exist for one slice of the vocabulary at a time. The backward pass
+recomputes them, or uses small ones that were kept. So only the gradient is as large as the weight.
+The values are the same whether logits are kept or not, in training and in scoring.
 
-Shapes: N tokens, H hidden, V vocabulary, v of a slice.
+Shapes: N tokens, H hidden, V vocabulary, v size of a slice.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from torch import Tensor
 
 from raydpo.training.layout import round_length
 
-#: Logits of a micro-batch are kept for the backward pass up to this size.
+#: Logits of a micro-batch up to this size are kept for the backward pass.
 KEPT_LOGIT_BYTES = 64 << 20
-#: Columns of a slice: it is computed as a whole, in the precision of the product.
+#: Columns of a slice, which is computed as a whole in the precision of the product.
 _CPU_COLUMNS, _CUDA_COLUMNS = 1024, 8192
-#: Logits that are brought to float32 at one time on a CPU: they fit its cache.
+#: Number of logits that a CPU converts to float32 at one time; they fit its cache.
 _CPU_BLOCK = 1 << 18
 
 
 def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Log softmax(hidden weight^T) at the targets: [N, H], [V, H], [N] -> [N].
+    """Compute log softmax(hidden weight^T) at the targets: [N, H], [V, H], [N] -> [N].
 
     Under autocast the products are in its dtype, as those of `nn.Linear` would be.
     """
@@ -38,7 +37,7 @@ def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(hidden.device.type)
     size = len(hidden) * len(weight) * dtype.itemsize
     kept = torch.is_grad_enabled() and size <= KEPT_LOGIT_BYTES
-    # Products are compiled for their shapes: few different ones, see `round_length`.
+    # Products are compiled for their shapes, so only a few shapes may occur; see `round_length`.
     filler = round_length(len(targets)) - len(targets)
     hidden, filled = F.pad(hidden, (0, 0, 0, filler)), F.pad(targets, (0, filler))
     logps: Any = _LinearLogps.apply(hidden, weight, filled, dtype, kept)
@@ -68,7 +67,7 @@ class _LinearLogps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        """D logp / d logit = [target] - softmax."""
+        """Return d logp / d logit, which is [target] - softmax."""
         states, weight, targets, normalizer, *kept_logits = ctx.saved_tensors
         weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         gradient = torch.zeros(states.shape, dtype=normalizer.dtype, device=states.device)
@@ -85,7 +84,7 @@ class _LinearLogps(torch.autograd.Function):
 def _to_gradient(
     logits: Tensor, normalizer: Tensor, place: Tensor, inside: Tensor, gradient: Tensor
 ) -> None:
-    """In place, from the logits of a slice to their gradient."""
+    """Turn the logits of a slice into their gradient, in place."""
     at_target = (gradient * inside)[:, None]
     for first in range(0, len(logits), rows := rows_at_once(logits)):
         part = slice(first, first + rows)
@@ -95,19 +94,19 @@ def _to_gradient(
 
 
 def _slices(weight: Tensor, dtype: torch.dtype) -> Generator[tuple[int, Tensor]]:
-    """Where each slice of the vocabulary begins, and its [v, H] weights."""
+    """Yield the start of each slice of the vocabulary, and its [v, H] weights."""
     width = _CPU_COLUMNS if weight.device.type == "cpu" else _CUDA_COLUMNS
     for start in range(0, len(weight), width):
         yield start, weight[start : start + width].to(dtype)
 
 
 def _places(targets: Tensor, start: int, width: int) -> tuple[Tensor, Tensor]:
-    """[N, 1] the column of each target, any one where it is in another slice; [N] whether not."""
+    """Return columns of targets, [N, 1] (any if outside the slice), and whether inside, [N]."""
     inside = (targets >= start) & (targets < start + width)
     return (targets - start).clamp(0, width - 1)[:, None], inside
 
 
 def rows_at_once(logits: Tensor) -> int:
-    """Rows that are brought to float32 at one time."""
+    """Return the number of rows that are converted to float32 at one time."""
     rows, width = logits.shape
     return max(1, _CPU_BLOCK // width) if logits.device.type == "cpu" else rows

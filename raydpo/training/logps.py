@@ -1,8 +1,8 @@
-"""Per-token log-probabilities: the one forward pass of policy and reference alike.
+"""Per-token log-probabilities: the one forward pass that policy and reference share.
 
-What comes in: a transformers causal language model and a micro-batch. What goes out:
-log pi(token | prefix) in nats, float32, for the completion tokens only, and what else an
-objective asks of the output layer (see `head.py`).
+From a transformers causal language model and a micro-batch, it computes log pi(token | prefix) in
+nats, float32, only for the completion tokens, and whatever else an objective requests of the
+output layer (see `head.py`).
 
 Shapes: R sequences, T tokens, N completion tokens, H hidden, V vocabulary.
 """
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from raydpo.context import Context, model_context
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
+from raydpo.models.context import Context, model_context
 from raydpo.training.attention.backends import IMPLEMENTATIONS
 from raydpo.training.attention.interface import LAYOUT_ARGUMENT, set_attention
 from raydpo.training.batch import MicroBatch, build_micro_batch, split_by_sequence
@@ -39,7 +39,7 @@ __all__ = [
     "token_outputs",
 ]
 
-#: What a model's config may say of its logits (Cohere, Granite, Gemma 2), in the order in which it is done.
+#: Keys of a model's config that change its logits (Cohere, Granite, Gemma 2), in the order of use.
 _ADJUSTMENTS: Final[dict[str, Callable[[Tensor, float], Tensor]]] = {
     "logit_scale": lambda logits, scale: logits * scale,
     "logits_scaling": lambda logits, divisor: logits / divisor,
@@ -50,11 +50,11 @@ _ADJUSTMENTS: Final[dict[str, Callable[[Tensor, float], Tensor]]] = {
 class TokenLogps(nn.Module):
     """A causal language model whose forward pass gives completion log-probabilities.
 
-    With `attention`, the name of a backend (see `attention/backends.py`), it takes micro-batches
-    in the shared layout; without it, in the padded one, by the model's own attention.
+    With `attention`, the name of a backend (see `attention/backends.py`), it takes micro-batches in
+    the shared layout. Without it, it takes the padded layout and uses the model's own attention.
 
-    A `reference` is a frozen model beside the policy, for `HeadRequest.reference_kl`. It is
-    no submodule: neither optimizer, checkpoints nor gradient synchronization see it.
+    A `reference` is a frozen model beside the policy, for `HeadRequest.reference_kl`. It is not a
+    submodule: the optimizer, checkpoints and gradient synchronization do not see it.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class TokenLogps(nn.Module):
             set_attention(model, IMPLEMENTATIONS[attention])
 
     def put_beside(self, reference: TokenLogps) -> None:
-        """Hold a reference beside this policy, frozen.
+        """Attach a frozen reference to this policy.
 
         Raises:
-            ModelError: they take different layouts.
+            ModelError: the two take different layouts.
         """
         if reference.shared != self.shared:
             raise ModelError(
@@ -92,7 +92,7 @@ class TokenLogps(nn.Module):
     def forward(
         self, batch: MicroBatch, request: HeadRequest
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """The fields of `TokenOutputs`: a plain tuple, which DDP and FSDP hook into."""
+        """Return the fields of `TokenOutputs` as a plain tuple, which DDP and FSDP hook into."""
         reference = self._reference_head(batch) if request.reference_kl else None
         with autocast(self.precision, batch.input_ids.device):
             hidden = self.hidden(batch)
@@ -101,10 +101,10 @@ class TokenLogps(nn.Module):
             )
 
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """Last hidden states that predict the completion tokens: [N, H].
+        """Return the last hidden states that predict the completion tokens: [N, H].
 
         Raises:
-            ModelError: the batch has a sequence that would change the log-probs of others.
+            ModelError: a sequence of the batch would change the log-probs of others.
         """
         if self._batch_context is not None:
             refuse_longer(self.model, batch.longest, self._batch_context)
@@ -117,13 +117,13 @@ class TokenLogps(nn.Module):
         return hidden.flatten(0, 1).index_select(0, batch.predictors)
 
     def output_layer(self, hidden: Tensor) -> Tensor:
-        """From hidden states [n, H] to logits [n, V], scaled and capped as the model does."""
+        """Compute logits [n, V] from hidden states [n, H], scaled and capped as the model does."""
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has an output layer"
         return adjusted_logits(head(hidden), self.model.config.get_text_config())
 
     def output_weight(self) -> Tensor | None:
-        """[V, H], where the output layer is the product with it and nothing else."""
+        """Return the output weight [V, H] if the layer is a product with it and nothing else."""
         head = self.model.get_output_embeddings()
         config = self.model.config.get_text_config()
         adjusts = any(getattr(config, name, None) is not None for name in _ADJUSTMENTS)
@@ -146,29 +146,29 @@ def token_outputs(module: nn.Module, batch: MicroBatch, request: HeadRequest) ->
 
 
 def token_logps(module: nn.Module, batch: MicroBatch) -> Tensor:
-    """Log-probs of the completion tokens alone: [N] float32."""
+    """Return only the log-probs of the completion tokens: [N] float32."""
     return token_outputs(module, batch, HeadRequest()).logps
 
 
 def completion_logps(
     module: nn.Module, groups: list[Group], shared: bool, device: torch.device
 ) -> list[list[list[float]]]:
-    """Log-probs of groups' completions by one forward pass: by group, completion and token."""
+    """Compute log-probs of completions in one forward pass, by group, completion and token."""
     batch = build_micro_batch(groups, shared).to(device)
     sequences = iter(split_by_sequence(token_logps(module, batch).tolist(), batch))
     return [[next(sequences) for _ in group.completions] for group in groups]
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its output layer.
+    """Return the model without its output layer.
 
     Raises:
-        ModelError: it has none that can be told apart.
+        ModelError: the decoder cannot be told apart from the rest of the model.
     """
     candidates: list[Any] = [
         model.get_decoder(),
         getattr(model, "model", None),
-        model.base_model,  # of sequence classification
+        model.base_model,  # for models of sequence classification
     ]
     for decoder in candidates:
         if isinstance(decoder, nn.Module) and decoder is not model:
@@ -181,10 +181,10 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 
 
 def refuse_longer(model: PreTrainedModel, tokens: int, context: Context) -> None:
-    """Stop at a sequence whose length sets the rotary positions of a whole batch.
+    """Refuse a sequence whose length sets the rotary positions of a whole batch.
 
     Raises:
-        ModelError: it has more tokens than the context.
+        ModelError: a sequence has more tokens than the context.
     """
     if tokens > context.tokens:
         raise ModelError(
@@ -195,7 +195,7 @@ def refuse_longer(model: PreTrainedModel, tokens: int, context: Context) -> None
 
 
 def adjusted_logits(logits: Tensor, config: Any) -> Tensor:
-    """What some architectures do to the output layer's products."""
+    """Adjust the output layer's products as the model's architecture demands."""
     for name, adjust in _ADJUSTMENTS.items():
         if (value := getattr(config, name, None)) is not None:
             logits = adjust(logits, value)
@@ -203,7 +203,7 @@ def adjusted_logits(logits: Tensor, config: Any) -> Tensor:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 if that is the precision; parameters stay float32."""
+    """Run matrix products in bfloat16 if that is the precision; parameters stay float32."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

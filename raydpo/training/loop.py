@@ -1,8 +1,8 @@
 """The train loop, for preferences and for supervised fine-tuning alike.
 
-What comes in: a model, groups, an objective, settings, and hooks that say where metrics
-and checkpoints go. What goes out: trained parameters in the module. It needs no Ray: run
-it under plain `python`, or under any launcher that starts a process group.
+It takes a model, groups, an objective, settings, and hooks that receive metrics and checkpoints. It
+leaves trained parameters in the module. It needs no Ray: it runs under plain `python`, or under any
+launcher that starts a process group.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from raydpo.config import TrainerConfig
-from raydpo.errors import NumericsError
+from raydpo.config.job import TrainerConfig
+from raydpo.core.errors import NumericsError
 from raydpo.training.batch import MicroBatch, build_micro_batch
 from raydpo.training.checkpoints import load_checkpoint, save_checkpoint
 from raydpo.training.composition import Plan, rank_micro_batches
@@ -35,20 +35,24 @@ from raydpo.training.survey import survey_logps
 
 Metrics = dict[str, float]
 EndSave = Callable[[], None]
-#: Begins to write this rank's share of a checkpoint into a folder; see `save_checkpoint`.
+#: A function that begins to write this rank's share of a checkpoint; see `save_checkpoint`.
 BeginSave = Callable[[Path], EndSave]
 Parallelize = Callable[[TokenLogps, TrainerConfig, World], nn.Module]
 
 
+def _ignored(_: str) -> None:
+    """Ignore a report of progress if nobody watches."""
+
+
 @dataclass(frozen=True)
 class Failure:
-    """A step that was not made, for a look.
+    """A failed step, described for inspection.
 
     Attributes:
         step: counted from 1.
         groups: names of the groups of the global batch.
         culprits: by rank, the groups of its micro-batches whose loss or rewards are not finite;
-            empty where all are and the gradient is not.
+            empty if all are finite and only the gradient is not.
     """
 
     step: int
@@ -62,17 +66,20 @@ class Hooks:
 
     Attributes:
         log: called on every rank after each step with the step (from 1) and its metrics.
-        checkpoint: called on every rank with the step, its metrics and a function that begins
-            to write this rank's share of a checkpoint into a folder; returns what ends it.
-        first_step: called on every rank before the first update with the largest logratio of
-            a token, over all ranks.
+        checkpoint: called on every rank with the step, its metrics and a function that begins to
+            write this rank's share of a checkpoint into a folder; returns a function that finishes
+            it.
+        first_step: called on every rank before the first update with the largest logratio of a
+            token over all ranks.
         failed: called before a non-finite loss stops the run.
+        moving: called on every rank with a description of each next action.
     """
 
     log: Callable[[int, Metrics], None]
     checkpoint: Callable[[int, Metrics, BeginSave], EndSave]
     first_step: Callable[[float], None]
     failed: Callable[[Failure], None]
+    moving: Callable[[str], None] = _ignored
 
 
 def train(
@@ -86,15 +93,15 @@ def train(
     resume_from: Path | None = None,
     around: Parallelize = parallelize,
 ) -> nn.Module:
-    """Train to the end of the plan; returns the (possibly wrapped) module.
+    """Train to the end of the plan, and return the module, which may be wrapped.
 
-    Every rank calls this with the same arguments, but for `world`. `around` makes the module
-    parallel; `sharding.wrap` does so for one rank too.
+    Every rank calls this with the same arguments except `world`. `around` makes the module
+    parallel; `sharding.wrap` does so even for one rank.
 
     Raises:
         NumericsError: a loss, reward or gradient is not finite; no rank has updated anything.
     """
-    module.eval()  # no dropout: the reference has none either, and step 0 must show none
+    module.eval()  # without dropout, like the reference, so that step 0 shows no difference
     if settings.lora is not None:
         add_adapter(module.model, settings.lora, plan.seed)
     wrapped = around(module, settings, world)
@@ -104,17 +111,19 @@ def train(
     saver = _Saver(wrapped, optimizer, hooks, settings.background_checkpoints)
     for index in range(start, plan.total_steps):
         metrics = step(index)
-        saver.end()  # what was begun after the last step was written during this one
+        hooks.moving(f"after step {index + 1}")
+        saver.end()  # the checkpoint begun after the last step was written during this step
         done = index + 1
         hooks.log(done, metrics)
         if done == plan.total_steps or done % settings.checkpoint_every_steps == 0:
+            hooks.moving(f"checkpoint of step {done}")
             saver.begin(done, metrics, last=done == plan.total_steps)
     return wrapped
 
 
 @dataclass
 class _Saver:
-    """Checkpoints, at most one of them being written."""
+    """Checkpoints, of which at most one is being written at a time."""
 
     module: nn.Module
     optimizer: Optimizer
@@ -123,7 +132,7 @@ class _Saver:
     pending: EndSave | None = None
 
     def begin(self, step: int, metrics: Metrics, last: bool) -> None:
-        """Begin a checkpoint, and end it too where nothing is left to do meanwhile."""
+        """Begin a checkpoint, and also finish it if no work is left to do meanwhile."""
         save = functools.partial(
             save_checkpoint,
             module=self.module,
@@ -144,7 +153,7 @@ class _Saver:
 
 @dataclass(frozen=True)
 class _Done:
-    """A backward pass: its groups, whether it counts, and sums over it (0-d tensors)."""
+    """A backward pass: its groups, whether it counts, and its sums (0-d tensors)."""
 
     groups: list[int]
     counts: bool
@@ -155,7 +164,7 @@ class _Done:
 class Step:
     """One optimizer update over the global batch.
 
-    `shared` is the layout that the module takes: prompts computed once, or padded rows.
+    `shared` says which layout the module takes: prompts computed once, or padded rows.
     """
 
     module: nn.Module
@@ -169,16 +178,18 @@ class Step:
     hooks: Hooks
 
     def __call__(self, step: int) -> Metrics:
-        """Do step number `step` (from 0); returns its metrics, equal on all ranks."""
+        """Do step number `step` (from 0), and return its metrics, equal on all ranks."""
         started = time.perf_counter()
         groups = self.plan.step_groups(step)
         objective = self._objective(step, groups)
         normalizer = objective.normalizer(groups, self.data.sizes)
         done = self._accumulate(step, objective, groups, normalizer)
-        # Queued before the device is looked at, which then is at rest at both of the step's reads.
+        self.hooks.moving(f"step {step + 1}, sums over all ranks")
+        # This is queued before the first read, so that the device is idle at both reads of the
+        # step.
         clipped = clip_gradients(self.module, self.settings.max_grad_norm)
         metrics = self._reduced(done, normalizer)
-        # An infinite log-ratio on the right side of a pair costs no loss, and is a mistake all the same.
+        # An infinite log-ratio in a pair's favour adds no loss, but is still an error.
         for name in ("loss", *metrics):
             if not math.isfinite(metrics[name]):
                 self._fail(step, groups, done, f"{name} of step {step + 1} is {metrics[name]}")
@@ -198,7 +209,7 @@ class Step:
         }
 
     def _objective(self, step: int, groups: list[int]) -> Objective:
-        """The objective, with what it must know of the whole global batch."""
+        """Return the objective with what it must know of the whole global batch."""
         known = GlobalBatch(step, groups, self.data.sizes)
         if self.objective.surveyed(self.data[groups[0]]):
             logps = self._survey(groups)
@@ -229,17 +240,18 @@ class Step:
     def _accumulate(
         self, step: int, objective: Objective, groups: list[int], normalizer: float
     ) -> list[_Done]:
-        """Backward passes over this rank's micro-batches."""
+        """Run backward passes over this rank's micro-batches."""
         batches = self._micro_batches(groups)
         passes: list[_Done] = []
         largest = 0.0
         for number, (numbers, counts) in enumerate(batches):
+            self.hooks.moving(f"step {step + 1}, pass {number + 1} of {len(batches)}")
             shown = [objective.view(self.data[g]) for g in numbers]
             batch = build_micro_batch(shown, self.shared).to(self.world.device)
             with gradient_sync(self.module, self.settings, last=number == len(batches) - 1):
                 outputs = token_outputs(self.module, batch, objective.head)
                 loss, metrics = objective.sums(outputs, batch)
-                # Gradients are averaged over the workers, so the sum is scaled back up.
+                # Gradients are averaged over the workers, so the sum is scaled up to compensate.
                 (loss * (self.world.size / normalizer if counts else 0.0)).backward()
             if step == 0:
                 largest = max(largest, _largest_logratio(outputs.logps, batch))
@@ -249,12 +261,12 @@ class Step:
         return passes
 
     def _reduced(self, passes: list[_Done], normalizer: float) -> Metrics:
-        """Mean over the global batch, whatever rank a micro-batch was on."""
-        # A rank without a micro-batch of its own still has every name: all ranks sum them.
+        """Return means over the global batch, whichever rank a micro-batch was on."""
+        # A rank without a micro-batch of its own still has every name, because all ranks sum them.
         names = sorted(passes[0].sums)
         rows = [torch.stack([done.sums[name].double() for name in names]) for done in passes]
         counted = torch.tensor([[float(done.counts)] for done in passes], dtype=torch.float64)
-        # One look at the device for all sums: each one waits for all that was queued there.
+        # All sums are read from the device at once: each read waits for all work queued there.
         own = torch.where(counted > 0, torch.stack(rows).cpu(), 0.0).sum(0)
         totals = self.world.sum(own.tolist())
         return {name: total / normalizer for name, total in zip(names, totals, strict=True)}
@@ -274,7 +286,7 @@ class Step:
         return rate
 
     def _fail(self, step: int, groups: list[int], passes: list[_Done], what: str) -> None:
-        """Stop on every rank, before anything is updated; `passes` are this rank's."""
+        """Stop on every rank before anything is updated; `passes` are this rank's."""
         bad = [
             group
             for done in passes

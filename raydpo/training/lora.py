@@ -1,9 +1,9 @@
-"""Low-rank adapters (arXiv:2106.09685) by `peft`: put in, saved, merged.
+"""Low-rank adapters (arXiv:2106.09685) by `peft`: add, save, merge.
 
-What comes in: a transformers model and the settings. What goes out: the same model whose
-linear layers add `alpha / rank * B A x`, of which only A and B are trained; B starts at 0, so
-the model with a new adapter is the model without. At the end, an adapter folder that `peft`
-loads, and the base model with the adapter merged into its weights.
+The linear layers of a transformers model get an additional `alpha / rank * B A x`, of which only A
+and B are trained. B starts at 0, so a new adapter does not change the model. At the end, the module
+writes an adapter folder that `peft` loads, and the base model with the adapter merged into its
+weights.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from raydpo.config import LoraSettings
-from raydpo.errors import ConfigError
+from raydpo.config.job import LoraSettings
+from raydpo.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-_PREFIX = "base_model.model."  # of names in a PeftModel
+_PREFIX = "base_model.model."  # prefix of names in a PeftModel
 
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
-    """Put a new adapter into a model, in place, and freeze everything else.
+    """Put a new adapter into a model, in place, and freeze all other parameters.
 
     Args:
-        model: its parameters may be on `meta`; then so are the adapter's.
-        settings: rank, scale and where.
-        seed: of A; with it every worker makes the same adapter.
+        model: if its parameters are on `meta`, then so are the adapter's.
+        settings: rank, scale and target layers.
+        seed: the seed of A, with which every worker makes the same adapter.
 
     Raises:
-        ConfigError: no layer has a name that the settings ask for, or one shares its weights.
+        ConfigError: no layer has a name that the settings ask for, or such a layer shares its
+            weights.
     """
-    from peft import inject_adapter_in_model  # an extra, and slow to import
+    from peft import inject_adapter_in_model  # an optional dependency, and slow to import
 
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     with torch.random.fork_rng(devices=[]):
@@ -61,11 +62,11 @@ def save_adapter(
     """Write the adapter folder, and return the model with the adapter merged into it.
 
     Args:
-        base: the model that training started from; it is changed.
+        base: the model that training started from; it is modified.
         settings: those of the training.
-        parameters: what `full_parameters` returned.
-        name: of the base model, for the adapter's configuration.
-        folder: for adapter_config.json and adapter_model.safetensors.
+        parameters: the value that `full_parameters` returned.
+        name: name of the base model, for the adapter's configuration.
+        folder: where adapter_config.json and adapter_model.safetensors go.
     """
     from peft import PeftModel, get_peft_model
 
@@ -82,7 +83,7 @@ def save_adapter(
 
 
 def _refuse_tied(model: PreTrainedModel, settings: LoraSettings) -> None:
-    """Merged, an adapter of the one layer would change the other, which was trained without it."""
+    """Refuse tied layers: merging an adapter of one would change the other, trained without it."""
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     if None in ends or ends[0].weight is not ends[1].weight:
         return

@@ -1,8 +1,8 @@
-"""The metrics of a training: console, metrics.jsonl, and trackers.
+"""Write the metrics of a training to the console, metrics.jsonl, and trackers.
 
-What comes in: a row of metrics a step, from rank 0. What goes out: one line of JSON a
-step in the stage's folder, without gaps or repeats even where steps were done again
-after a resume, and the same numbers in TensorBoard, wandb or mlflow.
+Rank 0 gives one row of metrics per step. It becomes one line of JSON in the stage's folder, without
+gaps or repeats even if a resumed run repeated steps. TensorBoard, wandb or mlflow get the same
+numbers.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ import time
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from raydpo.artifacts import held_bytes
-from raydpo.errors import ConfigError, DataError
-from raydpo.progress import Progress
-from raydpo.storage import Folder
+from raydpo.core.artifacts import held_bytes
+from raydpo.core.errors import ConfigError, DataError
+from raydpo.core.progress import Progress
+from raydpo.core.storage import Folder
 
 METRICS_FILE: Final = "metrics.jsonl"
-#: The newest line of progress, for the driver to show.
+#: File with the newest line of progress, which the driver shows.
 PROGRESS_FILE: Final = "progress.txt"
-#: Names under which trackers know this training: one that is resumed goes on there.
+#: Names of this training in the trackers, under which a resumed training continues.
 _TRACKED_FILE: Final = "trackers.json"
 _SECONDS_BETWEEN_WRITES: Final = 10.0
 _SHOWN: Final = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 
 class Tracker(Protocol):
-    """A place that metrics are sent to."""
+    """A service or file that metrics are sent to."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Send one step's metrics."""
         ...
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send all remaining metrics."""
         ...
 
 
 class MetricsLog:
-    """Rank 0's record of a training that may have begun in an earlier process.
+    """Rank 0's record of a training that an earlier process may have begun.
 
     Args:
         folder: the stage's folder.
-        start_step: steps that are done; rows after them are from lost work and dropped.
-        total_steps: for the progress line.
+        start_step: number of steps done; rows after them belong to lost work and are dropped.
+        total_steps: the total, for the progress line.
         every_steps: steps between console lines and tracker rows.
-        trackers: names of trackers.
-        what: stage and round.
+        trackers: the names of trackers.
+        what: the stage and round.
     """
 
     def __init__(
@@ -85,23 +85,23 @@ class MetricsLog:
         self._folder.write_bytes(PROGRESS_FILE, line.encode())
 
     def write(self) -> None:
-        """Write metrics.jsonl."""
+        """Write the rows to metrics.jsonl."""
         lines = "".join(json.dumps(row) + "\n" for row in self._rows)
         self._folder.write_bytes(METRICS_FILE, lines.encode())
         self._written = time.monotonic()
 
     def close(self) -> None:
-        """Write what is left, here and in the trackers."""
+        """Write all remaining metrics, here and in the trackers."""
         self.write()
         for tracker in self._trackers:
             tracker.close()
 
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
-    """The rows of a stage's metrics.jsonl; none where it is not there.
+    """Return the rows of a stage's metrics.jsonl; an empty list if it does not exist.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the file is damaged.
     """
     if not folder.exists(METRICS_FILE):
         return []
@@ -122,7 +122,7 @@ def _tracker(name: str, folder: Folder, what: str, start_step: int) -> Tracker:
         return makers[name](folder, what, start_step)
     except OSError as error:
         if error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
-            raise  # of the disk, not of the tracker
+            raise  # an error of the disk, not of the tracker
         raise _does_not_start(name, error) from error
     except Exception as error:
         raise _does_not_start(name, error) from error
@@ -153,7 +153,7 @@ class _TensorBoard:
         self._local = (
             self._target.local_path() if folder.is_local else Path(tempfile.mkdtemp(prefix="tb-"))
         )
-        # Steps of lost work, which are done again, are shown once.
+        # Steps of lost work, which are done again, appear only once.
         self._writer = SummaryWriter(str(self._local), purge_step=start_step + 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -190,7 +190,7 @@ class _Mlflow:
     def __init__(self, folder: Folder, what: str, start_step: int) -> None:
         import mlflow  # pyright: ignore[reportMissingImports]  (optional)
 
-        if "MLFLOW_TRACKING_URI" not in os.environ:  # else it writes where the worker happens to be
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # else it writes to the worker's folder
             raise ValueError("MLFLOW_TRACKING_URI is not set")
         self._mlflow: Any = mlflow
         run = mlflow.start_run(

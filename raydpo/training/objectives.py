@@ -1,8 +1,9 @@
-"""What a train step minimises: from token outputs to a loss sum and metric sums.
+"""Define what a train step minimises: turn token outputs into a loss sum and metric sums.
 
-What comes in: the section `training.objective`, then `TokenOutputs` of micro-batches. What
-goes out: sums over a micro-batch, not means: the loop divides by the normalizer of the
-whole global batch, so that neither micro-batches nor workers weigh in.
+The section `training.objective` gives the objective, which reads the `TokenOutputs` of
+micro-batches. It returns sums over a micro-batch, not means. The loop divides them by the
+normalizer of the whole global batch. So the division into micro-batches and workers does not change
+the weights.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raydpo import config_objectives as sections
+from raydpo.config import objectives as sections
 from raydpo.training.batch import MicroBatch
 from raydpo.training.groups import Group, GroupSizes
 from raydpo.training.head import HeadRequest, TokenOutputs
@@ -40,36 +41,36 @@ class Objective(Protocol):
 
     @property
     def head(self) -> HeadRequest:
-        """What it needs of each completion token beyond the log-prob."""
+        """The outputs that each completion token needs in addition to its log-prob."""
         ...
 
     def surveyed(self, group: Group) -> list[int]:
-        """Completions whose log-probs each step needs, of the whole global batch, beforehand."""
+        """Return the completions whose log-probs a step needs for the whole batch in advance."""
         ...
 
     def view(self, group: Group) -> Group:
-        """What of a group is trained on."""
+        """Return the part of a group that is trained on."""
         ...
 
     def at_step(self, known: GlobalBatch) -> Objective:
-        """The objective of one step."""
+        """Return the objective of one step."""
         ...
 
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
-        """What the loss sum of these groups (the global batch) is divided by."""
+        """Return the divisor of the loss sum of these groups, which form the global batch."""
         ...
 
     def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
-        """Loss summed over the micro-batch, and metrics summed over it (detached)."""
+        """Return the loss summed over the micro-batch, and metrics summed over it (detached)."""
         ...
 
 
 def make_objective(settings: sections.Objective, seed: int = 0) -> Objective:
-    """The objective of a section.
+    """Build the objective of a section.
 
     Args:
-        settings: `training.objective`.
-        seed: the run's, for objectives that draw.
+        settings: the section `training.objective`.
+        seed: the run's seed, for objectives that draw random numbers.
     """
     if isinstance(settings, sections.SumObjective):
         terms = [(t.weight, PreferenceObjective(t.objective, seed)) for t in settings.terms]
@@ -79,12 +80,12 @@ def make_objective(settings: sections.Objective, seed: int = 0) -> Objective:
 
 @dataclass(frozen=True)
 class PreferenceObjective:
-    """One objective: the weighted mean over all units that it learns from in the global batch.
+    """One objective: the weighted mean over all units of the global batch that it learns from.
 
     Attributes:
-        settings: its section.
+        settings: the objective's section.
         seed: the run's seed.
-        known: of the step.
+        known: the facts about the step.
     """
 
     settings: sections.SingleObjective
@@ -93,13 +94,13 @@ class PreferenceObjective:
 
     @property
     def head(self) -> HeadRequest:
-        """Top logits for Cringe, the reference's KL for TDPO."""
+        """Top logits for Cringe, and the reference's KL for TDPO."""
         settings = self.settings
         top_k = settings.top_k if isinstance(settings, sections.CringeObjective) else 0
         return HeadRequest(top_k=top_k, reference_kl=settings.uses_live_reference)
 
     def surveyed(self, group: Group) -> list[int]:
-        """KTO: mismatched ones, for its reference point; AOT: all, for their order; BCO: for their mean."""
+        """Return mismatched ones for KTO's reference point, all for AOT's order and BCO's mean."""
         match self.settings:
             case sections.KtoObjective():
                 return mismatched_completions(group)
@@ -109,15 +110,15 @@ class PreferenceObjective:
                 return []
 
     def view(self, group: Group) -> Group:
-        """The group; of unpaired data the judged completions alone."""
+        """Return the group, or for unpaired data only its judged completions."""
         return judged_completions(group) if self.settings.unit == "completions" else group
 
     def at_step(self, known: GlobalBatch) -> PreferenceObjective:
-        """With what is known of the step."""
+        """Return the objective with what is known of the step."""
         return replace(self, known=known)
 
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
-        """Sum of the weights of the groups' pairs, or their number of rankings or judgements."""
+        """Return the sum of the pairs' weights, or the number of rankings or judgements."""
         match self.settings.unit:
             case "pairs":
                 return float(sizes.pair_weight[groups].sum())
@@ -127,7 +128,7 @@ class PreferenceObjective:
                 return float(sizes.judged[groups].sum())
 
     def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
-        """Weighted loss sum, and TRL's metrics of it."""
+        """Return the weighted loss sum, and sums of TRL's metrics."""
         values = self._measure(outputs, batch)
         losses, metrics = values.losses, values.metrics
         if self.settings.sft_weight:
@@ -143,7 +144,7 @@ class PreferenceObjective:
 
 
 def measure_of(settings: sections.SingleObjective, seed: int, known: GlobalBatch | None) -> Measure:
-    """The measure of a section, in the step of `known`."""
+    """Return the measure of a section, in the step of `known`."""
     match settings:
         case sections.KtoObjective():
             assert known is not None, "KTO reads the whole global batch"
@@ -173,8 +174,8 @@ class SumOfObjectives:
     """A weighted sum of objectives, each the mean over its own units of the global batch.
 
     Attributes:
-        terms: weights and objectives.
-        normalizers: of the terms in this step.
+        terms: the weights and objectives.
+        normalizers: the normalizers of the terms in this step.
     """
 
     terms: tuple[tuple[float, PreferenceObjective], ...]
@@ -182,7 +183,7 @@ class SumOfObjectives:
 
     @property
     def head(self) -> HeadRequest:
-        """What all terms together need."""
+        """The outputs that all terms together need."""
         heads = [term.head for _, term in self.terms]
         return HeadRequest(
             top_k=max(head.top_k for head in heads),
@@ -190,25 +191,25 @@ class SumOfObjectives:
         )
 
     def surveyed(self, group: Group) -> list[int]:
-        """What any term needs."""
+        """Return the completions that any term needs."""
         return sorted({index for _, term in self.terms for index in term.surveyed(group)})
 
     def view(self, group: Group) -> Group:
-        """What the terms, which learn from the same data, are trained on."""
+        """Return what the terms are trained on; all terms learn from the same data."""
         return self.terms[0][1].view(group)
 
     def at_step(self, known: GlobalBatch) -> SumOfObjectives:
-        """With what is known of the step."""
+        """Return the terms with what is known of the step."""
         terms = tuple((weight, term.at_step(known)) for weight, term in self.terms)
         normalizers = tuple(term.normalizer(known.numbers, known.sizes) for _, term in terms)
         return SumOfObjectives(terms, normalizers)
 
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
-        """1: each term has its own."""
+        """Return 1, because each term has its own normalizer."""
         return 1.0
 
     def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
-        """Weighted sum of the terms' means; metrics are the first term's, and each term's loss."""
+        """Sum the terms' weighted means; metrics are the first term's, and each term's loss."""
         total = outputs.logps.new_zeros(())
         metrics: dict[str, Tensor] = {}
         for (weight, term), normalizer in zip(self.terms, self.normalizers, strict=True):
@@ -226,32 +227,32 @@ class SftObjective:
 
     @property
     def head(self) -> HeadRequest:
-        """Log-probs are enough."""
+        """Log-probs alone, without further outputs."""
         return HeadRequest()
 
     def surveyed(self, group: Group) -> list[int]:
-        """Nothing."""
+        """Return nothing, because no survey is needed."""
         return []
 
     def view(self, group: Group) -> Group:
-        """All of it."""
+        """Return the whole group."""
         return group
 
     def at_step(self, known: GlobalBatch) -> SftObjective:
-        """All steps are alike."""
+        """Return the same objective, because all steps are alike."""
         return self
 
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
-        """Number of target tokens."""
+        """Return the number of target tokens."""
         return float(sizes.targets[groups].sum())
 
     def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
-        """Summed negative log-likelihood; there are no further metrics."""
+        """Return the summed negative log-likelihood, without further metrics."""
         return -outputs.logps.sum(), {}
 
 
 def _anchor(values: Values, outputs: TokenOutputs, batch: MicroBatch) -> Tensor:
-    """[U] cross-entropy per token of the preferred completion; 0 where there is none."""
+    """Return the cross-entropy per token of the preferred completion, [U]; 0 if there is none."""
     there = values.preferred >= 0
     sequences = values.preferred.clamp(min=0)
     logps = batch.sequence_sums(outputs.logps)[sequences]

@@ -1,9 +1,9 @@
-"""AdamW, with its state in memory before the first step.
+"""Create AdamW with its state in memory before the first step.
 
-What comes in: a module and settings. What goes out: the optimizer of its trainable
-parameters. The moments live as long as the run. Made by the first step, as torch would
-make them, they settle where that step's activations were, and the activations of all later
-steps have to fit around them: on CPUs memory grew by the size of the moments once more.
+From a module and settings, the function makes the optimizer of its trainable parameters. The
+moments live as long as the run. torch would create them in the first step, among that step's
+activations. The activations of all later steps would then have to fit around them: on CPUs this
+increased memory by the size of the moments once more.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from raydpo.config import TrainerConfig
+from raydpo.config.job import TrainerConfig
 
 
 def make_optimizer(module: nn.Module, settings: TrainerConfig) -> AdamW:
-    """AdamW in one kernel a tensor; vectors (norms, biases) are not decayed."""
+    """Build AdamW with one kernel per tensor; vectors (norms, biases) are not decayed."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},

@@ -1,7 +1,7 @@
-"""What is known of completions, as tensors: pairs, rankings, judgements.
+"""Turn judgements of completions into tensors: pairs, rankings, labels of single completions.
 
-What comes in: groups. What goes out: the fields of `MicroBatch` that objectives read. They
-name sequences, which are the groups' completions one after another, whatever the layout.
+Groups become the fields of `MicroBatch` that objectives read. The fields refer to sequences, which
+are the completions of all groups in order, in every layout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raydpo.training.groups import Group, Pair
 
 
 def preference_tensors(groups: list[Group]) -> dict[str, Tensor]:
-    """Fields of `MicroBatch` by name; their shapes stand there."""
+    """Return fields of `MicroBatch` by name; that class documents their shapes."""
     counts = [len(group.completions) for group in groups]
     firsts = [0, *itertools.accumulate(counts)]
     known = list(zip(firsts, groups, strict=False))

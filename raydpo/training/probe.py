@@ -1,9 +1,8 @@
-"""What the trainer's forward pass says of a few completions, once the last step is done.
+"""Record what the trainer's forward pass computes for a few completions after the last step.
 
-What comes in: the trained module and the groups. What goes out: JSON that lies in the
-exported model's folder. That model is held against it before the training is done
-(`export.py`), and engines that hold it are (`sampling/probe.py`): a weight that was exported or
-loaded wrongly shows there before it samples.
+The trained module and the groups give JSON that lies in the exported model's folder. Before the
+training is done, `export.py` compares the exported model with it; `sampling/probe.py` compares
+engines. So an error in exporting or loading a weight shows before the model samples.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from raydpo.training.groups import GroupDataset
 from raydpo.training.logps import completion_logps
 from raydpo.training.sharding import World
 
-#: In the model's folder.
+#: File in the model's folder.
 PROBE_FILE: Final = "probe.json"
-#: Of each token its log-prob, in nats.
+#: Key of the log-probs of tokens, in nats.
 LOGPS: Final = "token_logps"
-#: Of each completion its reward, by a reward model.
+#: Key of the rewards of completions, given by a reward model.
 REWARDS: Final = "rewards"
-#: Of the last step.
+#: Maximum number of groups, taken from the last step.
 _GROUPS: Final = 2
 
 
@@ -37,30 +36,30 @@ def probe(
     plan: Plan,
     world: World,
 ) -> list[dict[str, Any]]:
-    """What the module gives the completions of the last step's first groups, one row a group.
+    """Return the module's values for the last step's first groups, one row per group.
 
-    Every rank calls this and makes the same pass: sharded parameters are gathered in it.
+    Every rank calls this and makes the same pass, because the pass gathers sharded parameters.
 
     Args:
-        module: what `train` returned.
-        shared: the layout that it takes.
-        rewards: whether it is a reward model.
+        module: the value that `train` returned.
+        shared: whether the module takes the shared layout.
+        rewards: whether the module is a reward model.
         data: all groups.
-        plan: of the training.
-        world: the ranks.
+        plan: the plan of the training.
+        world: the train workers.
 
     Returns:
         Rows of `prompt_ids`, `completions` (token ids) and `token_logps` (nats, float32) or
         `rewards`.
     """
     groups = [data[number] for number in plan.step_groups(plan.total_steps - 1)[:_GROUPS]]
-    with torch.compiler.set_stance("force_eager"):  # one batch is not worth a compilation
+    with torch.compiler.set_stance("force_eager"):  # compiling does not pay off for one batch
         values = completion_logps(module, groups, shared, world.device)
     return [
         {
             "prompt_ids": group.prompt_ids,
             "completions": group.completions,
-            # A reward is the value of a completion's last token: all others are 0.
+            # A reward is the value of a completion's last token; all other values are 0.
             **({REWARDS: [sum(one) for one in own]} if rewards else {LOGPS: own}),
         }
         for group, own in zip(groups, values, strict=True)

@@ -1,7 +1,7 @@
-"""What each Ray Train worker does: load, train, hand back checkpoints and the model.
+"""The work of each Ray Train worker: load, train, return checkpoints and the model.
 
-What comes in: a `TrainJob`. What goes out: metrics and a Hugging Face folder in the
-stage's folder; checkpoints through Ray Train.
+A `TrainJob` describes the work. Metrics and a Hugging Face folder go to the stage's folder, and
+checkpoints go through Ray Train.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from pyarrow.fs import FileSelector
 from ray.train import Checkpoint
 from ray.train.torch import get_device
 
-from raydpo.config import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
-from raydpo.config_base import ROUNDING_NATS
-from raydpo.config_objective_base import COLUMN_OF_UNIT, Unit
-from raydpo.config_objectives import single_objectives
-from raydpo.errors import DataError, ModelError, NumericsError, RaydpoError, RunError
-from raydpo.imports import uncollected
-from raydpo.models import (
+from raydpo.config.base import ROUNDING_NATS
+from raydpo.config.job import ModelConfig, SftConfig, TrainerConfig, TrainingConfig
+from raydpo.config.objective_base import COLUMN_OF_UNIT, Unit
+from raydpo.config.objectives import own_objectives, single_objectives
+from raydpo.core.errors import DataError, ModelError, NumericsError, RaydpoError, RunError
+from raydpo.core.imports import uncollected
+from raydpo.core.parts import Table
+from raydpo.core.progress import logger, start_logging
+from raydpo.core.pulse import Beat, beating
+from raydpo.core.run import read_rows
+from raydpo.core.storage import Folder, fingerprint, locate
+from raydpo.core.tables import Row
+from raydpo.models.loading import (
     load_causal_lm,
     load_scalar_head,
     load_tokenizer,
     meta_causal_lm,
     meta_scalar_head,
 )
-from raydpo.parts import Table
-from raydpo.progress import logger, start_logging
-from raydpo.run import read_rows
-from raydpo.split import is_heldout
-from raydpo.storage import Folder, fingerprint, locate
-from raydpo.tables import Row
 from raydpo.training.attention.backends import IMPLEMENTATIONS
 from raydpo.training.attention.interface import attention_of, set_attention
 from raydpo.training.checkpoints import newest_whole
@@ -57,43 +57,47 @@ from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, train
 from raydpo.training.metrics_log import MetricsLog
 from raydpo.training.objectives import Objective, SftObjective, make_objective
+from raydpo.training.own_loss import load_loss
 from raydpo.training.probe import probe
 from raydpo.training.reward import ended_by_eos, reward_module
 from raydpo.training.sharding import World, current_world, full_parameters
 from raydpo.training.sharing import token_module
+from raydpo.training.split import is_heldout
+from raydpo.training.watchdog import ends_without_progress
 
-#: What would come again, such as a numerical failure, is written here, and the workers end
-#: instead of being started again by Ray Train.
+#: File for errors that would recur, such as a numerical failure. The workers write it and end,
+#: because Ray Train would restart them for a raised error.
 ERROR_FILE: Final = "error.json"
-#: How the exported model was held against the trainer.
+#: File that says how the exported model compared with the trainer.
 EXPORT_FILE: Final = "export.json"
 
-#: What is done with a model's folder and this worker's device; it raises nothing.
+#: A function called with a model's folder and this worker's device; it raises nothing.
 Publish = Callable[[Path, torch.device], object]
 
-#: Folder inside the stage's folder.
+#: A folder inside the stage's folder.
 CHECKPOINTS: Final = "checkpoints"
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """All that a worker needs to know; picklable.
+    """Everything that a worker needs to know; picklable.
 
     Attributes:
-        model: where the parameters start.
-        settings: `training` or `sft` of the configuration.
-        table: preferences, or examples for SFT.
-        reference: reference log-probs of the preferences; None for SFT, and for objectives
-            that need none.
-        reference_model: the reference itself, where the objective runs it beside the policy.
+        model: the model that the parameters start from.
+        settings: the section `training` or `sft` of the configuration.
+        table: the preferences, or the examples for SFT.
+        reference: reference log-probs of the preferences; None for SFT, and for objectives that
+            need none.
+        reference_model: the reference itself, if the objective runs it beside the policy.
         folder: the stage's folder.
-        seed: of the order of groups.
-        heldout_fraction: share of prompts left out.
-        starts_at_reference: whether policy and reference have the same weights, so that
-            step 0 must show logratios of 0.
-        what: stage and round, for the log.
-        publish: called by rank 0 with the exported model's folder on its own disk, while that
-            is uploaded.
+        seed: the seed of the order of groups.
+        heldout_fraction: share of prompts that are left out.
+        starts_at_reference: whether policy and reference have the same weights, so that step 0 must
+            show logratios of 0.
+        what: the stage and round, for the log.
+        search: folders to search for a user's own loss, after Python's own.
+        publish: called by rank 0, during the upload, with the exported model's folder on its own
+            disk.
     """
 
     model: ModelConfig
@@ -106,6 +110,7 @@ class TrainJob:
     heldout_fraction: float
     starts_at_reference: bool
     what: str
+    search: tuple[str, ...] = ()
     publish: Publish | None = None
 
     @property
@@ -116,36 +121,41 @@ class TrainJob:
 
 
 def run_worker(arguments: dict[str, Any]) -> None:
-    """Ray Train's entry point; `arguments["job"]` leads to the `TrainJob`."""
+    """Run a Ray Train worker; `arguments["job"]` leads to the `TrainJob`."""
     promised: GivenJob | AwaitedJob = arguments["job"]
     start_logging()
     if isinstance(promised, AwaitedJob):
         with uncollected():
-            meta_causal_lm(promised.model)  # imports meanwhile what the model needs
+            meta_causal_lm(promised.model)  # imports the model's code meanwhile
     job: TrainJob | None = promised.wait()
     if job is None:
         return
     world = current_world(get_device())
-    try:
-        _train(job, world)
-    except NumericsError as error:
-        if world.rank == 0:
-            _record(job, error)
+    settings = job.settings
+    look = ends_without_progress(job.folder, world.rank, settings.progress_within_seconds)
+    limit, name = settings.answer_within_seconds, f"rank-{world.rank:05d}"
+    with beating(job.folder, name, "reading the data", limit, look) as beat:
+        try:
+            _train(job, world, beat)
+        except NumericsError as error:
+            if world.rank == 0:
+                _record(job, error)
 
 
-def _train(job: TrainJob, world: World) -> None:
+def _train(job: TrainJob, world: World, beat: Beat) -> None:
     data = _dataset(job)
     plan = _plan(job, len(data))
+    beat.move("loading the model")
     module = _module(job, world)
     if job.reference_model is not None:
         frozen = load_causal_lm(job.reference_model)
         module.put_beside(token_module(frozen, job.reference_model, world.device))
     with _resume_point(job) as (folder, start):
-        _train_and_export(job, world, data, module, plan, folder, start)
+        _train_and_export(job, world, data, module, plan, folder, start, beat)
 
 
 def _module(job: TrainJob, world: World) -> TokenLogps:
-    """The module; where it is sharded, all ranks but the first need its shapes only."""
+    """Load the module; if it is sharded, ranks other than the first load only its shapes."""
     sharded = job.settings.strategy == "fsdp" and world.size > 1
     if not sharded or world.rank == 0:
         module = _whole_module(job, world)
@@ -156,7 +166,7 @@ def _module(job: TrainJob, world: World) -> TokenLogps:
         world.tell("")
         return reward_module(meta_scalar_head(job.model), job.model)
     model = meta_causal_lm(job.model)
-    attention = world.tell("")  # what rank 0 found out by a forward pass
+    attention = world.tell("")  # the attention that rank 0 chose with a forward pass
     set_attention(model, attention)
     module = TokenLogps(model, job.model.precision)
     module.shared = attention in IMPLEMENTATIONS.values()
@@ -171,7 +181,7 @@ def _whole_module(job: TrainJob, world: World) -> TokenLogps:
 
 @contextmanager
 def _resume_point(job: TrainJob) -> Generator[tuple[Path | None, int]]:
-    """The newest whole checkpoint, on this machine, and its step; without any, None and 0."""
+    """Yield the newest whole checkpoint, on this machine, and its step; None and 0 without any."""
     with ExitStack() as stack:
         local = (stack.enter_context(c.as_directory()) for c in _checkpoints(job))
         found = newest_whole(Path(folder) for folder in local)
@@ -179,7 +189,7 @@ def _resume_point(job: TrainJob) -> Generator[tuple[Path | None, int]]:
 
 
 def _checkpoints(job: TrainJob) -> list[Checkpoint]:
-    """All checkpoints in the stage's folder, newest first: Ray names them by their time."""
+    """Return all checkpoints in the stage's folder, newest first; Ray names them by their time."""
     folder = job.folder.child(CHECKPOINTS)
     filesystem, path = locate(folder.uri)
     selector = FileSelector(path, allow_not_found=True)
@@ -199,6 +209,7 @@ def _train_and_export(
     plan: Plan,
     resume_from: Path | None,
     start: int,
+    beat: Beat,
 ) -> None:
     log = _metrics_log(job, plan, start) if world.rank == 0 else None
     hooks = Hooks(
@@ -206,11 +217,14 @@ def _train_and_export(
         checkpoint=_checkpoint_hook(log),
         first_step=first_step_check(job),
         failed=_failure_hook(job, world),
+        moving=beat.move,
     )
     wrapped = train(module, data, _objective(job), job.settings, plan, world, hooks, resume_from)
+    beat.move("probe")
     probed = probe(wrapped, module.shared, job.trains_reward_model, data, plan, world)
     lora, rewards = job.settings.lora, job.trains_reward_model
     trained = Trained(job.model, lora, rewards, full_parameters(wrapped), probed)
+    beat.move("export")
     if log is not None:
         log.close()
         _export(job, trained, world.device)
@@ -260,6 +274,8 @@ def _plan(job: TrainJob, groups: int) -> Plan:
 
 def _objective(job: TrainJob) -> Objective:
     if isinstance(job.settings, TrainingConfig):
+        for section in own_objectives(job.settings.objective):
+            load_loss(section, job.search)
         return make_objective(job.settings.objective, job.seed)
     return SftObjective()
 
@@ -272,13 +288,13 @@ def _metrics_log(job: TrainJob, plan: Plan, start: int) -> MetricsLog:
 
 
 def _ignore_step(step: int, metrics: Metrics) -> None:
-    """Ranks other than 0 keep no log: metrics are equal on all of them."""
+    """Ignore a step: ranks other than 0 keep no log, because metrics are equal on all ranks."""
 
 
 def _checkpoint_hook(
     log: MetricsLog | None,
 ) -> Callable[[int, Metrics, BeginSave], EndSave]:
-    """Checkpoints through Ray Train, which copies every rank's files into one folder."""
+    """Build a hook that saves through Ray Train, which copies all ranks' files together."""
 
     def begin(step: int, metrics: Metrics, save: BeginSave) -> EndSave:
         folder = tempfile.mkdtemp()
@@ -298,7 +314,7 @@ def _checkpoint_hook(
 
 
 def first_step_check(job: TrainJob) -> Callable[[float], None]:
-    """What is done with the largest logratio (nats) before the first update: refused, or nothing."""
+    """Return a check of the largest logratio (nats) before the first update; it may do nothing."""
 
     def check(largest_logratio: float) -> None:
         if not isinstance(job.settings, TrainingConfig) or not job.starts_at_reference:
@@ -311,7 +327,8 @@ def first_step_check(job: TrainJob) -> Callable[[float], None]:
                 "training.step_zero_tolerance)",
                 "they differ in weights, tokenizer, model.precision, model.attention or device: "
                 "delete the round's `reference` folder and run the same command again; "
-                "training.compile in bfloat16 rounds elsewhere: with it raise the tolerance above this",
+                "training.compile in bfloat16 rounds differently: with it raise the tolerance "
+                "above this",
             )
 
     return check
@@ -333,7 +350,7 @@ def _failure_hook(job: TrainJob, world: World) -> Callable[[Failure], None]:
 
 
 def _export(job: TrainJob, trained: Trained, device: torch.device) -> None:
-    """Write the final model. Hours of work are in it: whatever goes wrong leaves a way out."""
+    """Write the final model; hours of work are in it, so every failure leaves a way to recover."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             held = export(trained, Path(folder))
@@ -349,19 +366,19 @@ def _export(job: TrainJob, trained: Trained, device: torch.device) -> None:
         own = RunError(
             f"the trained model cannot be written: {type(error).__name__}: {error}",
             f"{job.folder.uri} and the temporary folder {tempfile.gettempdir()} take it",
-            "nothing is lost: the last checkpoint is kept. Mend what the message names, and run "
+            "nothing is lost: the last checkpoint is kept. Fix what the message names, and run "
             "the same command again: it only exports",
         )
-        if not job.folder.is_local:  # a store may answer when Ray Train tries again
+        if not job.folder.is_local:  # a store may work again when Ray Train retries
             raise own from error
         _record(job, own)
 
 
 def _record(job: TrainJob, error: RaydpoError) -> None:
-    """Leave an error for the driver: raised, Ray Train would start the workers again for it.
+    """Leave an error for the driver; if raised, Ray Train would restart the workers for it.
 
     Raises:
-        RaydpoError: not even this can be written.
+        RaydpoError: the error file cannot be written either.
     """
     words = [type(error).__name__, error.value, error.rule, error.way_out]
     try:

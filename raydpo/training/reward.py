@@ -1,8 +1,9 @@
-"""A reward model in the train loop: a decoder with a head of one number.
+"""Train a reward model in the train loop: a decoder with a head of one number.
 
-What comes in: a sequence-classification model of transformers and micro-batches. What goes
-out: the reward of each completion, as the value of its last token, so that its sum over
-tokens is the reward. It is read where `labeling` reads it: at the last token of the text.
+From a sequence-classification model of transformers and micro-batches, the module computes the
+reward of each completion. The reward is the value of the last token. All other tokens have the
+value 0, so the sum over tokens is the reward. `labeling` reads it at the same place, the last token
+of the text.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from raydpo.config import ModelConfig
-from raydpo.errors import ModelError
-from raydpo.tables import Row
+from raydpo.config.job import ModelConfig
+from raydpo.core.errors import ModelError
+from raydpo.core.tables import Row
 from raydpo.training.batch import MicroBatch
 from raydpo.training.logps import HeadRequest, TokenLogps, autocast
 
@@ -24,9 +25,10 @@ class TokenRewards(TokenLogps):
     def forward(
         self, batch: MicroBatch, request: HeadRequest
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """[N] float32: r(x, y) at the last token of each completion, 0 at all others.
+        """Return r(x, y) at the last token of each completion, and 0 at all others: [N] float32.
 
-        Completions end with EOS (`ended_by_eos`): what predicts it is the last token of the text.
+        Completions end with EOS (`ended_by_eos`), so the text's last token is the one that predicts
+        EOS.
         """
         last = batch.sequence_lengths.cumsum(0) - 1  # [R]
         with autocast(self.precision, batch.input_ids.device):
@@ -37,7 +39,7 @@ class TokenRewards(TokenLogps):
 
 
 def reward_module(model: PreTrainedModel, settings: ModelConfig) -> TokenRewards:
-    """The module for a model with a scalar head.
+    """Build the module for a model with a scalar head.
 
     Raises:
         ModelError: the layout is `shared`, or the head cannot be found.
@@ -53,10 +55,10 @@ def reward_module(model: PreTrainedModel, settings: ModelConfig) -> TokenRewards
 
 
 def scalar_head_of(model: PreTrainedModel) -> nn.Module:
-    """From hidden states [n, H] to rewards [n, 1].
+    """Return the head, which maps hidden states [n, H] to rewards [n, 1].
 
     Raises:
-        ModelError: it has another name than transformers gives it in decoders.
+        ModelError: the head does not have the name that transformers gives it in decoders.
     """
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Module):
@@ -69,9 +71,9 @@ def scalar_head_of(model: PreTrainedModel) -> nn.Module:
 
 
 def ended_by_eos(row: Row, eos_id: int) -> Row:
-    """A group whose completions all end with EOS, those that were cut short too.
+    """End all completions of a group with EOS, including those that were cut short.
 
-    Nothing reads the EOS: it makes the text's own last token one that predicts another.
+    Nothing reads the EOS; with it, the text's own last token predicts another token.
     """
     completions = [
         list(ids) if ids and ids[-1] == eos_id else [*ids, eos_id] for ids in row["completions"]

@@ -1,22 +1,22 @@
-"""The learning rate over the steps."""
+"""Compute the learning rate over the steps."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal, assert_never
 
-#: How the learning rate goes after the warm-up.
+#: The course of the learning rate after the warm-up.
 Schedule = Literal["cosine", "linear", "constant"]
 
 
 def learning_rate(
     step: int, total_steps: int, peak: float, schedule: Schedule, warmup_fraction: float
 ) -> float:
-    """Learning rate of a step (counted from 0): linear warm-up, then the schedule.
+    """Return the learning rate of a step (counted from 0): linear warm-up, then the schedule.
 
     Args:
-        step: which step.
-        total_steps: steps of the whole training.
+        step: the number of the step.
+        total_steps: number of steps in the whole training.
         peak: the highest learning rate.
         schedule: "constant", "linear" or "cosine"; the last two end at 0.
         warmup_fraction: share of the steps in which the rate rises.

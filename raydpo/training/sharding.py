@@ -1,13 +1,13 @@
-"""Data parallelism: DDP or FSDP2 around the forward module, and the way back out.
+"""Data parallelism: wrap the forward module in DDP or FSDP2, and gather its parameters again.
 
-What comes in: a `TokenLogps` and settings. What goes out: a module whose gradients are
-averaged over the workers, and its full parameters for a Hugging Face folder.
+A `TokenLogps` and settings give a module that averages its gradients over the workers, and later
+its full parameters for a Hugging Face folder.
 
-Precision: master parameters, gradients and reductions are float32. `bfloat16` is torch's
-autocast, in training as in reference scoring, so that step 0 shows logratios of 0. FSDP2
-gathers what autocast would cast anyway, the weights of matrix products, as bfloat16: that is
-the same rounding, done before the communication instead of after it. Norms and embeddings
-stay float32, since autocast leaves them so.
+Precision: master parameters, gradients and reductions are float32. `bfloat16` is torch's autocast,
+in training as in reference scoring, so that step 0 shows logratios of 0. FSDP2 gathers the weights
+of matrix products in bfloat16, to which autocast would cast them anyway. The rounding is the same;
+it only happens before the communication instead of after it. Norms and embeddings stay float32,
+since autocast leaves them so.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from torch.distributed.fsdp import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from raydpo.config import TrainerConfig
-from raydpo.errors import ConfigError
+from raydpo.config.job import TrainerConfig
+from raydpo.core.errors import ConfigError
 from raydpo.training.logps import TokenLogps
 
 _PREFIX = "model."
@@ -50,7 +50,7 @@ _CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
 @dataclass(frozen=True)
 class World:
-    """This process among the train workers."""
+    """The place of this process among the train workers."""
 
     rank: int
     size: int
@@ -65,7 +65,7 @@ class World:
         return tensor.tolist()
 
     def max(self, value: float) -> float:
-        """The largest of all workers' values."""
+        """Return the largest of all workers' values."""
         if self.size == 1:
             return value
         tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
@@ -73,13 +73,13 @@ class World:
         return tensor.item()
 
     def tell(self, value: str) -> str:
-        """Rank 0's value, on every worker."""
+        """Return rank 0's value on every worker."""
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def gather(self, value: list[str]) -> list[list[str]]:
-        """Every worker's value, by rank."""
+        """Return every worker's value, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -88,16 +88,16 @@ class World:
 
 
 def current_world(device: torch.device) -> World:
-    """The world of the process group, or a world of one without any."""
+    """Return the world of the process group, or a world of one without a group."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), device)
     return World(0, 1, device)
 
 
 def parallelize(module: TokenLogps, settings: TrainerConfig, world: World) -> nn.Module:
-    """Wrap a module for `world`: DDP replicates, FSDP2 shards each block and the root.
+    """Wrap a module for `world`: DDP replicates it; FSDP2 shards each block and the root.
 
-    A world of one is left as it is, unless its parameters are to stay in CPU memory. With
+    A module in a world of one stays as it is, unless its parameters are to stay in CPU memory. With
     FSDP2 only rank 0's module needs its weights; those of the others may be on `meta`.
 
     Raises:
@@ -111,7 +111,7 @@ def parallelize(module: TokenLogps, settings: TrainerConfig, world: World) -> nn
 
 
 def wrap(module: TokenLogps, settings: TrainerConfig, world: World) -> nn.Module:
-    """DDP or FSDP2 around a module, in a world of one too; it needs a process group.
+    """Wrap a module in DDP or FSDP2, even in a world of one; this needs a process group.
 
     Raises:
         ConfigError: the settings do not fit this world.
@@ -132,10 +132,10 @@ def compile_blocks(module: TokenLogps, backend: str = "inductor") -> None:
 
 @contextmanager
 def gradient_sync(module: nn.Module, settings: TrainerConfig, last: bool) -> Generator[None]:
-    """Average gradients in this backward pass, or leave them for the `last` one to average.
+    """Average gradients in this backward pass, or leave them for the `last` pass to average.
 
-    FSDP2 that frees parameters early to save memory reduces in every pass: gradients that
-    wait for the last one are as large as the whole model.
+    If FSDP2 frees parameters early to save memory, it reduces in every pass, because gradients that
+    wait for the last pass are as large as the whole model.
     """
     if isinstance(module, DistributedDataParallel) and not last:
         with module.no_sync():
@@ -147,14 +147,14 @@ def gradient_sync(module: nn.Module, settings: TrainerConfig, last: bool) -> Gen
 
 
 def clip_gradients(module: nn.Module, max_norm: float | None) -> Tensor:
-    """Clip the global gradient norm; returns the norm before clipping, which nobody has read."""
+    """Clip the global gradient norm, and return the norm before clipping without reading it."""
     limit = float("inf") if max_norm is None else max_norm
     norm: Any = nn.utils.clip_grad_norm_(module.parameters(), limit)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def full_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Names of the transformers model -> whole float32 tensors on the CPU of rank 0.
+    """Return names of the transformers model -> whole float32 tensors on the CPU of rank 0.
 
     Parameters that are not trained, such as the base weights under an adapter, are left out.
     Every rank calls this; the other ranks get an empty dictionary.
@@ -166,7 +166,7 @@ def full_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_names(module: nn.Module) -> set[str]:
-    """Names, as in a state, of the parameters that are not trained, tied ones by every name."""
+    """Return state names of the parameters that are not trained; tied ones by every name."""
     return {
         name.replace(_CHECKPOINT_WRAPPER, "").removeprefix(_DDP_PREFIX)
         for name, parameter in module.named_parameters(remove_duplicate=False)
@@ -175,7 +175,7 @@ def frozen_names(module: nn.Module) -> set[str]:
 
 
 def _fsdp(module: TokenLogps, settings: TrainerConfig, world: World) -> TokenLogps:
-    """Shard on `meta`, then hand rank 0's weights out: it holds them whole once, no other does."""
+    """Shard on `meta`, then send out rank 0's weights; only rank 0 holds them whole, once."""
     mesh = _mesh(settings, world)
     ties = _tied_names(module)
     whole = module.state_dict() if world.rank == 0 else {}
@@ -185,7 +185,7 @@ def _fsdp(module: TokenLogps, settings: TrainerConfig, world: World) -> TokenLog
     _prepare_blocks(module, settings)
     _shard(module, settings, mesh)
     module.to_empty(device=torch.device("cpu") if settings.cpu_offload else world.device)
-    _tie(module, ties)  # `to_empty` gave each name a parameter of its own
+    _tie(module, ties)  # `to_empty` gave each name its own parameter
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(module, whole, options=options)
     _hand_out_buffers(module, buffers, world)
@@ -193,7 +193,7 @@ def _fsdp(module: TokenLogps, settings: TrainerConfig, world: World) -> TokenLog
 
 
 def _shard(module: TokenLogps, settings: TrainerConfig, mesh: DeviceMesh) -> None:
-    """In place: the module, its blocks and their norms become `FSDPModule`s too."""
+    """Shard in place: the module, its blocks and their norms become `FSDPModule`s too."""
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
     rounded = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     policy = exact if module.precision == "float32" else rounded
@@ -211,7 +211,7 @@ def _shard(module: TokenLogps, settings: TrainerConfig, mesh: DeviceMesh) -> Non
 
 
 def _mesh(settings: TrainerConfig, world: World) -> DeviceMesh:
-    """All workers in one dimension, or copies of the sharded model in a first one (HSDP)."""
+    """Arrange workers in one dimension, with a first one for copies of the sharded model (HSDP)."""
     if settings.cpu_offload and world.device.type != "cuda":
         raise ConfigError(
             f"cpu_offload on the device {world.device.type!r}",
@@ -231,7 +231,7 @@ def _mesh(settings: TrainerConfig, world: World) -> DeviceMesh:
 
 
 def _hand_out_buffers(module: nn.Module, buffers: dict[str, Tensor], world: World) -> None:
-    """Those outside of the state too, such as rotary frequencies, which `to_empty` forgot."""
+    """Send out buffers, even those outside the state, such as rotary frequencies."""
     for name, buffer in module.named_buffers():
         value = buffers[name] if world.rank == 0 else buffer
         value = value.to(world.device).contiguous()
@@ -241,7 +241,7 @@ def _hand_out_buffers(module: nn.Module, buffers: dict[str, Tensor], world: Worl
 
 
 def _tied_names(module: nn.Module) -> list[list[str]]:
-    """Names that stand for one parameter, such as those of tied embeddings."""
+    """Return groups of names that stand for one parameter, such as those of tied embeddings."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -264,18 +264,18 @@ def _prepare_blocks(module: TokenLogps, settings: TrainerConfig) -> None:
 
 
 def _blocks(module: TokenLogps) -> list[nn.Module]:
-    """The decoder blocks: what transformers says must not be split."""
+    """Return the decoder blocks, which are the modules that transformers says must not be split."""
     names: set[str] = set(getattr(module.model, "_no_split_modules", None) or ())
     return [child for child in module.modules() if type(child).__name__ in names]
 
 
 def _outer_blocks(module: TokenLogps) -> list[nn.Module]:
-    """The blocks, or what was put around them to save activations."""
+    """Return the blocks, or the wrappers that were put around them to save activations."""
     modules: list[nn.Module] = list(module.modules())
     return [m for m in modules if isinstance(m, CheckpointWrapper)] or _blocks(module)
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether a module has vectors only, and so takes part in no matrix product."""
+    """Return whether a module has only vectors, and so takes part in no matrix product."""
     own = list(module.parameters(recurse=False))
     return bool(own) and all(p.ndim < 2 for p in own) and not list(module.children())

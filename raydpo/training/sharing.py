@@ -1,9 +1,9 @@
-"""Whether a model can share prompts, found out before anything is trained.
+"""Determine before training whether a model can share prompts.
 
-What comes in: a loaded model and its configuration. What goes out: the module that
-training and reference scoring run, in the layout that the model was seen to be right in:
-its log-probs on a few tokens are held against the model's own forward pass on single
-sequences, and its sliding windows against its config.
+For a loaded model and its configuration, the module returns the wrapper that training and
+reference scoring run, in a layout that gives correct results. It compares the model's log-probs
+on a few tokens with the model's own forward pass on single sequences, and its sliding windows
+with its config.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from raydpo.config import ModelConfig
-from raydpo.errors import ModelError
-from raydpo.progress import logger
+from raydpo.config.job import ModelConfig
+from raydpo.core.errors import ModelError
+from raydpo.core.progress import logger
 from raydpo.training.attention.backends import choose_backend, self_test
 from raydpo.training.attention.interface import (
     LAYOUT_ARGUMENT,
@@ -34,16 +34,17 @@ TOLERANCE_NATS = 1e-4
 
 
 def token_module(model: PreTrainedModel, settings: ModelConfig, device: torch.device) -> TokenLogps:
-    """The module for a model, in the layout that the configuration asks for.
+    """Build the module for a model, in the layout that the configuration asks for.
 
     Args:
-        model: with float32 parameters, on whatever device.
-        settings: `layout` `auto` shares prompts if the model can, and logs why not.
+        model: a model with float32 parameters, on any device.
+        settings: with `layout: auto`, prompts are shared if the model can; otherwise a log line
+            says why.
         device: where the module will run.
 
     Raises:
-        ModelError: the model cannot share prompts and `layout` is `shared`, or its forward
-            pass is not its decoder with an output layer on top.
+        ModelError: the model cannot share prompts and `layout` is `shared`, or its forward pass is
+            not its decoder with an output layer on top.
     """
     use_faithful_attention(model, settings)
     backend = choose_backend(settings, device, model.config)
@@ -63,7 +64,7 @@ def token_module(model: PreTrainedModel, settings: ModelConfig, device: torch.de
 
 
 def use_faithful_attention(model: PreTrainedModel, settings: ModelConfig) -> None:
-    """Let a model with soft-capped scores not use SDPA, where transformers drops the cap.
+    """Keep a model with soft-capped scores from SDPA, where transformers drops the cap.
 
     Raises:
         ModelError: the configuration asks for SDPA by name.
@@ -81,10 +82,10 @@ def use_faithful_attention(model: PreTrainedModel, settings: ModelConfig) -> Non
 
 
 def checked_padded(model: PreTrainedModel, precision: str) -> TokenLogps:
-    """The module in the padded layout.
+    """Build the module in the padded layout.
 
     Raises:
-        ModelError: it differs from the model's own forward pass.
+        ModelError: the module differs from the model's own forward pass.
     """
     module = TokenLogps(model)
     check_forward(module)
@@ -93,10 +94,10 @@ def checked_padded(model: PreTrainedModel, precision: str) -> TokenLogps:
 
 
 def check_sharing(model: PreTrainedModel) -> None:
-    """Try the shared layout on a few tokens; leaves the model with a shared attention.
+    """Try the shared layout on a few tokens; this leaves the model with a shared attention.
 
     Raises:
-        ModelError: the model cannot share prompts, and why.
+        ModelError: the model cannot share prompts; the error says why.
     """
     groups = _groups(model)
     with torch.no_grad():
@@ -128,10 +129,10 @@ def check_sharing(model: PreTrainedModel) -> None:
 
 
 def check_forward(module: TokenLogps) -> None:
-    """Hold the padded forward pass against the model's own logits on a few tokens.
+    """Compare the padded forward pass with the model's own logits on a few tokens.
 
     Raises:
-        ModelError: they differ, since something unknown follows the output layer.
+        ModelError: they differ, because something unknown follows the output layer.
     """
     groups = _groups(module.model)
     with torch.no_grad():
@@ -149,7 +150,7 @@ def check_forward(module: TokenLogps) -> None:
 
 
 def _groups(model: PreTrainedModel) -> list[Group]:
-    """Two groups of one and of three completions, of a few tokens."""
+    """Build two groups with one and with three completions, each of a few tokens."""
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(1, 40).remainder(vocabulary).tolist()
     return [
@@ -159,7 +160,7 @@ def _groups(model: PreTrainedModel) -> list[Group]:
 
 
 def own_logps(model: PreTrainedModel, groups: list[Group]) -> Tensor:
-    """Log-probs of all completion tokens by transformers alone, one sequence at a time: [N] float32."""
+    """Compute completion log-probs by transformers alone, sequence by sequence: [N] float32."""
     values: list[Tensor] = []
     for group in groups:
         for completion in group.completions:
@@ -171,7 +172,7 @@ def own_logps(model: PreTrainedModel, groups: list[Group]) -> Tensor:
 
 
 def _windows_by_config(model: PreTrainedModel) -> list[int | None]:
-    """The sliding window of each layer's attention, as the model's config states it."""
+    """Return the sliding window of each layer's attention, as the model's config states it."""
     config = model.config.get_text_config()
     used = getattr(config, "use_sliding_window", True)
     window: int | None = getattr(config, "sliding_window", None) if used else None

@@ -1,80 +1,91 @@
-"""The training stages on Ray Train: preference groups or examples in, a model out.
+"""The training stages on Ray Train: train a model on preference groups or examples.
 
-What comes in: finished tables and the configuration. What goes out: `policy/` with the
-model as a Hugging Face folder, metrics, checkpoints and a manifest. A killed driver's
-training goes on from its last checkpoint.
+Finished tables and the configuration give `policy/`, with the model as a Hugging Face folder,
+metrics, checkpoints and a manifest. If the driver is killed, the next run resumes the training from
+the last checkpoint.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
-from raydpo.cluster import cluster_size
-from raydpo.config import Config, ModelConfig, TrainerConfig
-from raydpo.config_content import content_of
-from raydpo.errors import ModelError, NumericsError, RunError, said_by
-from raydpo.models import tokenizer_fingerprint, weights_fingerprint
-from raydpo.parts import Table
+from raydpo.config.content import content_of
+from raydpo.config.job import Config, ModelConfig, TrainerConfig
+from raydpo.config.objectives import own_objectives
+from raydpo.core import waiting as waits
+from raydpo.core.cluster import cluster_size
+from raydpo.core.errors import (
+    ClusterError,
+    ModelError,
+    NumericsError,
+    RunError,
+    own_error,
+    said_by,
+)
+from raydpo.core.own_code import function_hashes
+from raydpo.core.own_functions import search_path
+from raydpo.core.parts import Table
+from raydpo.core.periodic import periodically
+from raydpo.core.place import Place
+from raydpo.core.progress import logger, say
+from raydpo.core.pulse import Watch, Watched, watching
+from raydpo.core.run import Stage, commit_files, open_stage
+from raydpo.core.storage import Folder
+from raydpo.core.waiting import Obstacle, holders, waiting
+from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint
 from raydpo.plan import workers_can_wait
-from raydpo.progress import logger, say
-from raydpo.run import Stage, commit_files, open_stage
-from raydpo.storage import Folder
 from raydpo.training.checkpoint_files import last_whole_step
 from raydpo.training.export import ADAPTER, MODEL
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
 from raydpo.training.ray_worker import CHECKPOINTS, ERROR_FILE, EXPORT_FILE, Publish, TrainJob
-from raydpo.training.workers import EarlyWorkers, count, fit
+from raydpo.training.reported_steps import reported_steps
+from raydpo.training.watchdog import stacks_in
+from raydpo.training.workers import EarlyWorkers, as_holder, count, fit
 
 #: Errors that workers leave in a file, by name.
 _RECORDED: Final = {one.__name__: one for one in (NumericsError, ModelError, RunError)}
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
-def early_workers(
-    config: Config, folder: Folder, what: str
-) -> AbstractContextManager[EarlyWorkers | None]:
-    """Workers for `train_policy` that start now, where they find room beside all stages before it.
+def early_workers(config: Config, place: Place) -> AbstractContextManager[EarlyWorkers | None]:
+    """Start workers for `train_policy` now if they find room beside all the stages before it.
 
-    None where they do not, or where this training was begun before: it goes on as it is.
+    Return None if they do not, or if this training was begun before and will go on as it is.
 
     Args:
         config: the job; its `model` is what will be trained.
-        folder: of the training's stage.
-        what: the stage and round, for the log.
+        place: of the training's stage.
     """
     assert config.training is not None
-    if folder.files() or not workers_can_wait(config, cluster_size()):
+    if place.folder.files() or not workers_can_wait(config, cluster_size()):
         return nullcontext()
-    return EarlyWorkers(config.training, config.model, folder, what)
+    return EarlyWorkers(config.training, config.model, place.folder, place.label)
 
 
 def train_policy(
-    *,
     config: Config,
-    folder: Folder,
+    place: Place,
     preferences: Table,
     reference: Table | None,
-    what: str,
     workers: EarlyWorkers | None = None,
     publish: Publish | None = None,
 ) -> ModelConfig:
-    """Train the policy on preference groups; returns where it is.
+    """Train the policy on preference groups, and return its location.
 
     Args:
         config: the job.
-        folder: of the stage.
-        preferences: the groups.
-        reference: their log-probs; None only where the objective needs none.
-        what: the stage and round, for the log.
-        workers: those of `early_workers`; without them workers start when there is something to do.
+        place: where the policy goes.
+        preferences: the preference groups.
+        reference: their log-probs; None only if the objective needs none.
+        workers: those of `early_workers`; without them, workers start once there is something to
+            do.
         publish: takes the trained model from the worker that exports it, before the stage ends.
 
     Raises:
-        NumericsError: step 0 shows logratios, or a loss is not finite.
+        NumericsError: step 0 shows nonzero logratios, or a loss is not finite.
     """
     assert config.training is not None
     starts_at_reference = False
@@ -89,29 +100,32 @@ def train_policy(
         table=preferences,
         reference=reference,
         reference_model=live,
-        folder=folder,
-        seed=config.seed,
+        folder=place.folder,
+        seed=place.seed,
         heldout_fraction=_heldout_fraction(config),
         starts_at_reference=starts_at_reference,
-        what=what,
+        what=place.label,
+        search=search_path(),
         publish=publish,
     )
-    return _run(job, policy_stage(config, folder, preferences, reference), workers)
+    return _run(job, policy_stage(config, place, preferences, reference), workers)
 
 
 def policy_stage(
-    config: Config, folder: Folder, preferences: Table, reference: Table | None
+    config: Config, place: Place, preferences: Table, reference: Table | None
 ) -> Stage:
-    """What a policy is made from that is trained on these groups."""
+    """Describe what a policy that is trained on these groups is made from."""
     assert config.training is not None
     inputs = {"preferences": preferences.fingerprint}
     if reference is not None:
         inputs["reference"] = reference.fingerprint
-    return _stage(config, config.training, folder, inputs, _heldout_fraction(config))
+    for section in own_objectives(config.training.objective):
+        inputs |= {f"objective, {k}": v for k, v in function_hashes(section.function).items()}
+    return _stage(config, config.training, place, inputs, _heldout_fraction(config))
 
 
-def train_sft(*, config: Config, folder: Folder, examples: Table, what: str) -> ModelConfig:
-    """Supervised fine-tuning on examples; returns where the model is.
+def train_sft(config: Config, place: Place, examples: Table) -> ModelConfig:
+    """Fine-tune on examples with supervision, and return the model's location.
 
     Raises:
         NumericsError: a loss is not finite.
@@ -123,30 +137,30 @@ def train_sft(*, config: Config, folder: Folder, examples: Table, what: str) -> 
         table=examples,
         reference=None,
         reference_model=None,
-        folder=folder,
-        seed=config.seed,
+        folder=place.folder,
+        seed=place.seed,
         heldout_fraction=0.0,
         starts_at_reference=False,
-        what=what,
+        what=place.label,
     )
-    return _run(job, sft_stage(config, folder, examples))
+    return _run(job, sft_stage(config, place, examples))
 
 
-def sft_stage(config: Config, folder: Folder, examples: Table) -> Stage:
-    """What a model is made from that is fine-tuned on these examples."""
+def sft_stage(config: Config, place: Place, examples: Table) -> Stage:
+    """Describe what a model that is fine-tuned on these examples is made from."""
     assert config.sft is not None
-    return _stage(config, config.sft, folder, {"examples": examples.fingerprint}, 0.0)
+    return _stage(config, config.sft, place, {"examples": examples.fingerprint}, 0.0)
 
 
 def _stage(
     config: Config,
     settings: TrainerConfig,
-    folder: Folder,
+    place: Place,
     inputs: dict[str, str],
     heldout_fraction: float,
 ) -> Stage:
     return Stage(
-        folder=folder,
+        place=place,
         name="train",
         table=None,
         inputs={
@@ -157,7 +171,7 @@ def _stage(
         settings={
             **content_of(settings),
             **content_of(config.model),
-            "seed": config.seed,
+            "seed": place.seed,
             "heldout_fraction": heldout_fraction,
         },
     )
@@ -168,14 +182,19 @@ def _heldout_fraction(config: Config) -> float:
 
 
 def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> ModelConfig:
-    # Only what changed is carried over: the trained folder brings its own tokenizer.
+    # Only changes are carried over: the trained folder brings its own tokenizer.
     trained = job.model.model_copy(update={"path": job.folder.child(MODEL).uri, "revision": None})
     if open_stage(stage, refuse_to_mend=functools.partial(_refuse_to_mend, job)) is not None:
         logger.info("[%s] nothing to do: the model is there", job.what)
         return trained
     job.folder.delete(ERROR_FILE)
-    with _shown_progress(job.folder):
-        _train(job, workers)
+    before = stacks_in(job.folder)
+    with reported_steps(job.folder), _shown_progress(job.folder), _watched(job):
+        try:
+            _train(job, workers)
+        except Exception as error:
+            _raise_stalled(job, before, error)
+            raise
     _raise_recorded_error(job.folder)
     rows = read_metrics(job.folder)
     held = job.folder.read_json(EXPORT_FILE)
@@ -190,7 +209,7 @@ def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> Mo
 
 
 def _refuse_to_mend(job: TrainJob, damaged: list[str], manifest: dict[str, Any]) -> str | None:
-    """Why damaged files of a finished training cannot be written anew by an export alone."""
+    """Return why an export alone cannot rewrite damaged files of a finished training."""
     exported = (f"{MODEL}/", f"{ADAPTER}/", EXPORT_FILE)
     trained = [name for name in damaged if not name.startswith(exported)]
     if trained:
@@ -211,30 +230,81 @@ def _train(job: TrainJob, workers: EarlyWorkers | None) -> None:
 
 
 @contextmanager
+def _watched(job: TrainJob) -> Generator[None]:
+    """End workers that give no sign of life, and log what the others wait for."""
+    settings = job.settings
+    limit = settings.answer_within_seconds
+    ranks = Watched(job.folder, job.what, limit, "training.answer_within_seconds")
+    with watching([ranks]) as watch, waiting(job.what, lambda: _obstacle(job, watch)):
+        yield
+
+
+def _obstacle(job: TrainJob, watch: Watch) -> Obstacle | None:
+    """Return what keeps the train workers from starting, if anything does."""
+    settings = job.settings
+    ranks = watch.at_work()
+    if not ranks:
+        cpus, gpus = settings.cpus_per_worker, settings.gpus_per_worker
+        return Obstacle(
+            f"{as_holder(settings)} of {cpus:g} CPUs (on CUDA {gpus:g} GPUs) each to start",
+            holders(but=as_holder(settings)),
+            "their start; where they find no room, others that end, another node, or fewer workers: "
+            "training.num_workers [1, most]",
+        )
+    still_for = min(still for _, _, _, still in ranks)
+    if still_for < waits.FIRST_SECONDS:
+        return None
+    silent, longest = settings.answer_within_seconds, settings.progress_within_seconds
+    return Obstacle(
+        "the slowest train worker",
+        watch.words(),
+        f"one that shows nothing is ended after {silent:g} s (training.answer_within_seconds), one "
+        f"that gets no further after {longest:g} s (training.progress_within_seconds); all then go "
+        "on from the last checkpoint",
+        still_for,
+    )
+
+
+def _raise_stalled(job: TrainJob, before: list[str], error: Exception) -> None:
+    """Report the stacks that workers left when they ended for lack of progress.
+
+    Raises:
+        ClusterError: there are such stacks.
+    """
+    found = [path for path in stacks_in(job.folder) if path not in before]
+    if found and own_error(error) is None:
+        settings = job.settings
+        raise ClusterError(
+            f"{job.what}: train workers got no further for {settings.progress_within_seconds:g} s, "
+            f"more often than training.max_failures ({settings.max_failures}); the stacks of their "
+            f"threads: {', '.join(found)}",
+            "each train worker gets further within training.progress_within_seconds",
+            "see in the stacks what they wait for; where the work itself takes so long, raise the "
+            "limit. The same command goes on from the last checkpoint",
+        ) from error
+
+
+@contextmanager
 def _shown_progress(folder: Folder) -> Generator[None]:
     """Log the workers' progress lines while the block runs."""
-    ended = threading.Event()
+    shown = b""
 
     def show() -> None:
-        shown = b""
-        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-            try:
-                line = folder.read_bytes(PROGRESS_FILE) if folder.exists(PROGRESS_FILE) else shown
-            except OSError as error:  # it is there again, or the training itself ends by it
-                logger.warning("progress cannot be read: %s", said_by(error))
-                continue
-            if line != shown:
-                say(line.decode())
-                shown = line
+        nonlocal shown
+        try:
+            line = folder.read_bytes(PROGRESS_FILE) if folder.exists(PROGRESS_FILE) else shown
+        except OSError as error:  # it reappears, or ends the training itself
+            logger.warning("progress cannot be read: %s", said_by(error))
+            return
+        if line != shown:
+            say(line.decode())
+            shown = line
 
     folder.delete(PROGRESS_FILE)
-    thread = threading.Thread(target=show, daemon=True)
-    thread.start()
     try:
-        yield
+        with periodically("raydpo-progress", show, _SECONDS_BETWEEN_LOOKS):
+            yield
     finally:
-        ended.set()
-        thread.join()
         folder.delete(PROGRESS_FILE)
 
 

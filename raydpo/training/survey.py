@@ -1,8 +1,8 @@
-"""A pass over the global batch without gradients, for objectives that must know it first.
+"""Run a pass over the global batch without gradients, for objectives that must know it first.
 
-What comes in: a step's micro-batches on every rank. What goes out: the policy's log-prob
-of every completion of the global batch that the objective asks for, on every rank. It costs
-one forward pass over these a step, and only objectives that ask (KTO, AOT) pay.
+From a step's micro-batches on every rank, every rank gets the policy's log-prob of every
+completion of the global batch that the objective asks for. That costs one forward pass over these
+completions per step, and only for objectives that ask (KTO, AOT).
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def survey_logps(
     surveyed: Callable[[Group], list[int]],
     world: World,
 ) -> dict[int, list[float]]:
-    """Log-prob of each completion, summed over its tokens, by group number.
+    """Return the log-prob of each completion, summed over its tokens, by group number.
 
     Args:
         module: the policy.
-        shared: the layout that it takes.
+        shared: whether the policy takes the shared layout.
         data: all groups.
         groups: numbers of the global batch's groups.
-        micro_batches: this rank's, as `composition.rank_micro_batches` gives them.
-        surveyed: which completions of a group are looked at; the others are given as 0.
-        world: the ranks, which all call this.
+        micro_batches: this rank's micro-batches, as `composition.rank_micro_batches` gives them.
+        surveyed: returns the completions of a group to evaluate; the others get 0.
+        world: the ranks, all of which call this.
     """
     sizes = [int(data.sizes.sequences[group]) for group in groups]
     starts = dict(zip(groups, itertools.accumulate(sizes, initial=0), strict=False))

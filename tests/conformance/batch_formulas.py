@@ -1,12 +1,12 @@
 """The papers' formulas over a whole global batch: loss, gradient by every token, metrics.
 
-What comes in: the mapping of `training.objective`, as YAML gives it, and rows with the tables of their
-tokens. What goes out: what a train step must compute from them. Nothing of raydpo is in it.
+From the mapping of `training.objective`, as YAML gives it, and rows with the tables of their
+tokens, the module computes what a train step must compute from them. It uses nothing of raydpo.
 
 A batch is a weighted sum over units: pairs, rankings or judged completions. The inputs of a
-unit's formula are weighted sums of numbers in the tables (log-ratios, means of log-probs), so
-its gradient by tokens is the formula's derivative times those weights. What no gradient may reach
-goes into the formula as a plain number.
+unit's formula are weighted sums of numbers in the tables (log-ratios, means of log-probs). So its
+gradient by tokens is the formula's derivative times those weights. What no gradient may reach
+enters the formula as a plain number.
 """
 
 from __future__ import annotations

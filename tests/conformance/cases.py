@@ -1,7 +1,7 @@
-"""Every objective beside its formula: what to call, with which knobs, on which inputs.
+"""Every objective beside its formula: the function to call, its settings and its inputs.
 
-What goes out: `CASES`, read by the golden checks, by the mutation check and by the
-command that writes the errors into docs/objectives.md.
+`CASES` serves the golden checks, the mutation check, and the command that writes the errors into
+docs/objectives.md.
 """
 
 from __future__ import annotations

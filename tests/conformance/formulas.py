@@ -1,8 +1,8 @@
 """The papers' formulas once more, for numbers of any precision: the other side of the checks.
 
-What comes in: mpmath numbers of one pair (or one group), and knobs. What goes out: the loss.
-Written from the papers, with nothing of raydpo in it, as literally as can be:
-nothing here needs to be stable, since it is computed with 320 digits and unbounded exponents.
+From mpmath numbers of one pair (or one group) and settings, each function computes the loss. The
+formulas are written from the papers, with nothing of raydpo, as literally as possible. Nothing
+here needs to be stable, since it is computed with 320 digits and unbounded exponents.
 """
 
 from __future__ import annotations

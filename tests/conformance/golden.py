@@ -1,7 +1,7 @@
-"""Holding a function of losses against its formula: values and gradients of all rows.
+"""Compare a loss function with its formula: values and gradients of all rows.
 
-What comes in: a case and a function (the shipped one, or a mutant of it). What goes out: its
-largest relative errors.
+From a case and a function (the shipped one, or a mutant of it), it returns the largest relative
+errors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Holding what training computes against the formulas, and which functions a section goes through.
+"""Compare what training computes with the formulas, and list the functions that a section uses.
 
-What comes in: the name of a section (see `sections.py`). What goes out: the largest error of loss,
-metrics and gradients.
+From the name of a section (see `sections.py`), it returns the largest error of loss, metrics and
+gradients.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import FrameType
 
 from mpmath import mp
 
-from raydpo.errors import NumericsError
+from raydpo.core.errors import NumericsError
 from tests.conformance import batch_formulas
 from tests.conformance.batch_formulas import Expected
 from tests.conformance.mutants import FAILURES

@@ -1,7 +1,7 @@
-"""Mistakes that were made before, here or elsewhere, in the words of the code that trains.
+"""Known mistakes, made here or elsewhere, as changes to the code that trains.
 
-What goes out: `MISTAKES`, each a module, words that stand in it once, and what stands there with the
-mistake in it.
+Each entry of `MISTAKES` has a module, a text that occurs in it once, and the text with the
+mistake that replaces it.
 """
 
 from __future__ import annotations

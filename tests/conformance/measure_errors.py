@@ -1,11 +1,11 @@
-"""Measures the largest relative error of every objective and writes it into docs/objectives.md.
+"""Measure the largest relative error of every objective and write it into docs/objectives.md.
 
     python -m tests.conformance.measure_errors          prints them
     python -m tests.conformance.measure_errors --write  puts them into the table's last column
 
-What comes in: the cases and their formulas in mpmath. What goes out: for each row of the
-table the largest error of values and gradients: of the function in float64 and in float32, and of a
-train step that its sections of the configuration make, with all metrics.
+For each row of the table it compares with formulas in mpmath, and takes the largest error of
+values and gradients. It tests the function in float64 and in float32, and a train step made from
+the objective's sections of the configuration, with all metrics.
 """
 
 from __future__ import annotations

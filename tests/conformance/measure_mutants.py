@@ -1,9 +1,9 @@
-"""Plants one mistake at a time, everywhere, into what makes losses of micro-batches of sections.
+"""Plant one mistake at a time into the code between sections and the losses of micro-batches.
 
-`python -m tests.conformance.measure_mutants` prints every mutant with its fate. What comes in: the
-source of raydpo.training.measures and of the objectives. What goes out: mutants with the
-mistakes of `mutants.py`, and those that only this layer can have: an option that is
-ignored, two arguments that are exchanged, a gradient that is stopped, weights that are ignored.
+`python -m tests.conformance.measure_mutants` prints every mutant with its fate. The mutants of
+raydpo.training.measures and of the objectives have the mistakes of `mutants.py`, and those that
+only this layer can have: an ignored option, two exchanged arguments, a stopped gradient, ignored
+weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import copy
 import re
 from collections.abc import Iterator
 
-from raydpo import config_objectives
+from raydpo.config import objectives as config_objectives
 from tests.conformance import mutants, plants
 from tests.conformance.held import noticed
 from tests.conformance.plants import FunctionTree, Plant

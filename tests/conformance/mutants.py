@@ -1,10 +1,9 @@
-"""Plants mistakes into every loss and sees whether the checks notice.
+"""Plant mistakes into every loss and see whether the checks notice.
 
-`python -m tests.conformance.mutants` prints every mutant with its fate. What comes in: the
-source of raydpo.training.losses. What goes out: for each module its mutants, each with one
-mistake of the kinds that papers and code are known for: a sign, a term or factor misplaced
-(beta reaching one term only, gamma inside of beta), mean for sum, a gradient that is not
-stopped, a knob off by one, chosen for rejected, another comparison.
+`python -m tests.conformance.mutants` prints every mutant with its fate. Each mutant of a module
+in raydpo.training.losses has one mistake of the kinds that papers and code are known for: a sign,
+a term or factor misplaced (beta reaching one term only, gamma inside of beta), mean for sum, a
+gradient that is not stopped, a setting off by one, chosen for rejected, another comparison.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the checks against peers share: a tiny policy and reference, data, and our log-probs.
 
-What comes in: the very token ids of a peer's batch. What goes out: sums of our own
-log-probabilities over its completions.
+From the very token ids of a peer's batch, it computes sums of our own log-probabilities over its
+completions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Mistakes planted into functions of the package, in place, so that all who call them meet them.
+"""Plant mistakes into functions of the package, in place, so that all callers meet them.
 
-What comes in: a module's name and its source with a mistake. What goes out: a context in which
-the package has that mistake.
+In the context for a module's name and its source with a mistake, the package has that mistake.
 """
 
 from __future__ import annotations

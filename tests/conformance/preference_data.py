@@ -1,8 +1,8 @@
-"""A small preference data set whose every token has a number of its own, and its tables of log-probs.
+"""A small preference data set in which every token has its own number, with tables of log-probs.
 
-What comes in: nothing. What goes out: rows as the training stage reads them, and for every completion
-token what policy and reference say of it. Tokens never repeat, so a token's id is its
-place in each table, and a gradient by a table is a gradient by tokens.
+It has rows as the training stage reads them, and for every completion token the values of policy
+and reference. Tokens never repeat, so a token's id is its place in each table, and a gradient by
+a table is a gradient by tokens.
 
 All numbers are multiples of 1/64, which float32 holds and adds without rounding.
 """

@@ -1,6 +1,7 @@
 """Sections of the configuration, as YAML gives them: every objective, every option at two values.
 
-What goes out: `SECTIONS`, a mapping `training.objective` by a name that says what is special in it.
+`SECTIONS` maps a name, which says what is special in the section, to a mapping
+`training.objective`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Checks of what losses are made from, where no formula of one row will do.
+"""Check the parts of losses that no formula of one row can check.
 
-Each takes a namespace with the functions of one module (the shipped one, or a mutant of it)
+Each check takes a namespace with the functions of one module (the shipped one, or a mutant of it)
 and fails by an assertion.
 """
 

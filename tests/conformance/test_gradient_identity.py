@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from raydpo.config import DpoObjective
+from raydpo.config.job import DpoObjective
 from raydpo.training.batch import MicroBatch, build_micro_batch
 from raydpo.training.groups import Group, Pair
 from raydpo.training.head import TokenOutputs

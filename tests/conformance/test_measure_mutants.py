@@ -1,4 +1,4 @@
-"""A mistake planted anywhere between the configuration and the loss of a step is noticed."""
+"""Tests notice a mistake planted anywhere between the configuration and the loss of a step."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A mistake planted anywhere in a loss is noticed by the golden checks."""
+"""The golden checks notice a mistake planted anywhere in a loss."""
 
 import pytest
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raydpo.config import PairsConfig
+from enumerable import world as tabular
+from raydpo.config.job import PairsConfig
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
-from raydpo.training import tabular
 from raydpo.training.losses import (
     apo,
     contrastive,

@@ -1,4 +1,4 @@
-"""What each loss is where the policy equals the reference: the values that papers imply."""
+"""Each loss has the value that its paper implies where the policy equals the reference."""
 
 import math
 from collections.abc import Callable

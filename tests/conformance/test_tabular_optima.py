@@ -1,4 +1,4 @@
-"""On a world that can be listed, objectives reach the policy that theory says they reach."""
+"""On an enumerable world, objectives reach the policy that theory says they reach."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from raydpo.config_objectives import DpoObjective
-from raydpo.training import tabular
-from raydpo.training.losses import reward_model
-from raydpo.training.tabular_objectives import (
+from enumerable import world as tabular
+from enumerable.optima import (
     TabularObjective,
     expected_loss,
     tabular_objectives,
 )
+from raydpo.config.objectives import DpoObjective
+from raydpo.training.losses import reward_model
 
 pytestmark = pytest.mark.thorough
 

@@ -1,7 +1,7 @@
 """Our losses against TRL's DPOTrainer and RewardTrainer, run for real on the same batch.
 
-Where TRL does something else than the paper, the test says so in its name, and holds both:
-that it differs, and what it is instead.
+If TRL differs from the paper, the test's name says so, and the test checks both that it differs
+and what it computes instead.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""An objective on the way that training takes: section, `make_objective`, train step.
+"""Run an objective as training does: section, `make_objective`, train step.
 
-What comes in: a mapping `training.objective`, the size of micro-batches, the number of workers. What goes
-out: the step's metrics, and the gradient by every token. The model is a table: its parameters are the
-log-probs (and logits and divergences) of tokens, which never repeat in the data.
+From a mapping `training.objective`, the size of micro-batches and the number of workers, it
+returns the step's metrics, and the gradient by every token. The model is a table: its parameters
+are the log-probs (and logits and divergences) of tokens, which never repeat in the data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raydpo.config import TrainingConfig
+from raydpo.config.job import TrainingConfig
 from raydpo.training.batch import MicroBatch
 from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, write_groups

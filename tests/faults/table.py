@@ -1,11 +1,12 @@
 """Run the tests of every fault and write `docs/faults.md`: `make test-faults`.
 
-What comes in: `ROWS`, or reports of tests that were run (`--from report.xml ...`). What goes out:
-the page with each row's last result, and the exit status of the tests.
+The tests are those of `ROWS`; `--from report.xml ...` reads reports of finished tests instead. The
+exit status is that of the tests.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,11 +23,12 @@ PAGE: Final = ROOT / "docs" / "faults.md"
 _HEAD: Final = """\
 # Faults
 
-What raydpo owes in each fault, and the tests that inject it. `make test-faults` runs them and writes this page.
-Kills are injected at points of the code, or at each operation in turn, and never after a sleep alone. The tests'
-oracle is an undisturbed run: equal ids, equal content, nothing lost and nothing twice.
+This page lists what raydpo guarantees under each fault, and the tests that inject it. `make test-faults` runs them and
+writes this page. The tests kill at points of the code, or at each operation in turn, and never after a sleep alone.
+They compare with an undisturbed run: equal ids, equal content, nothing lost and nothing twice. In
+[soak.md](soak.md) a seed chooses the faults.
 
-| fault | owed | tests | last result |
+| fault | guarantee | tests | last result |
 | --- | --- | --- | --- |
 """
 
@@ -47,7 +49,7 @@ def _tests(row: Row) -> str:
 
 
 def results_on(text: str) -> dict[str, str]:
-    """The last results that a page holds."""
+    """The last result on a page of each fault."""
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {cell[0]: cell[-1] for cell in cells if len(cell) == 4}
 
@@ -84,7 +86,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", *names, *arguments, f"--junitxml={report}"]
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        environment = {**os.environ, "RAYDPO_TEST_ALL_STAGES": "1"}  # see test_lost_nodes
+        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         _write(outcomes([report]))
     return status
 

@@ -1,4 +1,4 @@
-"""Says how many inputs each target has seen."""
+"""Report how many inputs each target has seen."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One target after another is given inputs that nobody meant; what may come of them is stated here.
+"""Feed malformed inputs to one target after another; this module defines the allowed outcomes.
 
-Allowed are success and a raydpo error with its three lines. Every other exception is a fault. In the
-fast suite a target sees some dozens of inputs, the same each time; with RAYDPO_FUZZ_MINUTES
+Success and a raydpo error with its three lines are allowed. Every other exception is a fault. In
+the fast suite a target sees some dozens of inputs, the same each time. With RAYDPO_FUZZ_MINUTES
 each sees new ones for that long (`make fuzz`).
 """
 
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
-from raydpo.errors import RaydpoError
+from raydpo.core.errors import RaydpoError
 
 T = TypeVar("T")
 

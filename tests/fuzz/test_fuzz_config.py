@@ -1,4 +1,4 @@
-"""Configuration: YAML texts, values and overrides that nobody meant."""
+"""Malformed configurations: YAML texts, values and overrides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from raydpo.config_file import config_from_values, config_to_yaml, load_config
+from raydpo.config.file import config_from_values, config_to_yaml, load_config
 from tests.fuzz.fuzzing import Fuzz, allowed
 
 pytestmark = pytest.mark.thorough

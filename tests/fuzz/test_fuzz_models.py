@@ -1,4 +1,4 @@
-"""Model folders: each JSON file damaged or of wrong types, headers of weights turned."""
+"""Malformed model folders: each JSON file damaged or of wrong types, headers of weights altered."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from raydpo.check import Findings
-from raydpo.check_models import check_models
-from raydpo.config import Config, ModelConfig
-from raydpo.models import load_tokenizer
+from raydpo.check.findings import Findings
+from raydpo.check.models import check_models
+from raydpo.config.job import Config, ModelConfig
+from raydpo.models.loading import load_tokenizer
 from raydpo.prompts.chat import check_template
 from raydpo.prompts.encode import make_encoder
 from tests.conftest import make_tiny_model

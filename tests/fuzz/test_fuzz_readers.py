@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
 
-from raydpo.config import PreferencesConfig, PromptsConfig, SftConfig
+from raydpo.config.job import PreferencesConfig, PromptsConfig, SftConfig
+from raydpo.core.tables import SCHEMAS, table_from_rows
 from raydpo.prompts.examples import example_parts
 from raydpo.prompts.preferences import preference_parts
-from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
+from raydpo.prompts.source_content import source_fingerprint
+from raydpo.prompts.sources import SourceRow, source_rows
 from raydpo.prompts.stage import prompt_parts
-from raydpo.tables import SCHEMAS, table_from_rows
 from tests.conftest import make_tokenizer
 from tests.fuzz.fuzzing import Fuzz, allowed
 
@@ -72,7 +73,7 @@ def read_all(path: str) -> None:
             row.text.encode()
 
     allowed(read)
-    allowed(source_fingerprint, path)
+    allowed(source_fingerprint, PromptsConfig(path=path))
 
 
 @pytest.mark.parametrize("name", FILES)

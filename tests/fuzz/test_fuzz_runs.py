@@ -1,4 +1,4 @@
-"""Run folders: each JSON file of a finished run damaged or of wrong types, looked at by `show` and `--dry-run`."""
+"""Malformed run folders: `show` and `--dry-run` read each damaged or mistyped JSON file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from raydpo.checked import write_checked
-from raydpo.config import Config
-from raydpo.config_file import config_from_values
-from raydpo.dry_run import outlook_of_round
+from raydpo.config.file import config_from_values
+from raydpo.config.job import Config
+from raydpo.core.checked import write_checked
+from raydpo.core.place import Place
+from raydpo.core.run import round_folder, run_folder
+from raydpo.core.storage import Folder
+from raydpo.pipeline.dry_run import outlook_of_round
 from raydpo.prompts.preferences import run_preferences_stage
-from raydpo.run import round_folder, run_folder
-from raydpo.show import show_run
-from raydpo.storage import Folder
+from raydpo.show.listing import show_run
 from tests.conftest import make_tiny_model
 from tests.fuzz.fuzzing import Fuzz, allowed
 
@@ -36,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = job(folder)
     run = run_folder(config.output, config.name)
-    run_preferences_stage(config, round_folder(run, 0).child("preferences"), "test")
+    run_preferences_stage(config, Place(round_folder(run, 0).child("preferences"), "test"))
     return folder
 
 

@@ -1,11 +1,15 @@
-"""Runs the command line in a process in which something is killed, with SIGKILL, at a chosen point.
+"""Run the command line in a process, and kill something with SIGKILL at a chosen point.
 
     python drive.py POINT RUN ARGUMENTS...
 
-POINT is `never`; `sampling` (the process itself, when the second part of the candidates has
-been written); `training` (the process itself, at the first checkpoint); `checkpoints` (at the
-second); or `round-1` (of online rounds: an engine in the midst of sampling, a train worker
-at the first checkpoint, and the process itself at the next).
+POINT is one of these:
+
+- `never`;
+- `sampling`: the process itself, after it has written the second part of the candidates;
+- `training`: the process itself, at the first checkpoint;
+- `checkpoints`: the process itself, at the second checkpoint;
+- `round-1`, of online rounds: an engine in the middle of sampling, a train worker at the first
+  checkpoint, and the process itself at the next.
 """
 
 from __future__ import annotations

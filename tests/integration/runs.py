@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raydpo.run import read_manifest, read_rows
-from raydpo.storage import folder_of
+from raydpo.core.run import read_manifest, read_rows
+from raydpo.core.storage import folder_of
 from tests.conftest import ROOT
 
 _STARTS = ["the film was", "I loved the", "the plot is", "a bad", "it was very", "the scene"]
@@ -22,6 +22,17 @@ def write_prompts(folder: Path, heldout: int = 24) -> None:
     lines = [json.dumps(prompt) + "\n" for prompt in prompts]
     (folder / "prompts.jsonl").write_text("".join(lines))
     (folder / "heldout.jsonl").write_text("".join(lines[:heldout]).replace("the", "a"))
+
+
+def write_pairs(folder: Path, count: int) -> dict[str, Any]:
+    """Write `pairs.jsonl` with so many easy pairs; the section `preferences` that reads it."""
+    rows = [
+        {"prompt": f"the film {n} was", "chosen": " very good", "rejected": " bad and slow"}
+        for n in range(count)
+    ]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"path": str(path), "max_prompt_tokens": 64, "max_completion_tokens": 32}
 
 
 def drive(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from raydpo.config import ModelConfig
-from raydpo.models import load_causal_lm, local_folder
-from raydpo.parts import Table
-from raydpo.run import PartResult, Stage, commit, open_stage, read_rows, write_part
+from raydpo.config.job import ModelConfig
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, commit, open_stage, read_rows, write_part
+from raydpo.core.storage import fingerprint, folder_of
+from raydpo.core.tables import Row
+from raydpo.models.loading import load_causal_lm, local_folder
+from raydpo.sampling.desk import Seat
 from raydpo.sampling.pool import EnginePool
-from raydpo.storage import fingerprint, folder_of
-from raydpo.tables import Row
 
 
 def make_prompts(
@@ -23,7 +26,9 @@ def make_prompts(
         {"prompt_id": str(name), "prompt": str(ids), "messages": None, "prompt_ids": ids}
         for name, ids in prompts
     ]
-    stage = Stage(folder_of(str(folder)), "prompts", "prompts", {"rows": fingerprint(rows)}, {})
+    stage = Stage(
+        Place(folder_of(str(folder)), "test"), "prompts", "prompts", {"rows": fingerprint(rows)}, {}
+    )
     open_stage(stage)
     for index, start in enumerate(range(0, len(rows), rows_per_part)):
         write_part(stage, index, PartResult(rows[start : start + rows_per_part]))
@@ -61,11 +66,27 @@ def logps_of(model: ModelConfig, prompt: list[int], completion: list[int]) -> li
     return logps.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
 
 
-def process_id(pool: EnginePool, engine: int = 0) -> int:
-    """The process of an engine's actor."""
-    import ray
+def seat_of(pool: EnginePool, number: int = 0) -> Seat:
+    """An engine of a pool, once it answers."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        for seat in pool.seats():
+            if seat.number == number:
+                return seat
+        time.sleep(0.1)
+    raise AssertionError(f"engine {number} does not answer")
 
-    return ray.get(pool.engines[engine].process_id.remote())
+
+def process_id(pool: EnginePool, engine: int = 0) -> int:
+    """The process of an engine's actor; of the next one, where it has just died."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    while True:
+        try:
+            return ray.get(seat_of(pool, engine).handle.process_id.remote())
+        except RayActorError:
+            time.sleep(0.1)  # its keeper has not seen it yet
 
 
 def with_noise(model: ModelConfig, folder: Path, without: str = "") -> Path:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from sampling_tables import make_prompts, rows_of
 
-from raydpo.errors import DataError, QuarantineBudgetError
-from raydpo.parts import (
+from raydpo.core.chain import Chain
+from raydpo.core.errors import DataError, QuarantineBudgetError
+from raydpo.core.parts import (
     PartJob,
     PartStage,
     PartWork,
@@ -20,10 +21,10 @@ from raydpo.parts import (
     part_work,
     run_work,
 )
-from raydpo.run import PartResult, Stage, part_name, write_part
-from raydpo.storage import folder_of
-from raydpo.stream import Chain
-from raydpo.tables import Row
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, part_name, write_part
+from raydpo.core.storage import folder_of
+from raydpo.core.tables import Row
 
 pytestmark = pytest.mark.slow
 PARTS = 4
@@ -41,9 +42,11 @@ def work(folder: Path, name: str, source: Table, transform: Transform) -> PartWo
     """
     cpus = 0.2 + sum(map(ord, name)) % 97 / 1000
     inputs = {"source": source.fingerprint}
-    stage = Stage(folder_of(str(folder / name)), name, "prompts", inputs, {}, ("source",))
+    stage = Stage(
+        Place(folder_of(str(folder / name)), "test"), name, "prompts", inputs, {}, ("source",)
+    )
     job = PartJob(lambda: transform, Workers(2, cpus=cpus), identity=str(folder / name))
-    return part_work([PartStage(stage, [source], name)], job, 0.0)
+    return part_work([PartStage(stage, [source])], job)
 
 
 def marked(mark: str) -> Transform:

@@ -17,6 +17,8 @@ import yaml
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from tests.integration.runs import write_pairs
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 STEPS = 24
@@ -36,20 +38,11 @@ def node() -> dict[str, Any]:
 
 
 def write_job(folder: Path, model: Path) -> Path:
-    rows = [
-        {"prompt": f"the film {n} was", "chosen": " very good", "rejected": " bad and slow"}
-        for n in range(240)
-    ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values: dict[str, Any] = {
         "name": "run",
         "output": str(folder),
         "model": str(model),
-        "preferences": {
-            "path": str(folder / "pairs.jsonl"),
-            "max_prompt_tokens": 64,
-            "max_completion_tokens": 32,
-        },
+        "preferences": write_pairs(folder, 240),
         "training": {
             "num_workers": [1, 2],
             "resize_every_seconds": 0.5,

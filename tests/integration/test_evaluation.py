@@ -11,16 +11,26 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import Config, ModelConfig
+from raydpo.config.job import Config, ModelConfig
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import (
+    PartResult,
+    Stage,
+    commit,
+    open_stage,
+    read_manifest,
+    read_rows,
+    write_part,
+)
+from raydpo.core.storage import Folder
+from raydpo.core.tables import Row
 from raydpo.evaluation.stage import evaluate
 from raydpo.evaluation.summary import summary_table
-from raydpo.models import load_tokenizer
-from raydpo.parts import Table
+from raydpo.models.loading import load_tokenizer
 from raydpo.prompts.stage import run_prompts_stage
-from raydpo.run import PartResult, Stage, commit, open_stage, read_manifest, read_rows, write_part
-from raydpo.storage import Folder
-from raydpo.tables import Row
 from tests.conftest import make_tiny_model
+from tests.group_rows import group_row
 
 pytestmark = pytest.mark.slow
 
@@ -68,14 +78,14 @@ def config(work: Path, tiny_model: Path) -> Config:
 def prompts(work: Path, config: Config, ray_cluster: None) -> Table:
     assert config.evaluation is not None
     folder = Folder(str(work / "prompts"))
-    return run_prompts_stage(config, config.evaluation.prompts, folder, "test, prompts")
+    return run_prompts_stage(config, config.evaluation.prompts, Place(folder, "test, prompts"))
 
 
 @pytest.fixture(scope="module")
 def heldout(work: Path, config: Config) -> Table:
     """Two preference groups of two completions each."""
     tokenizer = load_tokenizer(config.model)
-    stage = Stage(Folder(str(work / "heldout")), "heldout", "preferences", {}, {})
+    stage = Stage(Place(Folder(str(work / "heldout")), "test"), "heldout", "preferences", {}, {})
     open_stage(stage)
     rows = [_group(tokenizer, name, "the film was") for name in ("g", "h")]
     write_part(stage, 0, PartResult(rows, counts={"input": 2}))
@@ -85,28 +95,17 @@ def heldout(work: Path, config: Config) -> Table:
 def _group(tokenizer: Any, name: str, prompt: str) -> Row:
     texts = [f" good {name}", " bad and boring"]
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return {
-        "group_id": name,
-        "prompt_id": name,
-        "prompt": prompt,
-        "prompt_ids": tokenizer(prompt)["input_ids"],
-        "completion_texts": texts,
-        "completions": ids,
-        "rewards": None,
-        "pairs": [{"chosen": 0, "rejected": 1, "weight": 1.0, "probability": None}],
-        "ranking": None,
-        "desirable": None,
-    }
+    asked = tokenizer(prompt)["input_ids"]
+    return group_row(name, ids, prompt=prompt, prompt_ids=asked, completion_texts=texts)
 
 
 def run(config: Config, folder: Path, prompts: Table, **arguments: Any) -> dict[str, Any]:
     values = {"policy": config.model, "heldout": None, **arguments}
     return evaluate(
-        config=config,
-        folder=Folder(str(folder)),
+        config,
+        Place(Folder(str(folder)), "test, evaluate"),
         prompts=prompts,
         reference_model=config.model,
-        what="test, evaluate",
         inputs={"reference": "fingerprint"},
         **values,
     )

@@ -1,4 +1,4 @@
-"""A model whose config says tied, trained sharded, its export hindered and then done alone."""
+"""A tied model, trained sharded, whose export first fails and then runs alone."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.cli import main
-from raydpo.run import read_manifest
-from raydpo.storage import folder_of
+from raydpo.core.run import read_manifest
+from raydpo.core.storage import folder_of
 
 pytestmark = pytest.mark.slow
 TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"

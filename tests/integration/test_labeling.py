@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import random
 import sys
 from pathlib import Path
 
@@ -10,13 +12,23 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from raydpo.config import LabelingConfig, PairsConfig, RewardConfig
-from raydpo.errors import DataError, QuarantineBudgetError
+from raydpo.config.job import LabelingConfig, PairsConfig, RewardConfig
+from raydpo.core.errors import DataError, QuarantineBudgetError, ServiceError
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import (
+    PartResult,
+    Stage,
+    commit,
+    open_stage,
+    read_quarantine,
+    read_rows,
+    write_part,
+)
+from raydpo.core.storage import Folder
 from raydpo.labeling.preferences import finish_preferences, preferences_work
 from raydpo.labeling.stage import score_candidates
-from raydpo.parts import Table
-from raydpo.run import PartResult, Stage, commit, open_stage, read_quarantine, read_rows, write_part
-from raydpo.storage import Folder
+from tests.unit.labeling.reward_server import Answer, reward_of, reward_service
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -31,7 +43,9 @@ PROMPTS, PROMPTS_PER_PART = 6, 2
 @pytest.fixture
 def candidates(tmp_path) -> Table:
     """Six prompts of four candidates, two prompts a part."""
-    stage = Stage(Folder(str(tmp_path / "candidates")), "candidates", "candidates", {}, {})
+    stage = Stage(
+        Place(Folder(str(tmp_path / "candidates")), "test"), "candidates", "candidates", {}, {}
+    )
     open_stage(stage)
     for part in range(PROMPTS // PROMPTS_PER_PART):
         names = [f"p{part * PROMPTS_PER_PART + i}" for i in range(PROMPTS_PER_PART)]
@@ -73,28 +87,13 @@ def rewards_module(tmp_path, monkeypatch):
 
 
 def score(folder: Path, candidates: Table, *rewards: RewardConfig, budget: float = 0.0) -> Table:
-    return score_candidates(
-        folder=Folder(str(folder)),
-        candidates=candidates,
-        rewards=rewards,
-        what="test, score",
-        max_quarantined_fraction=budget,
-    )
+    place = Place(Folder(str(folder)), "test, score", max_quarantined_fraction=budget)
+    return score_candidates(place, candidates, rewards)
 
 
 def label(folder: Path, candidates: Table, scores: Table, labeling: LabelingConfig) -> Table:
-    return finish_preferences(
-        preferences_work(
-            folder=Folder(str(folder)),
-            candidates=candidates,
-            scores=scores,
-            labeling=labeling,
-            seed=0,
-            round_index=0,
-            what="test, label",
-            max_quarantined_fraction=0.0,
-        )
-    )
+    place = Place(Folder(str(folder)), "test, label")
+    return finish_preferences(preferences_work(place, candidates, scores, labeling))
 
 
 def rows_of(table: Table):
@@ -246,3 +245,47 @@ def test_candidates_that_end_or_hang_a_function_are_refused_and_told(candidates,
     assert not scores.folder.child("_notices").files()
     with pytest.raises(QuarantineBudgetError, match="2 of 24"):
         score(tmp_path / "again", candidates, odd, budget=0.05)
+
+
+def test_a_service_that_fails_a_fifth_of_the_time_gives_the_scores_that_are_owed(
+    candidates, tmp_path, caplog
+):
+    draw = random.Random(3)
+    faults = itertools.cycle(
+        [
+            Answer(500, b"boom"),
+            Answer(429, headers={"Retry-After": "1"}),
+            Answer(seconds=2.5),
+            Answer(drop=True),
+            Answer(200, b"<html>busy</html>"),
+            Answer(change=lambda rewards: rewards[:-1]),
+            Answer(change=lambda rewards: [float("nan"), *rewards[1:]]),
+        ]
+    )
+
+    def plan(_number: int, texts: list[str]) -> Answer:
+        if any(text.endswith("fine p1") for text in texts):
+            return Answer(500, b"cannot read 'fine p1'")
+        return next(faults) if draw.random() < 0.2 else Answer()
+
+    with reward_service(plan) as service:
+        http = {"url": service.url, "timeout_seconds": 2, "max_attempts": 5}
+        reward = RewardConfig.model_validate({"http": http, "batch_size": 2})
+        with caplog.at_level(logging.WARNING, "raydpo"):
+            scores = score(tmp_path / "scores", candidates, reward, budget=0.1)
+        (refused,) = read_quarantine(scores.folder, scores.manifest)
+        asked = len(service.requests)
+        score(tmp_path / "scores", candidates, reward, budget=0.1)
+        assert len(service.requests) == asked
+    assert asked > 12 + 5, "twelve batches, and one again and again"
+    assert refused["id"] == "p1/2"
+    assert "answered 500 Internal Server Error: \"cannot read 'fine p1'\"" in refused["reason"]
+    counts = scores.manifest["counts"]
+    assert (counts["input"], counts["scored"], counts["quarantined"]) == (24, 23, 1)
+    given = {(r["prompt_id"], r["candidate"]): r["value"] for r in rows_of(scores)}
+    owed = {(r["prompt_id"], r["candidate"]): r["completion"] for r in rows_of(candidates)}
+    del owed["p1", 2]
+    assert given == {name: reward_of("The acting", text) for name, text in owed.items()}
+    gone = RewardConfig.model_validate({"http": {"url": service.url, "max_attempts": 2}})
+    with pytest.raises(ServiceError, match="it answered no other row in 2 attempts, either"):
+        score(tmp_path / "gone", candidates, gone)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raydpo.config import ModelConfig
-from raydpo.errors import RunLockedError
-from raydpo.lease import Timing, leased
-from raydpo.models import load_causal_lm, weights_fingerprint
-from raydpo.run import read_manifest, read_rows
-from raydpo.storage import Folder, folder_of
+from raydpo.config.job import ModelConfig
+from raydpo.core.errors import RunLockedError
+from raydpo.core.lease import Timing, leased
+from raydpo.core.run import read_manifest, read_rows
+from raydpo.core.storage import Folder, folder_of
+from raydpo.models.loading import load_causal_lm, weights_fingerprint
 from raydpo.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
-from raydpo.config import RewardConfig, TrainingConfig
-from raydpo.config_file import config_from_values
+from raydpo.config.file import config_from_values
+from raydpo.config.job import RewardConfig, TrainingConfig
 from raydpo.labeling.classifier import judge_with_classifier, load_classifier
-from raydpo.pipeline import run_round
+from raydpo.pipeline.job import run_round
 from raydpo.training.composition import Plan
 from raydpo.training.logps import TokenLogps
 from raydpo.training.loop import Hooks, train

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from raydpo.checked import read_checked, size_and_hash, write_checked
 from raydpo.cli import main
-from raydpo.storage import folder_of
+from raydpo.core.checked import read_checked, size_and_hash, write_checked
+from raydpo.core.storage import folder_of
+from tests.integration.callbacks import noted_events
 from tests.integration.runs import drive, manifest, rows, write_prompts
 
 pytestmark = pytest.mark.slow
@@ -36,6 +37,7 @@ def job(folder: Path, model: Path) -> dict[str, Any]:
         "output": str(folder),
         "seed": 5,
         "rows_per_part": 6,
+        "callbacks": ["tests.integration.callbacks:note_event"],
         "model": str(model),
         "prompts": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
         "sampling": {"candidates": 3, "max_completion_tokens": 12, "engines": {"cpus": 0.1}},
@@ -101,6 +103,28 @@ def test_engines_start_once_and_each_round_samples_from_the_newest_policy(undist
         assert sampled == {sampler["policy_weights"]}
     assert second["sampler_weights"] == first["policy_weights"] != original["policy_weights"]
     assert manifest(run, "policy", 1)["inputs"]["model"] == first["policy_weights"]
+
+
+def test_callbacks_get_each_round_after_its_steps_and_stages(undisturbed) -> None:
+    run, _ = undisturbed
+    events = noted_events(run)
+    rounds = [event for event in events if event["kind"] == "round"]
+    assert [event["folder"] for event in rounds] == ["round-000", "round-001"]
+    for event in rounds:
+        folder = event["folder"]
+        assert event["metrics"] == json.loads((run / folder / "round.json").read_text())
+        before = events[: events.index(event)]
+        steps = [
+            e["step"] for e in before if (e["kind"], e["folder"]) == ("step", f"{folder}/policy")
+        ]
+        log = (run / folder / "policy/metrics.jsonl").read_text().splitlines()
+        assert steps == [json.loads(line)["step"] for line in log]
+        stages = {e["folder"] for e in before if e["kind"] == "stage"}
+        made = {str(path.parent.relative_to(run)) for path in (run / folder).rglob("manifest.json")}
+        assert made <= stages
+    stages = [event["folder"] for event in events if event["kind"] == "stage"]
+    finished = [str(path.parent.relative_to(run)) for path in run.rglob("manifest.json")]
+    assert sorted(stages) == sorted(finished)
 
 
 def test_the_engines_log_probs_are_the_trained_policys_own(undisturbed) -> None:
@@ -287,3 +311,11 @@ def test_engine_train_worker_and_driver_killed_in_round_1_end_as_if_undisturbed(
     for stage in TABLES:
         assert manifest(killed, stage, 1)["fingerprint"] == manifest(run, stage, 1)["fingerprint"]
     assert [p["evaluation"] for p in policies(killed)] == [p["evaluation"] for p in policies(run)]
+    events = noted_events(killed)
+    steps = [event["step"] for event in events if event["kind"] == "step"]
+    log = (killed / "round-001/policy/metrics.jsonl").read_text().splitlines()
+    assert sorted(set(steps)) == [json.loads(line)["step"] for line in log]
+    assert len(steps) <= len(log) + 1  # the one at which the driver was killed may come twice
+    rounds = [event["folder"] for event in events if event["kind"] == "round"]
+    # The killed process writes round.json of round 0 again, since the copied policy has another path.
+    assert rounds == ["round-000", "round-001"]

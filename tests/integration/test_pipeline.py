@@ -7,6 +7,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import raydpo
 from raydpo.cli import main
-from raydpo.config import ModelConfig, SamplingConfig
-from raydpo.parts import Table
-from raydpo.run import read_rows
-from raydpo.show import show_run
-from raydpo.storage import folder_of
+from raydpo.config.job import ModelConfig, SamplingConfig
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import read_rows
+from raydpo.core.storage import folder_of
+from raydpo.show.listing import show_run
+from tests.integration.callbacks import noted_events
 from tests.integration.runs import drive, manifest, rows, write_prompts
 
 pytestmark = pytest.mark.slow
@@ -44,6 +49,7 @@ def job(folder: Path, model: Path) -> dict[str, Any]:
         "output": str(folder),
         "seed": 5,
         "rows_per_part": 6,
+        "callbacks": ["tests.integration.callbacks:note_event"],
         "model": str(model),
         "prompts": {"path": str(folder / "prompts.jsonl"), "max_prompt_tokens": 32},
         "sampling": {"candidates": 3, "max_completion_tokens": 12, "engines": {"cpus": 0.2}},
@@ -151,6 +157,28 @@ def test_training_starts_at_log_two_with_margins_of_zero(undisturbed) -> None:
     assert metrics[-1]["rewards/margins"] > 0.05
 
 
+def test_callbacks_get_each_step_each_stage_and_the_round_in_order(undisturbed) -> None:
+    run, _ = undisturbed
+    events = noted_events(run)
+    assert {event["run"] for event in events} == {str(run)}
+    log = (run / "round-000/policy/metrics.jsonl").read_text().splitlines()
+    steps = [event for event in events if event["kind"] == "step"]
+    assert [event["metrics"] for event in steps] == [json.loads(line) for line in log]
+    assert [event["step"] for event in steps] == list(range(1, len(log) + 1))
+    stages = {event["folder"]: event for event in events if event["kind"] == "stage"}
+    finished = {str(path.parent.relative_to(run)) for path in run.rglob("manifest.json")}
+    assert stages.keys() == finished
+    assert len(events) == len(steps) + len(stages) + 1
+    policy = stages["round-000/policy"]
+    assert policy["metrics"] == steps[-1]["metrics"]
+    assert events.index(policy) == events.index(steps[-1]) + 1
+    assert stages["round-000/candidates"]["metrics"] == manifest(run, "candidates")["counts"]
+    assert (events[-1]["kind"], events[-1]["folder"]) == ("round", "round-000")
+    report = {"report": str(run / "round-000/evaluation/report.html")}
+    metrics = json.loads((run / "round-000/evaluation/metrics.json").read_text())
+    assert events[-1]["metrics"] == {**metrics, **report}
+
+
 def test_sampled_tokens_are_scored_alike_by_vllm_and_the_reference(undisturbed) -> None:
     run, _ = undisturbed
     sampled = {
@@ -205,6 +233,96 @@ def test_second_run_has_nothing_to_do(undisturbed, work, ray_cluster, capsys) ->
     assert main(["run", str(work / "job.yaml")]) == 0
     assert capsys.readouterr().err.count("nothing to do") >= 6
     assert {path: path.read_bytes() for path in run.rglob("manifest.json")} == before
+
+
+def test_every_stage_is_equal_when_it_is_made_again_and_the_run_is_left_alone(
+    undisturbed, work: Path, ray_cluster, capsys
+) -> None:
+    run, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    status = main(["replay", str(run)])
+    said = capsys.readouterr().out
+    assert status == 0, said
+    lines = [line.split() for line in said.splitlines() if line.startswith("round-000/")]
+    found = {name.removeprefix("round-000/") for name, _ in lines}
+    assert found >= {"prompts", "candidates", "scores", "preferences", "reference", "policy"}
+    assert found >= {"heldout", "evaluation-prompts", "evaluation", "evaluation/policy_samples"}
+    assert {state for _, state in lines} == {"equal"}
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == before
+
+
+def in_another_layout(work: Path, model: Path) -> dict[str, Any]:
+    """The job on the same content: other parts, JSON, shards of the weights and files of prompts."""
+    other = Path(shutil.copytree(model, work / "relaid"))
+    for file in other.glob("*.json"):
+        values = dict(reversed(json.loads(file.read_text()).items()))
+        file.write_text(json.dumps(values, indent=5) + "\n")
+    tensors = load_file(other / "model.safetensors")
+    (other / "model.safetensors").unlink()
+    names = {
+        name: f"model-0000{at % 2 + 1}-of-00002.safetensors" for at, name in enumerate(tensors)
+    }
+    for file in set(names.values()):
+        own = {name: tensors[name] for name in tensors if names[name] == file}
+        save_file(own, other / file, {"format": "pt"})
+    (other / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    lines = (work / "prompts.jsonl").read_text().splitlines()
+    (work / "relaid-prompts.jsonl").write_text("\n\n".join(lines))
+    changed = {"rows_per_part": 4, "model": str(other), "callbacks": []}
+    source = {"path": str(work / "relaid-prompts.jsonl"), "max_prompt_tokens": 32}
+    return {**job(work, model), **changed, "prompts": source}
+
+
+def test_another_layout_of_the_same_content_makes_nothing_stale_and_other_content_is_named(
+    undisturbed, work: Path, tiny_model: Path, ray_cluster, capsys
+) -> None:
+    run, _ = undisturbed
+    values, file = in_another_layout(work, tiny_model), work / "relaid.yaml"
+    file.write_text(yaml.safe_dump(values))
+    before = {path: path.read_bytes() for path in run.rglob("manifest.json")}
+    assert main(["run", str(file)]) == 0
+    assert capsys.readouterr().err.count("nothing to do") >= 6
+    assert {path: path.read_bytes() for path in run.rglob("manifest.json")} == before
+    assert kept_stages(file, capsys)[0].keys() == {"kept"}
+
+    model, prompts = work / "relaid", work / "relaid-prompts.jsonl"
+    tokens = (model / "tokenizer.json").read_text()
+    changed = json.loads(tokens)
+    changed["added_tokens"][0]["single_word"] ^= True
+    with other_content(model / "tokenizer.json", json.dumps(changed).encode()):
+        _, said = kept_stages(file, capsys)
+        assert "input 'tokenizer' changed (tokenizer.json: added_tokens)" in said
+    shard = model / "model-00001-of-00002.safetensors"
+    content = shard.read_bytes()
+    with other_content(shard, content[:-1] + bytes([content[-1] ^ 1])):
+        _, said = kept_stages(file, capsys)
+        assert "input 'policy' changed (weights of " in said
+    with other_content(prompts, prompts.read_bytes().replace(b"a bad 1", b"a bad 7")):
+        _, said = kept_stages(file, capsys)
+        assert "input 'data' changed (row 9)" in said
+    assert kept_stages(file, capsys)[0].keys() == {"kept"}
+
+
+@contextmanager
+def other_content(file: Path, content: bytes) -> Iterator[None]:
+    """A file with another content while the block runs."""
+    before = file.read_bytes()
+    file.write_bytes(content)
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
+
+
+def kept_stages(file: Path, capsys) -> tuple[dict[str, list[str]], str]:
+    """What the dry run says of the stages: their names by the action, and all of its text."""
+    assert main(["run", str(file), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    found: dict[str, list[str]] = {}
+    for line in said.splitlines():
+        name, action = line.split(maxsplit=1)
+        found.setdefault(action, []).append(name)
+    return found, said
 
 
 #: Of each kind of stage, a file that is changed by one bit.
@@ -268,6 +386,17 @@ def test_run_killed_in_sampling_and_in_training_ends_as_if_undisturbed(
     log = (run / "round-000/policy/metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in log]
     assert steps == list(range(1, len(steps) + 1))
+    events = noted_events(run)
+    told = [event["step"] for event in events if event["kind"] == "step"]
+    # All are told, in order: at most the one at which the driver was killed comes twice.
+    assert told == sorted(told)
+    assert sorted(set(told)) == steps
+    assert len(told) <= len(steps) + 1
+    stages = [event["folder"] for event in events if event["kind"] == "stage"]
+    assert sorted(stages) == sorted(
+        str(p.parent.relative_to(run)) for p in run.rglob("manifest.json")
+    )
+    assert not [event for event in events if event["kind"] == "round"]  # `train` ends none
 
 
 def test_trained_folder_gives_the_same_greedy_tokens_in_transformers_and_vllm(
@@ -279,15 +408,11 @@ def test_trained_folder_gives_the_same_greedy_tokens_in_transformers_and_vllm(
     folder = run / "round-000/policy/model"
     prompts = Table(folder_of(str(run / "round-000/prompts")), manifest(run, "prompts"))
     table = sample_candidates(
-        folder=folder_of(str(tmp_path / "greedy")),
-        prompts=prompts,
+        Place(folder_of(str(tmp_path / "greedy")), "test"),
+        prompts,
         model=ModelConfig(path=str(folder)),
         sampling=SamplingConfig(candidates=1, temperature=0.0, max_completion_tokens=12),
-        seed=0,
-        round_index=0,
         max_prompt_tokens=32,
-        what="test",
-        max_quarantined_fraction=0.0,
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
     for row in read_rows(table.folder, table.manifest):
@@ -337,3 +462,15 @@ def test_votes_of_people_become_the_preferences_that_the_reference_scores(
     assert chosen == {pair["completion_a"] for pair in pairs}
     scored = manifest(run, "reference")["counts"]["output"]
     assert scored == manifest(run, "preferences")["counts"]["output"] == len(pairs)
+
+
+def test_a_program_reads_what_the_run_made(undisturbed, ray_cluster) -> None:
+    run = raydpo.open_run(str(undisturbed[0]))
+    assert {"candidates", "preferences", "prompts", "reference", "scores"} <= set(run.tables())
+    table = run.arrow("candidates")
+    by_id = sorted(
+        run.dataset("candidates").take_all(), key=lambda r: (r["prompt_id"], r["candidate"])
+    )
+    there = sorted(table.to_pylist(), key=lambda r: (r["prompt_id"], r["candidate"]))
+    assert [r["completion_ids"] for r in by_id] == [r["completion_ids"] for r in there]
+    assert raydpo.check_job(run.config) == []

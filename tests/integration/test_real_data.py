@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from raydpo.check import check
-from raydpo.config import Config
-from raydpo.config_file import config_from_values
-from raydpo.pipeline import run_round
-from raydpo.run import read_manifest, read_quarantine, read_rows
+from raydpo.check.job import check
+from raydpo.config.file import config_from_values
+from raydpo.config.job import Config
+from raydpo.core.run import read_manifest, read_quarantine, read_rows
+from raydpo.pipeline.job import run_round
 
 pytestmark = pytest.mark.slow
 

@@ -6,42 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.agreement import Agreement, agreement_in, sampler_tolerance
-from raydpo.config import EnginesConfig, ModelConfig, ReferenceConfig
-from raydpo.errors import EngineError, NumericsError
-from raydpo.labeling.groups import preference_row
-from raydpo.models import weights_fingerprint
-from raydpo.parts import Table
+from raydpo.config.job import EnginesConfig, ModelConfig, ReferenceConfig
+from raydpo.core.errors import EngineError, NumericsError
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.core.storage import folder_of
+from raydpo.core.tables import Row
+from raydpo.models.loading import weights_fingerprint
+from raydpo.reference.agreement import Agreement, agreement_in, sampler_tolerance
 from raydpo.reference.stage import score_reference, verify_reference, verify_sampler
-from raydpo.run import PartResult, Stage, commit, open_stage, write_part
-from raydpo.storage import folder_of
-from raydpo.tables import Row
+from tests.group_rows import numbered_group
 
 pytestmark = pytest.mark.slow
 
 
 def table(folder: Path, name: str, parts: list[list[Row]]) -> Table:
-    stage = Stage(folder_of(str(folder)), name, name, {}, {})
+    stage = Stage(Place(folder_of(str(folder)), "test"), name, name, {}, {})
     open_stage(stage)
     for index, rows in enumerate(parts):
         write_part(stage, index, PartResult(rows))
     return Table(stage.folder, commit(stage, {}))
-
-
-def group(number: int) -> Row:
-    candidates = [
-        {
-            "prompt_id": str(number),
-            "candidate": candidate,
-            "prompt": "p",
-            "prompt_ids": [1, 5 + number],
-            "completion": "c",
-            "completion_ids": [9 + candidate, 2],
-            "score": None,
-        }
-        for candidate in range(2)
-    ]
-    return preference_row(candidates, [(0, 1)], [1.0])
 
 
 @pytest.mark.parametrize("filled", [0, 1])
@@ -49,22 +34,14 @@ def test_a_wrong_log_prob_is_found_whichever_parts_are_empty(
     ray_cluster: None, tiny_model: Path, tmp_path: Path, filled: int
 ) -> None:
     parts: list[list[Row]] = [[], []]
-    parts[filled] = [group(number) for number in range(2)]
+    parts[filled] = [numbered_group(number) for number in range(2)]
     groups = table(tmp_path / "groups", "preferences", parts)
     model, settings = ModelConfig(path=str(tiny_model)), ReferenceConfig(cpus_per_worker=0.5)
-    reference = score_reference(
-        folder=folder_of(str(tmp_path / "reference")),
-        groups=groups,
-        model=model,
-        settings=settings,
-        what="test",
-        max_quarantined_fraction=0.0,
-    )
+    place = Place(folder_of(str(tmp_path / "reference")), "test")
+    reference = score_reference(place, groups, model, settings)
 
     def verify(stored: Table) -> float:
-        return verify_reference(
-            groups=groups, reference=stored, model=model, settings=settings, seed=0, what="test"
-        )
+        return verify_reference(Place(stored.folder, "test"), groups, stored, model, settings)
 
     assert verify(reference) < 1e-5
     rows = reference.part(filled)
@@ -97,33 +74,21 @@ def candidates_of(groups: list[Row], reference: list[Row], policy: str) -> list[
 def test_samples_that_another_model_made_are_refused_before_their_part_is_written(
     ray_cluster: None, tiny_model: Path, tmp_path: Path
 ) -> None:
-    parts = [[group(number) for number in range(3)], [group(number) for number in range(3, 6)]]
+    parts = [
+        [numbered_group(number) for number in range(3)],
+        [numbered_group(number) for number in range(3, 6)],
+    ]
     groups = table(tmp_path / "groups", "preferences", parts)
     model, settings = ModelConfig(path=str(tiny_model)), ReferenceConfig(cpus_per_worker=0.5)
     tolerance = sampler_tolerance(model, EnginesConfig())
 
     def score(name: str, samples: Table | None) -> Table:
-        return score_reference(
-            folder=folder_of(str(tmp_path / name)),
-            groups=groups,
-            model=model,
-            settings=settings,
-            what="test",
-            max_quarantined_fraction=0.0,
-            samples=samples,
-            tolerance=tolerance,
-        )
+        place = Place(folder_of(str(tmp_path / name)), "test")
+        return score_reference(place, groups, model, settings, samples, tolerance)
 
     def verify(name: str, samples: Table) -> Agreement | None:
-        return verify_sampler(
-            folder=folder_of(str(tmp_path / name)),
-            samples=samples,
-            model=model,
-            settings=settings,
-            tolerance=tolerance,
-            seed=0,
-            what="test",
-        )
+        place = Place(folder_of(str(tmp_path / name)), "test")
+        return verify_sampler(place, samples, model, settings, tolerance)
 
     plain = score("plain", None)
     policy = weights_fingerprint(model)
@@ -146,5 +111,5 @@ def test_samples_that_another_model_made_are_refused_before_their_part_is_writte
         score("refused", other)
     assert not (tmp_path / "refused/part-00001.parquet").exists()
     everywhere = table(tmp_path / "everywhere", "candidates", moved)
-    with pytest.raises(EngineError, match="sampler and scorer give other log-probs"):
+    with pytest.raises(EngineError, match="sampler and scorer give different log-probs"):
         verify("other-sampler", everywhere)

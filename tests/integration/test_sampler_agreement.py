@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from raydpo.agreement import Agreement, check_agreement, sampler_tolerance
-from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
-from raydpo.errors import EngineError
+from raydpo.config.job import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.core.errors import EngineError
+from raydpo.reference.agreement import Agreement, check_agreement, sampler_tolerance
 from raydpo.sampling.arguments import engine_environment
 from tests.conftest import ROOT, make_tiny_model
 
@@ -25,7 +25,7 @@ CUT = SamplingConfig(
 )
 SAMPLE_AND_SCORE = """
 import dataclasses, json, os, sys
-from raydpo.config import ModelConfig, SamplingConfig
+from raydpo.config.job import ModelConfig, SamplingConfig
 from raydpo.reference.sampled import compare_samples
 from raydpo.reference.stage import Scorer
 from raydpo.sampling.arguments import engine_arguments

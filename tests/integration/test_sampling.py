@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import shutil
-import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from sampling_tables import (
     greedy_tokens,
     key_of,
     logps_of,
     make_prompts,
-    process_id,
     rows_of,
     with_noise,
 )
 
-from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
-from raydpo.errors import ConfigError, EngineError, ModelError, QuarantineBudgetError
-from raydpo.models import load_tokenizer, weights_fingerprint
-from raydpo.parts import Table
-from raydpo.run import read_quarantine
-from raydpo.sampling import pool as pool_module
+from raydpo.config.job import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.core.errors import ConfigError, EngineError, ModelError, QuarantineBudgetError
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import read_quarantine
+from raydpo.core.storage import folder_of
+from raydpo.models.loading import load_tokenizer, weights_fingerprint
 from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.desk import Desk
 from raydpo.sampling.engine import Completion, Request
@@ -36,8 +36,8 @@ from raydpo.sampling.probe import Probe, probe_engines
 from raydpo.sampling.seeds import prompt_seed
 from raydpo.sampling.stage import sample_candidates
 from raydpo.sampling.weights import Weights, weights_of
-from raydpo.storage import folder_of
 from tests.conftest import make_tiny_model
+from tests.integration.runs import drive, rows, write_prompts
 
 pytestmark = pytest.mark.slow
 
@@ -83,22 +83,21 @@ def policy(
         yield Policy(model, pool, [tokenizer(t)["input_ids"] for t in texts * 4])
 
 
-def sample(policy: Policy, folder: Path, prompts: Table, **arguments: Any) -> Table:
-    given: dict[str, Any] = {
-        "sampling": PLAIN,
-        "seed": 0,
-        "round_index": 0,
-        "pool": lambda: policy.pool,
-        "max_quarantined_fraction": 0.0,
-        **arguments,
-    }
+def sample(
+    policy: Policy,
+    folder: Path,
+    prompts: Table,
+    sampling: SamplingConfig = PLAIN,
+    pool: Callable[[], EnginePool] | None = None,
+    **place: Any,
+) -> Table:
     return sample_candidates(
-        folder=folder_of(str(folder)),
-        prompts=prompts,
+        Place(folder_of(str(folder)), "test", **place),
+        prompts,
         model=policy.model,
+        sampling=sampling,
         max_prompt_tokens=MAX_PROMPT_TOKENS,
-        what="test",
-        **given,
+        pool=pool or (lambda: policy.pool),
     )
 
 
@@ -115,6 +114,15 @@ def complete(policy: Policy, **settings: Any) -> list[list[Completion]]:
     return given.answers  # type: ignore[return-value]
 
 
+def one_engine_of(pool: EnginePool) -> EnginePool:
+    """The same pool, whose first engine has all the work."""
+    import ray
+
+    desk: Any = ray.remote(Desk).options(num_cpus=0).remote()
+    ray.get(desk.seat.remote(pool.seats()[0]))
+    return replace(pool, count=1, desk=desk)
+
+
 @ONE_MODEL
 def test_tokens_do_not_depend_on_engines_order_or_part_size(policy: Policy, tmp_path: Path) -> None:
     rows = list(enumerate(policy.prompts))
@@ -123,7 +131,7 @@ def test_tokens_do_not_depend_on_engines_order_or_part_size(policy: Policy, tmp_
         policy,
         tmp_path / "one",
         make_prompts(tmp_path / "q", rows[::-1], rows_per_part=7),
-        pool=lambda: replace(policy.pool, engines=policy.pool.engines[:1] * 2),
+        pool=lambda: one_engine_of(policy.pool),
     )
     first = {key_of(row): row for row in rows_of(two)}
     assert len(first) == len(policy.prompts) * PLAIN.candidates
@@ -279,7 +287,7 @@ def test_pushed_weights_answer_as_transformers_does(policy: Policy, tmp_path: Pa
         pushed = replace(policy, model=model)
         policy.pool.push(weights_of(model), "test")
         expected = [greedy_tokens(model, prompt, 24) for prompt in prompts]
-        for _ in policy.pool.engines:
+        for _ in policy.pool.seats():
             found = complete(pushed, temperature=0.0)
             assert [group[0].token_ids for group in found] == expected
     assert [greedy_tokens(other, prompt, 24) for prompt in prompts] != expected
@@ -306,8 +314,8 @@ def test_sent_weights_answer_as_transformers_does_and_no_engine_reads_a_file(
     assert f"weights {weights.fingerprint[:12]}: sent by the train worker in" in caplog.text
     greedy = PLAIN.model_copy(update={"temperature": 0.0})
     requests = [Request(str(i), ids, 0) for i, ids in enumerate(prompts)]
-    for number in range(len(policy.pool.engines)):
-        _, given = policy.pool.generate(number, requests, greedy, weights)
+    for seat in policy.pool.seats():
+        _, given = policy.pool.generate(seat, requests, greedy, weights)
         assert [answer[0].token_ids for answer in given.answers] == expected  # type: ignore[index]
     assert complete(policy, temperature=0.0) != given.answers
 
@@ -333,38 +341,12 @@ def test_a_call_brings_its_engine_to_its_weights_while_others_work(
     other = policy.model.model_copy(update={"path": str(with_noise(policy.model, tmp_path / "m"))})
     models = [policy.model, other] * 3
     requests = [Request("0", policy.prompts[0], 7)]
-    engine = policy.pool.engines[0]
+    engine = policy.pool.take().handle
     calls = [engine.generate.remote(requests, PLAIN, weights_of(model)) for model in models]
     answers = ray.get(calls)
     assert [given.policy for given in answers] == [weights_fingerprint(m) for m in models]
     assert len({repr(given.answers) for given in answers}) == 2
     assert answers[0] == answers[2] == answers[4] != answers[1] == answers[3] == answers[5]
-
-
-@ONE_MODEL
-def test_the_work_of_an_engine_that_does_not_answer_goes_elsewhere(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that is stopped stands for one that hangs, or whose node is lost."""
-    import ray
-
-    desk: Any = ray.remote(Desk).options(num_cpus=0).remote(2)
-    pool = replace(policy.pool, desk=desk)
-    requests, weights = [Request("0", policy.prompts[0], 7)], weights_of(policy.model)
-    expected = pool.generate(1, requests, PLAIN, weights)
-    scored = pool.score([(policy.prompts[0], [6, 7])], weights)
-    process = process_id(pool)
-    monkeypatch.setattr(pool_module, "ASK_AFTER_SECONDS", 0.5)
-    monkeypatch.setattr(pool_module, "ANSWER_WITHIN_SECONDS", 4.0)
-    os.kill(process, signal.SIGSTOP)
-    try:
-        assert pool.score([(policy.prompts[0], [6, 7])], weights) == scored[1:]
-        assert "engine 0 is gone" in str(ray.get(desk.notes.remote()))
-        for _ in range(2):  # others find it buried, and do not wait for it either
-            assert pool.generate(0, requests, PLAIN, weights) == expected
-        assert ray.get(desk.living.remote()) == [1]
-    finally:
-        os.kill(process, signal.SIGCONT)
 
 
 @ONE_MODEL
@@ -386,3 +368,53 @@ def test_weights_that_an_engine_cannot_hold_are_refused_and_it_lives_on(
     with pytest.raises(EngineError, match="the folder changed"):
         policy.pool.push(changed, "test")
     assert complete(policy)
+
+
+def test_a_sampler_function_runs_the_whole_round(tmp_path: Path, tiny_model: Path) -> None:
+    """transformers' `generate`, named in the configuration, samples to train on and to evaluate."""
+    write_prompts(tmp_path, heldout=6)
+    reward = {"function": "tests.integration.rewards:count_e"}
+    prompts = {"path": str(tmp_path / "prompts.jsonl"), "max_prompt_tokens": 32}
+    job = {
+        "name": "run",
+        "output": str(tmp_path),
+        "seed": 5,
+        "rows_per_part": 12,
+        "model": str(tiny_model),
+        "prompts": prompts,
+        "sampling": {
+            "function": {"path": "tests.integration.samplers:generate", "cpus_per_worker": 0.5},
+            "candidates": 2,
+            "max_completion_tokens": 8,
+        },
+        "labeling": {"reward": reward},
+        "training": {"cpus_per_worker": 0.4, "global_batch_groups": 8, "learning_rate": 1e-3},
+        "evaluation": {
+            "prompts": {**prompts, "path": str(tmp_path / "heldout.jsonl")},
+            "judge": reward,
+            "samples_per_prompt": 2,
+        },
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    run, command = tmp_path / "run", ("run", str(tmp_path / "job.yaml"))
+    done = drive("never", run, *command)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-4000:]
+    assert "[plan] sampling.function: 1 worker(s) hold 0.5 CPUs" in output
+    assert "engine(s)" not in output
+    assert "sampler and reference agree" in output
+    model, found = ModelConfig(path=str(tiny_model)), rows(run, "candidates")
+    assert len(found) == 48
+    for row in found[:4]:
+        expected = logps_of(model, row["prompt_ids"], row["completion_ids"])
+        assert row["sampler_token_logps"] == pytest.approx(expected, abs=1e-4)
+    policies = {
+        name: {row["policy"] for row in rows(run, f"evaluation/{name}_samples")}
+        for name in ("reference", "policy")
+    }
+    trained = ModelConfig(path=str(run / "round-000/policy/model"))
+    assert policies == {
+        "reference": {weights_fingerprint(model)},
+        "policy": {weights_fingerprint(trained)},
+    }
+    assert json.loads((run / "round-000/evaluation/metrics.json").read_text())

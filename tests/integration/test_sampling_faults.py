@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sampling_tables import greedy_tokens, make_prompts, process_id, rows_of, with_noise
+from sampling_tables import greedy_tokens, make_prompts, process_id, rows_of, seat_of, with_noise
 
-from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
-from raydpo.errors import EngineError, ModelError
-from raydpo.parts import Table
+from raydpo.config.job import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.core import waiting
+from raydpo.core.errors import EngineError, ModelError
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.storage import folder_of
 from raydpo.sampling import transfer
 from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Engine, Request
 from raydpo.sampling.pool import EnginePool, engine_pool
 from raydpo.sampling.stage import PARTS_IN_FLIGHT, sample_candidates
 from raydpo.sampling.weights import weights_of
-from raydpo.storage import folder_of
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +39,7 @@ CANDIDATES = 2
 
 
 def killable_engine(orders: Path) -> type[Engine]:
-    """An engine that SIGKILLs itself at its k-th finished prompt, once `kill_at` ordered it."""
+    """An engine that SIGKILLs or SIGSTOPs itself at its k-th finished prompt, once ordered to."""
 
     class KillableEngine(Engine):
         def __init__(self, model: ModelConfig, arguments: dict[str, Any]) -> None:
@@ -64,20 +68,22 @@ def killable_engine(orders: Path) -> type[Engine]:
 
             order = orders / str(os.getpid())  # each engine has its own: none reads another's
             if output.finished and order.exists():
-                left = int(order.read_text()) - 1
-                order.write_text(str(left))
-                if left == 0:
+                left, name = order.read_text().split()
+                order.write_text(f"{int(left) - 1} {name}")
+                if int(left) == 1:
                     order.unlink()
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.kill(os.getpid(), signal.Signals[name])
             super()._deliver(output)
 
     return KillableEngine
 
 
-def kill_at(orders: Path, pool: EnginePool, engine: int, finished_prompts: int) -> Path:
-    """Order an engine's death; the file is gone when it has died."""
+def kill_at(
+    orders: Path, pool: EnginePool, engine: int, finished_prompts: int, by: str = "SIGKILL"
+) -> Path:
+    """Order an engine's death, or that it stops; the file is gone when it has."""
     order = orders / str(process_id(pool, engine))
-    order.write_text(str(finished_prompts))
+    order.write_text(f"{finished_prompts} {by}")
     return order
 
 
@@ -94,7 +100,9 @@ def settings(max_restarts: int, count: int = 1) -> SamplingConfig:
     return SamplingConfig(
         candidates=CANDIDATES,
         max_completion_tokens=16,
-        engines=EnginesConfig(count=count, cpus=0.5, max_restarts=max_restarts),
+        engines=EnginesConfig(
+            count=count, cpus=0.5, max_restarts=max_restarts, answer_within_seconds=6.0
+        ),
     )
 
 
@@ -120,15 +128,11 @@ def sample(
     folder: Path, prompts: Table, model: Path, pool: EnginePool, max_restarts: int = 2
 ) -> Table:
     return sample_candidates(
-        folder=folder_of(str(folder)),
-        prompts=prompts,
+        Place(folder_of(str(folder)), "test"),
+        prompts,
         model=ModelConfig(path=str(model)),
         sampling=settings(max_restarts),
-        seed=0,
-        round_index=0,
         max_prompt_tokens=MAX_PROMPT_TOKENS,
-        what="test",
-        max_quarantined_fraction=0.0,
         pool=lambda: pool,
     )
 
@@ -189,6 +193,69 @@ def test_dead_engines_leave_their_work_to_the_others_and_the_stage_goes_on_later
     assert table.fingerprint == undisturbed.fingerprint
 
 
+def test_the_only_engine_that_is_stopped_is_spoken_of_ended_and_changes_no_token(
+    undisturbed: Table,
+    prompts: Table,
+    tiny_model: Path,
+    pool: EnginePool,
+    orders: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("raydpo"), "propagate", True)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 2.0)
+    monkeypatch.setattr(waiting, "EVERY_SECONDS", 1.0)
+    seat = seat_of(pool)
+    process = process_id(pool)
+    order = kill_at(orders, pool, 0, finished_prompts=5, by="SIGSTOP")
+    with caplog.at_level(logging.INFO, "raydpo"):
+        table = sample(tmp_path, prompts, tiny_model, pool)
+    assert not order.exists()
+    assert table.fingerprint == undisturbed.fingerprint
+    assert seat_of(pool).start == seat.start + 1
+    assert not Path(f"/proc/{process}").exists()
+    silent = r"waits since \d+ s for an answer of engine 0; process (\d+) on node \w+ hangs"
+    assert str(process) in re.findall(silent, caplog.text)
+    assert re.search(r"waits since \d+ s for engine 0 to load the model; process \d+", caplog.text)
+    assert "it is ended after 6 s (sampling.engines.answer_within_seconds)" in caplog.text
+    assert "engine 0 is gone, and others do its work (death" in caplog.text
+    assert "it has not answered for 6 s" in caplog.text
+    assert "for the next part; at work: part-0" in caplog.text
+
+
+def test_a_stopped_engine_is_used_again_and_one_that_is_given_up_frees_its_place(
+    undisturbed: Table, prompts: Table, tiny_model: Path, tmp_path: Path
+) -> None:
+    orders = tmp_path / "orders"
+    orders.mkdir()
+    with pool_of(tiny_model, orders, max_restarts=1, count=2) as two:
+        order = kill_at(orders, two, 1, finished_prompts=3, by="SIGSTOP")
+        table = sample(tmp_path / "c", prompts, tiny_model, two)
+        assert not order.exists()
+        assert table.fingerprint == undisturbed.fingerprint
+        assert seat_of(two, 1).start == 2
+        assert {two.take().number for _ in range(2)} == {0, 1}
+        process, free = process_id(two, 1), cpus_free()
+        order = kill_at(orders, two, 1, finished_prompts=3, by="SIGSTOP")
+        table = sample(tmp_path / "d", prompts, tiny_model, two)
+        assert not order.exists()
+        assert table.fingerprint == undisturbed.fingerprint
+        assert [seat.number for seat in two.seats()] == [0]
+        # The work is done before a task of Ray's has ended the process, and Ray counts later still.
+        place, deadline = Path(f"/proc/{process}"), time.monotonic() + 30
+        while (place.exists() or cpus_free() < free + 0.5) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not place.exists()
+        assert cpus_free() == free + 0.5
+
+
+def cpus_free() -> float:
+    import ray
+
+    return ray.available_resources().get("CPU", 0.0)
+
+
 def test_pushed_weights_forget_what_was_cached_and_outlive_the_engine(
     tiny_model: Path, pool: EnginePool, orders: Path, tmp_path: Path
 ) -> None:
@@ -203,7 +270,7 @@ def test_pushed_weights_forget_what_was_cached_and_outlive_the_engine(
         weights = weights_of(model)
         pool.push(weights, "test")
         order = kill_at(orders, pool, 0, finished_prompts=die_at) if die_at else None
-        _, given = pool.generate(0, requests, greedy, weights)
+        _, given = pool.generate(pool.take(), requests, greedy, weights)
         expected = [greedy_tokens(model, ids, 16) for ids in prompts]
         assert [answer[0].token_ids for answer in given.answers] == expected  # type: ignore[index]
         assert given.policy == weights.fingerprint
@@ -227,7 +294,7 @@ def test_an_engine_that_dies_while_weights_are_sent_reads_the_files(
     weights = weights_of(model)
     assert "not sent" in ray.get(pool.desk.reported.remote(weights.fingerprint))
     greedy = settings(2).model_copy(update={"temperature": 0.0, "candidates": 1})
-    _, given = pool.generate(0, [Request("0", [1, 5, 9, 11], 0)], greedy, weights)
+    _, given = pool.generate(pool.take(), [Request("0", [1, 5, 9, 11], 0)], greedy, weights)
     assert given.answers[0][0].token_ids == greedy_tokens(model, [1, 5, 9, 11], 16)  # type: ignore[index]
 
 
@@ -251,7 +318,7 @@ def test_an_engine_that_got_half_of_the_weights_reads_the_files_anew(
     weights = weights_of(model)
     pool.push(weights, "test")
     greedy = settings(2).model_copy(update={"temperature": 0.0, "candidates": 1})
-    _, given = pool.generate(0, [Request("0", [1, 5, 9, 11], 0)], greedy, weights)
+    _, given = pool.generate(pool.take(), [Request("0", [1, 5, 9, 11], 0)], greedy, weights)
     assert given.answers[0][0].token_ids == greedy_tokens(model, [1, 5, 9, 11], 16)  # type: ignore[index]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sampling_tables import greedy_tokens, logps_of, process_id, with_noise
 
-from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.config.job import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Completion, Request
 from raydpo.sampling.pool import EnginePool, engine_pool
@@ -66,7 +66,7 @@ def title(process: int) -> str:
 
 def complete(pool: EnginePool, weights: Weights) -> list[Completion]:
     requests = [Request(str(number), ids, 0) for number, ids in enumerate(PROMPTS)]
-    _, given = pool.generate(0, requests, GREEDY, weights)
+    _, given = pool.generate(pool.take(), requests, GREEDY, weights)
     assert given.policy == weights.fingerprint
     return [answer[0] for answer in given.answers]  # type: ignore[index]
 

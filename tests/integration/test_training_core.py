@@ -1,4 +1,4 @@
-"""The train loop without Ray: the same numbers whatever the layout, and after a resume."""
+"""The train loop without Ray gives the same numbers in every layout, and after a resume."""
 
 from __future__ import annotations
 

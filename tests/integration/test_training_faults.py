@@ -1,4 +1,4 @@
-"""Trainings that are killed, at any step and inside a save, and go on as if nothing had been."""
+"""Trainings that are killed at any step, or inside a save, resume as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from raydpo.cli import main
-from raydpo.run import read_manifest, read_rows
-from raydpo.storage import folder_of
+from raydpo.core.run import read_manifest, read_rows
+from raydpo.core.storage import folder_of
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -21,8 +21,8 @@ import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raydpo.config import TrainingConfig
-from raydpo.errors import NumericsError
+from raydpo.config.job import TrainingConfig
+from raydpo.core.errors import NumericsError
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.checkpoints import newest_whole
 from raydpo.training.composition import Plan

@@ -1,7 +1,7 @@
 """What a RayJob `ray.io/v1` may hold, as far as deploy/ uses it, and the operator's own rules.
 
-The schema is written after KubeRay's API reference (v1.7.0). It is closed: a key that is
-not in it fails, as a typo would be dropped in silence by the API server.
+The schema follows KubeRay's API reference (v1.7.0). It is closed: an unknown key fails, because
+the API server would silently drop a typo.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BOOLEAN: Final[Json] = {"type": "boolean"}
 _COUNT: Final[Json] = {"type": "integer", "minimum": 0}
 _STRINGS: Final[Json] = {"type": "object", "additionalProperties": {"type": "string"}}
 _LABEL: Final[Json] = {"type": "string", "pattern": r"^[a-z]([-a-z0-9]*[a-z0-9])?$"}
-#: The content of a pod is held against Kubernetes' own types, by `pod_problems`.
+#: `pod_problems` compares the content of a pod with Kubernetes' own types.
 _POD: Final[Json] = _object(["spec"], metadata={"type": "object"}, spec={"type": "object"})
 
 _RAY_CLUSTER: Final = _object(

@@ -1,4 +1,4 @@
-"""Which way imports point, and how large things get."""
+"""Check the direction of imports, the sizes of files and functions, and the wording of texts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,76 +20,26 @@ PACKAGE = ROOT / "raydpo"
 HEAVY = {"torch", "ray", "vllm", "transformers", "datasets"}
 STAGES = {"prompts", "sampling", "labeling", "reference", "training", "evaluation"}
 
-#: A module imports from its own layer and from those before it.
+#: A room imports from its own layer and from those before it.
 LAYERS = [
-    {
-        "credentials",
-        "errors",
-        "config_content",
-        "config_paths",
-        "config_yaml",
-        "environment",
-        "imports",
-        "tables",
-    },
-    {"config_base"},
-    {"config_objective_base", "config_reward_model"},
-    {"config_objectives"},
-    {"config_training", "config_online"},
+    {"core"},
     {"config"},
-    {
-        "padding",
-        "context",
-        "agreement",
-        "caveats",
-        "config_file",
-        "cut_counts",
-        "progress",
-        "storage",
-        "split",
-        "rankings",
-        "fit",
-        "checked",
-        "artifacts",
-        "private_files",
-        "lock",
-        "set_aside",
-        "lease",
-        "notices",
-        "retrying",
-        "manifests",
-        "attempts",
-        "run",
-        "model_files",
-        "models",
-        "weights",
-        "tied_embeddings",
-        "model_settings",
-        "cluster",
-        "waiting",
-        "parts",
-        "stream",
-        "plan",
-    },
+    {"models"},
+    {"plan"},
     STAGES,
-    {"round"},
-    {"dry_run", "pipeline", "online", "online_record", "online_summary", "show", "annotate"}
-    | {
-        "check",
-        "check_data",
-        "check_exports",
-        "check_models",
-        "check_online",
-        "check_resources",
-        "check_rewards",
-    },
-    {"failures"},
+    {"pipeline"},
+    {"online"},
+    {"check"},
+    {"show"},
     {"cli"},
 ]
+#: Entries that the package may have at its top.
+MOST_ENTRIES = 16
 #: Stage packages do not import each other, but for these.
 STAGE_IMPORTS_STAGE = {
     "evaluation": {"sampling", "labeling", "reference"},
     "reference": {"training"},
+    "sampling": {"prompts"},
 }
 #: Lines that a file may have.
 MOST_LINES = 600
@@ -96,6 +47,7 @@ MOST_LINES = 600
 RAY_IN_TRAINING = {
     "raydpo.training.stage",
     "raydpo.training.handover",
+    "raydpo.training.rendezvous",
     "raydpo.training.workers",
     "raydpo.training.ray_worker",
 }
@@ -166,7 +118,7 @@ def reached(module: str) -> set[str]:
 
 
 def room(module: str) -> str:
-    """`training` for raydpo.training.loop, `run` for raydpo.run."""
+    """`training` for raydpo.training.loop, `run` for raydpo.core.run."""
     return module.split(".")[1]
 
 
@@ -201,13 +153,28 @@ def test_imports_point_down_the_layers(module: str) -> None:
     assert not upward, f"{module} imports from a later layer"
 
 
+def test_the_package_has_few_entries_at_its_top() -> None:
+    entries = [e.name for e in PACKAGE.iterdir() if not e.name.startswith("__pycache__")]
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
+
+
+def test_no_import_is_circular() -> None:
+    """Modules leave the graph once all that they import have left; a circle never does."""
+    left = {module: own_imports(module) - {module} for module in without_root()}
+    while free := {module for module, needed in left.items() if not needed & left.keys()}:
+        left = {module: needed for module, needed in left.items() if module not in free}
+    assert left == {}
+
+
 @pytest.mark.parametrize("module", [m for m in without_root() if room(m) in STAGES])
 def test_stage_packages_do_not_import_each_other(module: str) -> None:
     others = {room(name) for name in own_imports(module)} & STAGES - {room(module)}
     assert others <= STAGE_IMPORTS_STAGE.get(room(module), set())
 
 
-@pytest.mark.parametrize("name", ["errors", "config", "tables", "config_file", "progress"])
+@pytest.mark.parametrize(
+    "name", ["core.errors", "core.tables", "core.progress", "config.job", "config.file"]
+)
 def test_what_everything_imports_imports_nothing_heavy(name: str) -> None:
     for module in reached(f"raydpo.{name}"):
         assert not foreign_imports(module) & HEAVY, module
@@ -228,9 +195,9 @@ def test_the_numeric_core_runs_without_ray_and_vllm(core: str) -> None:
 
 @pytest.mark.thorough
 def test_the_pipeline_is_imported_by_the_command_line_only() -> None:
-    importers = {m for m in without_root() if "raydpo.pipeline" in own_imports(m)}
+    importers = {m for m in without_root() if "raydpo.pipeline.job" in own_imports(m)}
     assert "raydpo.cli" in importers
-    assert importers <= {"raydpo.cli", "raydpo.dry_run"}
+    assert importers <= {"raydpo.cli", "raydpo.pipeline.dry_run"}
 
 
 def test_the_command_line_is_imported_by_jobs_only() -> None:
@@ -273,6 +240,22 @@ def test_files_are_short(folder: str) -> None:
     assert too_long == {}
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    """Folders of tests are no packages, so pytest cannot tell such files apart."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, files in names.items() if files > 1] == []
+
+
+def test_unit_tests_stand_in_the_rooms_of_what_they_test() -> None:
+    """Tests of what belongs to no room, such as documents, stand beside this file."""
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    unit = ROOT / "tests" / "unit"
+    folders = {path.parent.relative_to(unit).as_posix() for path in unit.rglob("test_*.py")}
+    assert folders <= {".", "jobs", *rooms}
+    of_rooms = {f"test_{path.stem}.py" for path in PACKAGE.glob("*/*.py")}
+    assert of_rooms & {path.name for path in unit.glob("test_*.py")} == set()
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_what_is_public_has_a_docstring(module: str) -> None:
     missing = []
@@ -304,3 +287,39 @@ def test_no_module_is_called_utils() -> None:
 def test_every_integration_test_is_slow(path: Path) -> None:
     """`make test` runs the fast tests outside that folder, then the slow ones: no others are left."""
     assert re.search(r"^pytestmark = \[?pytest\.mark\.slow", path.read_text(), re.MULTILINE)
+
+
+#: Formulas and words that English texts of this project do without, and what to write instead.
+BANNED_WORDS = {
+    r"What comes in\b": "say in a sentence what the module takes",
+    r"What goes out\b": "say in a sentence what the module gives",
+    r"\bmend(?:s|ed|ing)?\b": "fix",
+    r"\b(?:hold|holds|held|holding) (?:\w+ ){0,3}against\b": "compare ... with",
+}
+
+
+def texts_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Each text of a file with its line: docstrings and strings of Python, all of Markdown."""
+    content = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield from enumerate(content.splitlines(), 1)
+        return
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, " ".join(node.value.split())
+
+
+@pytest.mark.parametrize("room", ["raydpo", "jobs", "tests", "docs", "deploy", "."])
+def test_texts_use_plain_words(room: str) -> None:
+    folder = ROOT / room
+    files = folder.glob("*.md") if room == "." else folder.rglob("*.*")
+    skipped = {Path(__file__), ROOT / "CHANGELOG.md"}
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {said.group()} -> {instead}"
+        for path in sorted(files)
+        if path.suffix in {".py", ".md"} and path not in skipped
+        for line, text in texts_of(path)
+        for words, instead in BANNED_WORDS.items()
+        if (said := re.search(words, text))
+    ]
+    assert found == []

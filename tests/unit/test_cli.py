@@ -1,4 +1,4 @@
-"""Bad input is refused by `raydpo run` with value, rule and way out, before Ray is even imported."""
+"""`raydpo run` refuses bad input with value, rule and way out, before it even imports Ray."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from raydpo.cli import main
-from raydpo.lock import locked
-from raydpo.run import run_folder
+from raydpo.core.lock import locked
+from raydpo.core.run import run_folder
 from tests.conftest import make_tiny_model
 
 

@@ -1,4 +1,4 @@
-"""The manifests of deploy/: rendered, held against the schema, secure, and true to the repository."""
+"""The manifests of deploy/: they render, fit the schema, are secure, and match the repository."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import kuberay_schema
 import pytest
 import yaml
 
-from raydpo.config_file import load_config
+from raydpo.config.file import load_config
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

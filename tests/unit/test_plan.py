@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import Config
+from raydpo.config.job import Config
+from raydpo.core.resources import Resources
 from raydpo.plan import (
-    Resources,
     announce,
     engines_can_stay,
     stage_needs,

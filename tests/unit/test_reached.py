@@ -1,4 +1,4 @@
-"""What production code never calls is not kept for its tests: all that is public is reached."""
+"""Every public name is reached from a program: production code keeps nothing for tests alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import raydpo
 from tests.unit.test_architecture import MODULES, ROOT, tree
 
 pytestmark = pytest.mark.thorough
@@ -19,10 +20,11 @@ JOBS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted((ROOT / "jobs").rglob("*.py"))
 }
-#: Where programs start: the command, and every job.
+#: Where programs start: the command, the Python API, and every job.
 #: vLLM imports the last one by its name, into the processes of an engine.
 STARTS = [
     ("raydpo.cli", "main"),
+    *(("raydpo", name) for name in raydpo.__all__ if not name.startswith("_")),
     *((job, "") for job in JOBS),
     ("raydpo.sampling.reload", "ReloadingWorker"),
 ]

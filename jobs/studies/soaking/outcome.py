@@ -1,6 +1,6 @@
-"""What a run left behind, and how it differs from an undisturbed one.
+"""Compare what a run left behind with an undisturbed one.
 
-What comes in: two run directories. What goes out: rows lost and doubled, and what is not equal.
+For two run directories, the module reports rows lost and doubled, and what is not equal.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from raydpo.run import read_manifest, read_quarantine, read_rows
-from raydpo.storage import Folder
+from raydpo.core.run import read_manifest, read_quarantine, read_rows
+from raydpo.core.storage import Folder
 
 #: Stages with a table, in the order of the run, and what names a row of theirs.
 _TABLES: Final[dict[str, tuple[str, ...]]] = {
@@ -92,7 +92,7 @@ class Verdict:
 
 
 def compare(found: Left, undisturbed: Left) -> Verdict:
-    """Hold what a run left against what the undisturbed one left."""
+    """Compare what a run left with what the undisturbed one left."""
     lost = doubled = 0
     for stage, expected in undisturbed.rows.items():
         there = found.rows.get(stage, Counter())

@@ -1,7 +1,8 @@
-"""Where the soak's runs lie: folders on a small file system, and buckets of a store that throttles.
+"""Where the soak's runs lie: folders on a small file system, and buckets of a store that
+throttles.
 
-What comes in: a place to work in. What goes out: the runs' parent folder, the environment
-that reaches it, and ways to fill, throttle and damage it.
+In a working folder, the module makes the runs' parent folder, the environment that reaches it,
+and ways to fill, throttle and damage it.
 
     python -m soaking.stores CONTROL_FILE     serves S3 on a free port, which it prints
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterable
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from raydpo.storage import Folder, folder_of
+from raydpo.core.storage import Folder, folder_of
 
 from .faults import Fault, Kind
 
@@ -39,11 +41,13 @@ class Store:
         output: the runs' parent folder.
         others: which faults it can have of its own.
         begin: starts such a fault; returns what ends it.
+        saves: the checkpoints that a run has begun so far, by the run's name.
     """
 
     output: Folder
     others: tuple[Kind, ...]
     begin: Callable[[Fault], Callable[[], None]]
+    saves: Callable[[str], set[str]]
 
 
 @contextmanager
@@ -86,7 +90,7 @@ def flip(folder: Folder, rng: random.Random) -> tuple[str, Callable[[], bool]] |
 def _disk(work: Path) -> Generator[Store]:
     """A file system of its own where this process may mount one."""
     disk = work / "disk"
-    disk.mkdir()
+    disk.mkdir(exist_ok=True)
     mounted = _run("mount", "-t", "tmpfs", "-o", _DISK, "tmpfs", str(disk))
     if not mounted:
         print("full disks are left out: this process may not mount a file system", flush=True)
@@ -101,8 +105,13 @@ def _disk(work: Path) -> Generator[Store]:
                 pass
         return lambda: filler.unlink(missing_ok=True)
 
+    def saves(name: str) -> set[str]:
+        checkpoints = disk / "runs" / name / "round-000" / "policy" / "checkpoints"
+        return {str(folder) for folder in checkpoints.glob("checkpoint_2*")}
+
+    others: tuple[Kind, ...] = ("full disk",) if mounted else ()
     try:
-        yield Store(folder_of(str(disk / "runs")), ("full disk",) if mounted else (), fill)
+        yield Store(folder_of(str(disk / "runs")), others, fill, saves)
     finally:
         if mounted:
             _run("umount", "--lazy", str(disk))
@@ -132,30 +141,50 @@ def _bucket(work: Path) -> Generator[Store]:
         control.touch()
         return lambda: control.unlink(missing_ok=True)
 
+    begun = _begun(control)
+
+    def saves(name: str) -> set[str]:
+        lines = begun.read_text().splitlines() if begun.exists() else []
+        return {line for line in lines if f"/{name}/" in line}
+
     try:
-        yield Store(folder_of("s3://soak/runs"), ("throttle",), throttle)
+        yield Store(folder_of("s3://soak/runs"), ("throttle",), throttle, saves)
     finally:
         server.terminate()
         server.wait(timeout=30)
 
 
 def serve(control: Path) -> None:
-    """Serve S3 on a free port of the loopback; refuse requests while `control` is there."""
+    """Serve S3 on a free port of the loopback; refuse requests while `control` is there.
+
+    Each checkpoint whose first file arrives gets a line in a file beside `control`.
+    """
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     inner: Any = DomainDispatcherApplication(create_backend_app)
     rng = random.Random(0)  # noqa: S311
+    seen: set[str] = set()
 
     def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if control.exists() and rng.random() < _REFUSED_SHARE:
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [_SLOW_DOWN]
+        saved = re.match(r".*/checkpoints/checkpoint_2[^/]*", str(environ["PATH_INFO"]))
+        if saved and environ["REQUEST_METHOD"] in ("PUT", "POST") and saved[0] not in seen:
+            seen.add(saved[0])
+            with open(_begun(control), "a") as lines:
+                lines.write(saved[0] + "\n")
         return inner(environ, start_response)
 
     server = make_server("127.0.0.1", 0, application, threaded=True)
     print(server.port, flush=True)
     server.serve_forever()
+
+
+def _begun(control: Path) -> Path:
+    """The file that lists the checkpoints whose first file has arrived."""
+    return control.with_suffix(".saves")
 
 
 def _run(*command: str) -> bool:

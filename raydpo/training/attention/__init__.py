@@ -1,1 +1,1 @@
-"""Attention over the flat layout: one interface, one module for each way to compute it."""
+"""Attention over the flat layout: one interface, with one module per implementation."""

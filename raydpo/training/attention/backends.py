@@ -1,7 +1,7 @@
-"""Which attention runs: names of configuration, and what each needs.
+"""Choose the attention backend from the names in the configuration and each backend's needs.
 
-What comes in: the model's configuration and the device. What goes out: the name of a
-backend, tried out on that device, and the `attn_implementation` behind it.
+For the model's configuration and the device, the module returns the name of a backend that it has
+tried on that device, and the `attn_implementation` behind it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from raydpo.config import ModelConfig
-from raydpo.errors import ModelError
+from raydpo.config.job import ModelConfig
+from raydpo.core.errors import ModelError
 from raydpo.training.attention import cuda, mask, segments
 from raydpo.training.attention.interface import Backend, Scores, register
 from raydpo.training.layout import PrefixLayout, prefix_layout
 
-#: Backends for the shared layout, by their name in `model.attention`.
+#: Backends for the shared layout, by their names in `model.attention`.
 BACKENDS: Final[dict[str, Backend]] = {
     "segments": segments.attend,
     "varlen": cuda.attend_varlen,
@@ -26,24 +26,24 @@ BACKENDS: Final[dict[str, Backend]] = {
     "mask": mask.attend,
 }
 _NEEDS: Final = {"segments": "cpu", "varlen": "cuda", "flex": "cuda"}
-#: From those names to names that transformers knows.
+#: The names that transformers knows these backends by.
 IMPLEMENTATIONS: Final = {name: register(name, backend) for name, backend in BACKENDS.items()}
-#: Largest error of a backend's output relative to the oracle's, by the width of its dtype.
+#: Largest error of a backend's output relative to the oracle's, by its dtype.
 _TOLERANCES: Final = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 def choose_backend(
     settings: ModelConfig, device: torch.device, model: PretrainedConfig
 ) -> str | None:
-    """The backend for the shared layout, or None for the padded one.
+    """Return the backend for the shared layout, or None for the padded one.
 
     Args:
-        settings: `auto` is flash attention on CUDA in bfloat16, where it can run the model.
+        settings: with `auto`, flash attention on CUDA in bfloat16 if it can run the model.
         device: where attention runs.
         model: the configuration of the transformers model.
 
     Raises:
-        ModelError: it does not run on this device.
+        ModelError: the backend does not run on this device.
     """
     name = settings.attention
     if settings.layout == "padded" or name not in ("auto", *BACKENDS):
@@ -60,25 +60,25 @@ def choose_backend(
 
 
 def _for_cuda(precision: str, model: PretrainedConfig) -> str:
-    """Flash attention, unless it cannot run the model: it has no kernel for some."""
+    """Choose flash attention unless it has no kernel that can run the model."""
     config = model.get_text_config()
     heads: int = getattr(config, "num_attention_heads", 1)
     size: int = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // heads
     cannot = (
         precision == "float32"
         or getattr(config, "attn_logit_softcapping", None) is not None
-        or config.model_type == "gpt_oss"  # attention sinks, which no config names
-        or getattr(config, "v_head_dim", None) is not None  # values narrower than keys
+        or config.model_type == "gpt_oss"  # attention sinks, which the config does not mention
+        or getattr(config, "v_head_dim", None) is not None  # the values are narrower than the keys
         or not cuda.varlen_takes(size)
     )
     return "flex" if cannot else "varlen"
 
 
 def self_test(name: str, precision: str, device: torch.device) -> None:
-    """Hold a backend against the explicit mask on random states, forward and backward.
+    """Compare a backend with the explicit mask on random states, forward and backward.
 
     Raises:
-        ModelError: they differ: this version of PyTorch aligns or masks otherwise.
+        ModelError: they differ, because this version of PyTorch aligns or masks in another way.
     """
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     layout = prefix_layout([3, 1, 40], [[2, 5], [7], [1, 33, 20]]).to(device)

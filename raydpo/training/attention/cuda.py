@@ -1,13 +1,13 @@
 """Attention on CUDA: variable-length flash attention, and FlexAttention with a block mask.
 
-What comes in: states of the flat sequence. What goes out: attention over the layout.
+Both compute attention over the layout from states of the flat sequence.
 
-Varlen: the first completion of a group is one sequence with its prompt, queries and keys
-alike; each further completion is queries against its prompt's keys, copied, and its own. It
-needs causal masks aligned at the bottom right; the self-test at start sees to that.
-Flex: one call on the flat sequence; blocks that nothing in may attend to are skipped.
+Varlen: the first completion of a group forms one sequence with its prompt, for queries and keys
+alike. For each further completion, the keys are a copy of its prompt's keys followed by its own.
+Varlen needs causal masks that are aligned at the bottom right; the self-test at start checks this.
+Flex: one call on the flat sequence skips blocks in which no query may attend to any key.
 
-Shapes: T tokens, Q query heads, K key heads, D of a head, R completions.
+Shapes: T tokens, Q query heads, K key heads, D head size, R completions.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from torch.nn.attention.flex_attention import (
 )
 from torch.nn.attention.varlen import varlen_attn
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.training.attention.interface import Scores
 from raydpo.training.attention.rows import RowGather, gather_rows, row_gather
 from raydpo.training.layout import Integers, PrefixLayout, ranges
 from raydpo.training.transfer import to_device
 
-#: Of a head, in PyTorch's flash attention.
+#: Maximum head size of PyTorch's flash attention.
 _MOST_HEAD_SIZE: Final = 256
 
 
 @dataclass(frozen=True)
 class VarlenPlan:
-    """Sequences of queries and of keys, one for each completion, and one for the filler, if any.
+    """Sequences of queries and of keys: one for each completion, and one for any filler.
 
     Attributes:
-        keys: from tokens of the flat sequence to those of all key sequences.
+        keys: for each token of all key sequences, its place in the flat sequence.
         query_ends, key_ends: int32, cumulative lengths, from 0.
-        most_queries, most_keys: of one sequence.
+        most_queries, most_keys: the maximum in one sequence.
     """
 
     keys: RowGather
@@ -58,10 +58,10 @@ class VarlenPlan:
 def attend_varlen(
     query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scores: Scores
 ) -> Tensor:
-    """[T, Q, D], [T, K, D], [T, K, D] -> [T, Q, D], in half precision.
+    """Attend in half precision: [T, Q, D], [T, K, D], [T, K, D] -> [T, Q, D].
 
     Raises:
-        ModelError: flash attention cannot do what the model asks for.
+        ModelError: flash attention cannot do what the model needs.
     """
     _refuse_for_varlen(query, value, scores)
     plan = layout.cached("varlen", lambda: varlen_plan(layout))
@@ -75,7 +75,7 @@ def attend_varlen(
         plan.most_queries,
         plan.most_keys,
         scale=scores.scale,
-        # (-1, 0) is causal; flash attention counts the keys before the query's own.
+        # (-1, 0) is causal: flash attention counts the keys before the query's own key.
         window_size=(-1 if scores.window is None else scores.window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -84,13 +84,13 @@ def attend_varlen(
 
 
 def varlen_plan(layout: PrefixLayout) -> VarlenPlan:
-    """Query sequences stand in the flat sequence as they are; keys are copied together."""
+    """Leave query sequences in the flat sequence, and copy the keys of each sequence together."""
     prompts = layout.prompt_lengths[layout.groups]
     first = np.diff(layout.groups, prepend=-1) > 0
     queries, keys = layout.lengths + prompts * first, layout.lengths + prompts
     starts = np.stack([layout.prompt_starts[layout.groups], layout.starts], 1).ravel()
     tokens = ranges(starts, np.stack([prompts, layout.lengths], 1).ravel())
-    # What stands behind the last completion: the filler, one more sequence of its own.
+    # The filler stands behind the last completion and is a sequence of its own.
     filler = np.arange(int(queries.sum()), layout.tokens)
     if len(filler):
         queries, keys = np.append(queries, len(filler)), np.append(keys, len(filler))
@@ -109,7 +109,7 @@ def varlen_plan(layout: PrefixLayout) -> VarlenPlan:
 def attend_flex(
     query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scores: Scores
 ) -> Tensor:
-    """[T, Q, D], [T, K, D], [T, K, D'] -> [T, Q, D']."""
+    """Attend: [T, Q, D], [T, K, D], [T, K, D'] -> [T, Q, D']."""
     mask = layout.cached(("flex", scores.window), lambda: flex_mask(layout, scores.window))
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
     attend = _compiled_flex() if query.is_cuda else flex_attention
@@ -125,14 +125,14 @@ def attend_flex(
     )
     if scores.sinks is not None:
         assert extra.lse is not None
-        # A sink takes its share of the softmax: exp(lse) / (exp(lse) + exp(sink)) is left.
+        # A sink takes its share of the softmax; the rest is exp(lse) / (exp(lse) + exp(sink)).
         left = torch.sigmoid(extra.lse - scores.sinks.to(extra.lse.dtype)[None, :, None])
         out = out * left[..., None].to(out.dtype)
     return out[0].transpose(0, 1)
 
 
 def flex_mask(layout: PrefixLayout, window: int | None) -> BlockMask:
-    """The layout's rule, as FlexAttention's block mask."""
+    """Express the layout's rule as FlexAttention's block mask."""
     group, sequence = layout.owners()
     position = layout.position_ids[0]
 
@@ -147,7 +147,7 @@ def flex_mask(layout: PrefixLayout, window: int | None) -> BlockMask:
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Any]:
-    """FlexAttention is a kernel only when compiled; lengths differ from batch to batch."""
+    """Compile FlexAttention, which is a kernel only if compiled; lengths vary between batches."""
     return torch.compile(flex_attention, dynamic=True)
 
 
@@ -167,7 +167,7 @@ def _ends(lengths: Integers) -> Tensor:
 
 
 def varlen_takes(head_size: int) -> bool:
-    """Whether PyTorch's flash attention has a kernel for heads of this size."""
+    """Return whether PyTorch's flash attention has a kernel for heads of this size."""
     return head_size % 8 == 0 and head_size <= _MOST_HEAD_SIZE
 
 

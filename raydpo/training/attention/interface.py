@@ -1,11 +1,10 @@
 """Our attention inside transformers' models, through its `AttentionInterface`.
 
-What comes in: the name of a backend. What goes out: an `attn_implementation` that any
-decoder takes which calls its attention by that interface. It is not registered for masks,
-so transformers makes none: the `PrefixLayout` that reaches it as a keyword argument says
-what may attend to what.
+The name of a backend becomes an `attn_implementation` for any decoder that calls its attention
+through that interface. It is not registered for masks, so transformers makes none. The
+`PrefixLayout`, which arrives as a keyword argument, says what may attend to what.
 
-Shapes: T tokens, Q query heads, K key heads, D of a head.
+Shapes: T tokens, Q query heads, K key heads, D head size.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.training.layout import PrefixLayout
 
 #: Keyword argument of the model's forward pass that carries a `PrefixLayout`.
@@ -29,13 +28,13 @@ WINDOWS_ARGUMENT: Final = "observed_windows"
 
 @dataclass(frozen=True)
 class Scores:
-    """How attention scores are made of products of queries and keys.
+    """How products of queries and keys become attention scores.
 
     Attributes:
         scale: factor of the products.
-        window: keys that a query sees at most, itself included; None for all.
+        window: maximum number of keys that a query sees, including its own; None for all.
         softcap: c of c * tanh(score / c), or None.
-        sinks: [Q] a score of each head that takes part in the softmax and has no value.
+        sinks: [Q], one score per head that takes part in the softmax and has no value.
     """
 
     scale: float
@@ -49,10 +48,10 @@ Backend = Callable[[Tensor, Tensor, Tensor, PrefixLayout, Scores], Tensor]
 
 
 def register(name: str, backend: Backend) -> str:
-    """Make a backend known to transformers; returns its `attn_implementation`."""
+    """Register a backend with transformers, and return its `attn_implementation`."""
     implementation = f"raydpo_{name}"
 
-    @torch.compiler.disable  # a graph for each layout of segments otherwise
+    @torch.compiler.disable  # otherwise each layout of segments would compile its own graph
     def attention(
         module: nn.Module,
         query: Tensor,
@@ -68,10 +67,10 @@ def register(name: str, backend: Backend) -> str:
 
 
 def set_attention(model: PreTrainedModel, implementation: str) -> None:
-    """Let a model use an attention, ours or one of transformers.
+    """Let a model use an attention of ours or of transformers.
 
     Raises:
-        ModelError: it has an attention of its own that cannot be replaced.
+        ModelError: the model has an attention of its own that cannot be replaced.
     """
     if attention_of(model) == implementation:
         return
@@ -81,13 +80,13 @@ def set_attention(model: PreTrainedModel, implementation: str) -> None:
 
 
 def attention_of(model: PreTrainedModel) -> str:
-    """The `attn_implementation` that a model uses now."""
+    """Return the `attn_implementation` that a model uses now."""
     implementation: str | None = getattr(model.config, "_attn_implementation", None)
     return implementation or "eager"
 
 
 def refusal(module: nn.Module, reason: str) -> ModelError:
-    """The error that a model cannot share prompts."""
+    """Build the error for a model that cannot share prompts."""
     return ModelError(
         f"{type(module).__name__} cannot share prompts: {reason}",
         "shared prompts need causal attention that transformers' AttentionInterface replaces",
@@ -103,7 +102,7 @@ def _attend(
     value: Tensor,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """What transformers calls: [1, Q, T, D] -> [1, T, Q, D]."""
+    """Serve the call from transformers: [1, Q, T, D] -> [1, T, Q, D]."""
     layout: PrefixLayout | None = arguments.get(LAYOUT_ARGUMENT)
     _refuse_what_is_not_causal_attention(module, layout, query, arguments)
     assert layout is not None

@@ -1,7 +1,7 @@
-"""The explicit boolean mask on PyTorch's SDPA: right by inspection, and O(T^2).
+"""The explicit boolean mask on PyTorch's SDPA: correct by inspection, and O(T^2).
 
-What comes in: states of the flat sequence. What goes out: attention over the layout. It
-is the oracle that the fast backends are held against.
+It computes attention over the layout from states of the flat sequence. Tests compare the fast
+backends with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raydpo.training.layout import PrefixLayout
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scores: Scores
 ) -> Tensor:
-    """[T, Q, D], [T, K, D], [T, K, D'] -> [T, Q, D']."""
+    """Attend: [T, Q, D], [T, K, D], [T, K, D'] -> [T, Q, D']."""
     allowed = layout.cached(("mask", scores.window), lambda: layout.allowed(scores.window))
     q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
     if scores.softcap is None and scores.sinks is None:
@@ -31,14 +31,14 @@ def attend(
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scores: Scores) -> Tensor:
-    """Attention spelled out, with soft-capped scores and sinks; softmax in float32.
+    """Compute attention step by step, with soft-capped scores and sinks; the softmax is in float32.
 
     Args:
         q: [S, Q, n, D].
         k: [S, K, m, D]; a key head serves Q/K consecutive query heads.
         v: [S, K, m, D'].
         allowed: bool, broadcast to [S, 1, n, m].
-        scores: what products become.
+        scores: how products become scores.
 
     Returns:
         [S, Q, n, D'].

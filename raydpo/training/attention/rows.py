@@ -1,8 +1,7 @@
-"""Copying rows by number, with a backward pass that sums them where they came from.
+"""Copy rows by number, with a backward pass that sums gradients into the source rows.
 
-What comes in: rows, and which of them are wanted. What goes out: the wanted rows; in the
-backward pass each source row gets the sum of its copies' gradients. PyTorch's own backward
-pass of indexing adds row after row; here the copies of each row are known beforehand.
+In the backward pass each source row gets the sum of its copies' gradients. PyTorch's own backward
+pass of indexing adds one row after another; here the copies of each row are known beforehand.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from raydpo.training.transfer import to_device
 
 @dataclass(frozen=True)
 class RowGather:
-    """From n source rows to M rows.
+    """A copy of n source rows to M rows.
 
     Attributes:
         index: [M] int64, the source of each row.
-        copies: [C] int64, the rows that count, sorted by their source; rows that do not count
-            (padding) hold any source, and give it no gradient.
+        copies: [C] int64, the rows that count, sorted by their source. Padding rows do not count:
+            they may name any source, and give it no gradient.
         offsets: [n] int64, where the copies of each source begin in `copies`.
     """
 
@@ -36,12 +35,12 @@ class RowGather:
     offsets: Tensor
 
     def to(self, device: torch.device) -> RowGather:
-        """The same on another device."""
+        """Move the gather to another device."""
         index, copies = to_device(self.index, device), to_device(self.copies, device)
         return RowGather(index, copies, to_device(self.offsets, device))
 
     def inverse(self) -> RowGather:
-        """From the M rows back to the n sources, each of which has exactly one copy."""
+        """Build the gather from the M rows back to the n sources, which have one copy each."""
         assert len(self.copies) == len(self.offsets)
         counts = torch.zeros(len(self.index), dtype=torch.int64)
         counts[self.copies] = 1
@@ -53,7 +52,7 @@ def row_gather(index: Integers, counts: npt.NDArray[np.bool_], sources: int) -> 
 
     Args:
         index: [M] the source of each row.
-        counts: [M] whether the row counts, or is padding.
+        counts: [M] whether the row counts; false for padding.
         sources: n, the number of source rows.
     """
     rows = np.flatnonzero(counts)
@@ -64,7 +63,7 @@ def row_gather(index: Integers, counts: npt.NDArray[np.bool_], sources: int) -> 
 
 
 def gather_rows(source: Tensor, gather: RowGather) -> Tensor:
-    """[n, D] -> [M, D]."""
+    """Gather rows: [n, D] -> [M, D]."""
     rows: Any = _GatherRows.apply(source, gather)
     return rows
 

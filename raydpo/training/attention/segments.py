@@ -1,16 +1,16 @@
 """Attention on CPUs: blocks of queries against their keys, batched by round shape.
 
-What comes in: states of the flat sequence. What goes out: attention over the layout. The
-queries of a prompt, and those of each completion, are segments: each has its own keys (of
-the prompt, then of the completion), and nothing that a mask would throw away is computed
-but for the causal half and what fills a segment up to a round shape. Segments of one shape
-make batches of 1, 2, 4, 8, ...: few shapes of products, which come again (see `round_length`).
+It computes attention over the layout from states of the flat sequence. The queries of a prompt, and
+those of each completion, form segments. Each segment has its own keys: those of the prompt, then
+those of the completion. The only scores it computes in excess are the other half of the causal
+square and the filling of a segment up to a round shape. Segments of one shape form batches of 1, 2,
+4, 8, ..., so only a few shapes of products occur, again and again (see `round_length`).
 
-In bfloat16 the batch is matmul, softmax, matmul with a backward pass of our own: PyTorch's
-SDPA on CPUs is several times slower at such lengths. In float32 it is SDPA.
+In bfloat16 the batch is matmul, softmax and matmul with a backward pass of our own, because
+PyTorch's SDPA on CPUs is several times slower at such lengths. In float32 it is SDPA.
 
-Shapes: T tokens, Q query heads, K key heads, D of a head; S segments of a batch with at
-most n queries and m keys.
+Shapes: T tokens, Q query heads, K key heads, D head size; S segments of a batch with at most n
+queries and m keys.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from raydpo.training.attention.mask import plain_attention
 from raydpo.training.attention.rows import RowGather, gather_rows, row_gather
 from raydpo.training.layout import Integers, PrefixLayout, ranges, round_length
 
-#: Which of some numbers are real, not padding.
+#: Boolean array that marks real entries; padding is false.
 Flags = npt.NDArray[np.bool_]
-#: Queries of one segment: longer ones are cut, to compute less of the causal upper half.
+#: Maximum queries of one segment; longer ones are cut, to skip more of the causal upper half.
 QUERY_BLOCK = 128
-#: Queries and keys of a segment are filled up to multiples of at least this.
+#: Queries and keys of a segment are filled up to multiples of at least this number.
 LEAST_ROUND = 64
-#: Scores of one batch, over all heads.
+#: Maximum number of scores in one batch, over all heads.
 BATCH_SCORES = 1 << 22
-#: Attention weights are kept for the backward pass up to this size, and else computed again.
+#: Attention weights up to this size are kept for the backward pass; larger ones are recomputed.
 KEPT_WEIGHTS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Query blocks and their keys: prompt keys first, then those of the own completion.
+    """Query blocks and their keys: first the prompt's keys, then those of the block's completion.
 
     Attributes, all [S]:
-        query_starts, queries: in the flat sequence.
-        prompt_starts, prompt_keys: in the flat sequence; the keys from the prompt.
-        own_starts, own_keys: the keys from the completion, up to the block's last query.
+        query_starts, queries: start and number of queries in the flat sequence.
+        prompt_starts, prompt_keys: start and number of the prompt's keys in the flat sequence.
+        own_starts, own_keys: the same for the completion's keys, up to the block's last query.
     """
 
     query_starts: Integers
@@ -61,7 +61,7 @@ class Segments:
 
     @property
     def keys(self) -> Integers:
-        """Keys of each segment; its last query stands on the last of them."""
+        """Number of keys of each segment; its last query is at the last of them."""
         return self.prompt_keys + self.own_keys
 
     def __getitem__(self, chosen: Integers) -> Segments:
@@ -73,8 +73,8 @@ class Batch:
     """Segments of one round shape.
 
     Attributes:
-        segments: S of them.
-        last_keys: [S, n] number of the last key that each query sees.
+        segments: the S segments.
+        last_keys: [S, n] the number of the last key that each query sees.
         query_shape, key_shape: [S, K, Q/K * n] and [S, K, m].
     """
 
@@ -84,7 +84,7 @@ class Batch:
     key_shape: tuple[int, int, int]
 
     def allowed(self, window: int | None) -> Tensor:
-        """[S, 1, n, m] bool. Padded queries see what the last real one sees."""
+        """Return the mask, [S, 1, n, m] bool; padded queries see what the last real one sees."""
         key = torch.arange(self.key_shape[2])
         last = self.last_keys[:, None, :, None]
         mask = key <= last
@@ -93,10 +93,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one layout is attended to, for one number of heads.
+    """How attention over one layout is computed, for one number of heads.
 
     Attributes:
-        batches: of all segments.
+        batches: the batches of all segments.
         queries, keys: from rows (token, head) of the flat sequence to rows of the batches.
         outputs: from rows of the batches to rows of the flat sequence.
     """
@@ -110,7 +110,7 @@ class Plan:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, scores: Scores
 ) -> Tensor:
-    """[T, Q, D], [T, K, D], [T, K, D'] -> [T, Q, D']."""
+    """Attend: [T, Q, D], [T, K, D], [T, K, D'] -> [T, Q, D']."""
     heads, key_heads = query.shape[1], key.shape[1]
     plan = layout.cached(
         ("segments", heads, key_heads), lambda: make_plan(layout, heads, key_heads)
@@ -120,7 +120,7 @@ def attend(
     values = gather_rows(value.reshape(-1, value.shape[-1]), plan.keys)
     query_rows = [math.prod(batch.query_shape) for batch in plan.batches]
     key_rows = [math.prod(batch.key_shape) for batch in plan.batches]
-    # split, whose backward pass is one copy; a slice's would fill all of the rows
+    # the backward pass of split is one copy; that of a slice would fill all of the rows
     parts = zip(
         queries.split(query_rows), keys.split(key_rows), values.split(key_rows), strict=True
     )
@@ -142,7 +142,7 @@ def attend(
 def _attend_batch(
     q: Tensor, k: Tensor, v: Tensor, batch: Batch, layout: PrefixLayout, number: int, scores: Scores
 ) -> Tensor:
-    """[S, K, Q/K * n, D], [S, K, m, D], [S, K, m, D'] -> [S, K, Q/K * n, D']."""
+    """Attend: [S, K, Q/K * n, D], [S, K, m, D], [S, K, m, D'] -> [S, K, Q/K * n, D']."""
     shape, window = q.shape, scores.window
     repeats = shape[2] // batch.last_keys.shape[1]
     key = ("segments allowed", number, window, repeats)
@@ -161,10 +161,10 @@ def _attend_batch(
 
 
 class _MatmulAttention(torch.autograd.Function):
-    """Attention of [B, n, D] over [B, m, D], with a mask to be added to the scores.
+    """Attention of [B, n, D] over [B, m, D], with a mask that is added to the scores.
 
-    Softmax in the operands' dtype with float32 sums. The weights are kept if they are
-    small, and else computed again in the backward pass.
+    The softmax is in the operands' dtype with float32 sums. Small weights are kept; larger ones are
+    recomputed in the backward pass.
     """
 
     @staticmethod
@@ -201,7 +201,7 @@ def _weights(scaled: Tensor, key: Tensor, penalty: Tensor) -> Tensor:
 
 
 def _penalty(allowed: Tensor) -> Tensor:
-    """[S, 1, n, m] bfloat16: 0 where allowed, else -inf."""
+    """Build the mask to add, [S, 1, n, m] bfloat16: 0 where allowed, else -inf."""
     zeros = torch.zeros(allowed.shape, dtype=torch.bfloat16)
     return zeros.masked_fill(~allowed, float("-inf"))
 
@@ -223,7 +223,7 @@ def make_plan(layout: PrefixLayout, heads: int, key_heads: int) -> Plan:
 
 
 def cut_segments(layout: PrefixLayout) -> Segments:
-    """All query blocks of a layout: of prompts, then of completions."""
+    """Cut a layout into query blocks: those of prompts, then those of completions."""
     prompts = layout.prompt_lengths
     block_of, first, count = _blocks(prompts)
     own_of, own_first, own_count = _blocks(layout.lengths)
@@ -240,7 +240,7 @@ def cut_segments(layout: PrefixLayout) -> Segments:
 
 
 def batch_segments(segments: Segments, heads: int) -> list[Integers]:
-    """Put segments of one round shape together; [S] numbers for each batch."""
+    """Group segments of one round shape into batches; return [S] numbers for each batch."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     sizes = zip(segments.queries.tolist(), segments.keys.tolist(), strict=True)
     for number, (queries, keys) in enumerate(sizes):
@@ -258,14 +258,14 @@ def batch_segments(segments: Segments, heads: int) -> list[Integers]:
 
 
 def query_tokens(part: Segments) -> tuple[Integers, Flags]:
-    """[S, n] tokens of the queries, and which of them are real."""
+    """Return the tokens of the queries, [S, n], and which of them are real."""
     column = np.arange(round_length(int(part.queries.max()), LEAST_ROUND))
     real = column < part.queries[:, None]
     return (part.query_starts[:, None] + column) * real, real
 
 
 def key_tokens(part: Segments) -> tuple[Integers, Flags]:
-    """[S, m] tokens of the keys, and which of them are real."""
+    """Return the tokens of the keys, [S, m], and which of them are real."""
     column = np.arange(round_length(int(part.keys.max()), LEAST_ROUND))
     real = column < part.keys[:, None]
     in_prompt = column < part.prompt_keys[:, None]
@@ -292,7 +292,7 @@ def _batch(
 
 
 def _blocks(lengths: Integers) -> tuple[Integers, Integers, Integers]:
-    """Cut ranges into blocks: which range each is of, where it begins in it, how long it is."""
+    """Cut ranges into blocks; return each block's range, its start in the range, and its length."""
     counts = -(-lengths // QUERY_BLOCK)
     of = np.repeat(np.arange(len(lengths)), counts)
     first = ranges(np.zeros_like(counts), counts) * QUERY_BLOCK
@@ -300,7 +300,7 @@ def _blocks(lengths: Integers) -> tuple[Integers, Integers, Integers]:
 
 
 def _rows(tokens: Integers, real: Flags, heads: int) -> tuple[Integers, Flags]:
-    """[S, n] tokens -> [S * heads * n] rows (token, head) of the flat sequence."""
+    """Convert tokens [S, n] to [S * heads * n] rows (token, head) of the flat sequence."""
     rows = tokens[:, None, :] * heads + np.arange(heads)[:, None]
     return rows.ravel(), np.broadcast_to(real[:, None, :], rows.shape).ravel()
 

@@ -1,1 +1,1 @@
-"""Objectives as pure functions, one file a family."""
+"""Objectives as pure functions, one file per family."""

@@ -1,7 +1,7 @@
-"""Terms that keep the likelihood of chosen completions up.
+"""Terms that keep the likelihood of chosen completions from falling.
 
-What comes in: log-probabilities or logratios of chosen completions. What goes out: a term
-for each pair, to be added to a loss or taken into its margin.
+From log-probabilities or logratios of chosen completions, each function computes a term per pair,
+which a loss adds to itself or to its margin.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def sft_term(chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
-    """CE(y_w)/|y_w|, to be added with a weight (RPO, arXiv:2404.19733 eq. 1).
+    """Compute CE(y_w)/|y_w|, to be added with a weight (RPO, arXiv:2404.19733 eq. 1).
 
-    Each pair counts alike. Trainers that take the mean over all chosen tokens of a
-    batch weigh long completions more, and micro-batches by their tokens.
+    Each pair counts alike. Trainers that take the mean over all chosen tokens of a batch give long
+    completions more weight, and micro-batches weight by their number of tokens.
 
     Args:
         chosen_logps: [P] float, log pi(y_w|x), nats, sums over tokens.
@@ -29,16 +29,16 @@ def sft_term(chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
 def dpop_loss(
     chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float, penalty: float
 ) -> Tensor:
-    """DPO-Positive: -log sigmoid(beta [D - lambda max(0, -h_w)]), arXiv:2402.13228.
+    """Compute DPO-Positive: -log sigmoid(beta [D - lambda max(0, -h_w)]), arXiv:2402.13228.
 
     Args:
         chosen_logratios: [P] float, log pi(y_w|x) - log pi_ref(y_w|x), nats, sums over tokens.
         rejected_logratios: [P] float, the same of y_l.
         beta: strength of the KL constraint, > 0.
-        penalty: lambda, >= 0: what a chosen completion costs that fell below the reference.
+        penalty: lambda, >= 0: the cost of a chosen completion that fell below the reference.
 
     Returns:
-        [P]. log 2 where policy and reference are equal.
+        [P]. log 2 if policy and reference are equal.
     """
     fallen = penalty * (-chosen_logratios).relu()
     return -F.logsigmoid(beta * (chosen_logratios - rejected_logratios - fallen))

@@ -1,6 +1,6 @@
-"""Losses that hold each completion against a distribution: EXO, NCA and BCO, on pairs.
+"""Losses that compare each completion with a distribution: EXO, NCA and BCO, on pairs.
 
-What comes in: logratios, summed over completion tokens. What goes out: the loss of each pair.
+Logratios are summed over completion tokens; each function returns the loss of each pair.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 def exo_loss(
     chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float, label_smoothing: float
 ) -> Tensor:
-    """Efficient exact optimization of pairs: KL(p_theta || p_label), arXiv:2402.00856 eq. 16.
+    """Compute EXO on pairs: KL(p_theta || p_label), arXiv:2402.00856 eq. 16.
 
-    p_theta = (q, 1-q) with q = sigmoid(beta D), p_label = (1-e, e). DPO is the KL the other
-    way round, with e = 0; here e must be above 0.
+    EXO stands for efficient exact optimization. p_theta = (q, 1-q) with q = sigmoid(beta D), and
+    p_label = (1-e, e). DPO is the opposite KL with e = 0; here e must be above 0.
 
     Args:
         chosen_logratios: [P] float, log pi(y_w|x) - log pi_ref(y_w|x), nats, sums over tokens.
@@ -26,7 +26,7 @@ def exo_loss(
         label_smoothing: e, 0 < e < 0.5 (1e-3 in the paper).
 
     Returns:
-        [P]. -log 2 - log(e (1-e)) / 2 where policy and reference are equal.
+        [P]. -log 2 - log(e (1-e)) / 2 if policy and reference are equal.
     """
     logits = beta * (chosen_logratios - rejected_logratios)
     right = logits.sigmoid() * (F.logsigmoid(logits) - math.log1p(-label_smoothing))
@@ -35,10 +35,11 @@ def exo_loss(
 
 
 def nca_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float) -> Tensor:
-    """Noise contrastive alignment of pairs, L_NCA of arXiv:2402.05369 on pairs.
+    """Compute noise contrastive alignment: L_NCA of arXiv:2402.05369 on pairs.
 
-    -log sigmoid(r_w) - log sigmoid(-r_w)/2 - log sigmoid(-r_l)/2, r = beta h. Unlike DPO it
-    reads each reward and not only their difference, which keeps the chosen likelihood up.
+    The loss is -log sigmoid(r_w) - log sigmoid(-r_w)/2 - log sigmoid(-r_l)/2, r = beta h. Unlike
+    DPO it depends on each reward and not only on their difference, which keeps the chosen
+    likelihood up.
 
     Args:
         chosen_logratios: [P] float, nats, sums over tokens.
@@ -46,7 +47,7 @@ def nca_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: floa
         beta: strength of the KL constraint, > 0.
 
     Returns:
-        [P]. 2 log 2 where policy and reference are equal.
+        [P]. 2 log 2 if policy and reference are equal.
     """
     chosen, rejected = beta * chosen_logratios, beta * rejected_logratios
     noise = F.logsigmoid(-chosen) + F.logsigmoid(-rejected)
@@ -60,10 +61,11 @@ def bco_loss(
     *,
     beta: float,
 ) -> Tensor:
-    """Binary classifier optimization: -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)).
+    """Compute BCO: -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)).
 
-    arXiv:2404.04656, r = beta h; d is the mean of the rewards of chosen and of rejected
-    completions, without gradient (a running one in the paper). TRL's "bco_pair" has d = 0.
+    BCO is binary classifier optimization, arXiv:2404.04656; r = beta h. d is the mean of the
+    rewards of chosen and of rejected completions, without gradient (a running one in the paper).
+    TRL's "bco_pair" has d = 0.
 
     Args:
         chosen_logratios: [P] float, nats, sums over tokens.
@@ -72,7 +74,7 @@ def bco_loss(
         beta: strength of the KL constraint, > 0.
 
     Returns:
-        [P]. 2 log 2 where policy and reference are equal and d = 0.
+        [P]. 2 log 2 if policy and reference are equal and d = 0.
     """
     chosen = F.logsigmoid(beta * chosen_logratios - reward_shift)
     rejected = F.logsigmoid(reward_shift - beta * rejected_logratios)

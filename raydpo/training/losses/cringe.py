@@ -1,7 +1,8 @@
-"""Cringe: likelihood of good tokens up, bad tokens below an alternative; reference-free.
+"""Cringe: raise the likelihood of good tokens, push bad tokens below an alternative;
+reference-free.
 
-What comes in: per completion token the logit of the token and the k largest logits of
-the others (`HeadRequest.top_k`). What goes out: a loss of each token, and of each pair.
+For each completion token, the functions take the logit of the token and the k largest logits of the
+others (`HeadRequest.top_k`). They return a loss per token and per pair.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from torch import Tensor
 
 
 def sampled_alternatives(top_logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw s* of each token from the softmax over the top-k logits (arXiv:2211.05826 sec. 3).
+    """Draw each token's s* from the softmax over the top-k logits (arXiv:2211.05826 sec. 3).
 
-    The draw is by the inverse of the cumulative distribution, so the same uniforms give the
-    same alternatives whatever the batch. The gradient flows into the logit that was drawn
-    and not through the draw.
+    The draw inverts the cumulative distribution, so the same uniforms give the same alternatives
+    whatever the batch. The gradient flows into the logit that was drawn and not through the draw.
 
     Args:
         top_logits: [N, k] float, the k largest logits of tokens other than the target.
@@ -27,28 +27,28 @@ def sampled_alternatives(top_logits: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = top_logits.softmax(-1).cumsum(-1)
     drawn = (cumulative <= uniforms[:, None]).sum(-1, keepdim=True)
-    # Rounding may end the cumulative distribution just below 1.
+    # Rounding may leave the end of the cumulative distribution just below 1.
     drawn = drawn.clamp(max=top_logits.shape[-1] - 1)
     return top_logits.gather(-1, drawn).squeeze(-1)
 
 
 def cringe_token_losses(target_logits: Tensor, alternative_logits: Tensor) -> Tensor:
-    """-log[e^s* / (e^s* + e^s_t)] of each token of a negative completion.
+    """Compute -log[e^s* / (e^s* + e^s_t)] for each token of a negative completion.
 
     arXiv:2211.05826 sec. 3. Sum it over a completion's tokens to get L_Cr.
 
     Args:
-        target_logits: [N] float, s_t of the tokens that are there.
+        target_logits: [N] float, s_t of the actual tokens.
         alternative_logits: [N] float, s*, from `sampled_alternatives`.
 
     Returns:
-        [N]. log 2 where both are equally likely.
+        [N]. log 2 if both are equally likely.
     """
     return -F.logsigmoid(alternative_logits - target_logits)
 
 
 def binary_cringe_loss(positive_logps: Tensor, negative_cringe: Tensor, *, alpha: float) -> Tensor:
-    """CE(y+) + alpha L_Cr(y-), arXiv:2211.05826 sec. 3.
+    """Compute CE(y+) + alpha L_Cr(y-), arXiv:2211.05826 sec. 3.
 
     Args:
         positive_logps: [P] float, log pi(y+|x), nats, sums over tokens.
@@ -71,10 +71,10 @@ def pairwise_cringe_loss(
     gate_temperature: float,
     gate_passes_gradient: bool,
 ) -> Tensor:
-    """Soft gate times the binary loss: sigmoid((b - M)/tau) [CE(y_w) + alpha L_Cr(y_l)].
+    """Gate the binary loss: sigmoid((b - M)/tau) [CE(y_w) + alpha L_Cr(y_l)].
 
-    arXiv:2312.16682 sec. 3, M = log pi(y_w|x) - log pi(y_l|x). The gate closes once
-    the margin M exceeds b.
+    arXiv:2312.16682 sec. 3, M = log pi(y_w|x) - log pi(y_l|x). The gate is soft and closes once the
+    margin M exceeds b.
 
     Args:
         chosen_logps: [P] float, log pi(y_w|x), nats, sums over tokens.
@@ -83,7 +83,7 @@ def pairwise_cringe_loss(
         alpha: weight of the negative part, >= 0.
         gate_bias: b, nats: the margin at which the gate is half open.
         gate_temperature: tau, nats, > 0.
-        gate_passes_gradient: differentiate the gate too; else it is only a weight.
+        gate_passes_gradient: whether to differentiate the gate too; if false it is only a weight.
 
     Returns:
         [P].

@@ -6,18 +6,18 @@ from torch import Tensor
 
 
 def hinge_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, beta: float) -> Tensor:
-    """max(0, 1 - beta D): RSO's hinge-norm, arXiv:2309.06657.
+    """Compute max(0, 1 - beta D): RSO's hinge-norm, arXiv:2309.06657.
 
-    With log-probabilities in place of logratios and beta = 1/delta it is the calibration
-    loss of SLiC-HF (arXiv:2305.10425 eq. 1), but for a factor delta. Once a pair has its margin
-    it has no gradient.
+    With log-probabilities in place of logratios and beta = 1/delta it equals the calibration loss
+    of SLiC-HF (arXiv:2305.10425 eq. 1) up to a factor delta. A pair that has reached its margin has
+    no gradient.
 
     Args:
         chosen_logratios: [P] float, log pi(y_w|x) - log pi_ref(y_w|x), nats, sums over tokens.
         rejected_logratios: [P] float, the same of y_l.
-        beta: the margin asked for is 1/beta nats, > 0.
+        beta: the required margin is 1/beta nats, > 0.
 
     Returns:
-        [P]. 1 where policy and reference are equal.
+        [P]. 1 if policy and reference are equal.
     """
     return (1 - beta * (chosen_logratios - rejected_logratios)).relu()

@@ -1,6 +1,6 @@
-"""Squared losses, which ask for a finite margin: IPO and SPPO.
+"""Squared losses with a finite target margin: IPO and SPPO.
 
-What comes in: logratios, summed over completion tokens. What goes out: the loss of each pair.
+Logratios are summed over completion tokens. Each function returns the loss of each pair.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def ipo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, tau: float) -> Tensor:
-    """Identity preference optimization: (D - 1/(2 tau))^2, arXiv:2310.12036 eq. 17.
+    """Compute identity preference optimization: (D - 1/(2 tau))^2, arXiv:2310.12036 eq. 17.
 
-    tau is the strength of the KL constraint and stands in the target only: D is not
-    multiplied by it. The paper's D is of whole completions, sums over tokens; some trainers
-    take per-token means instead, which is another loss (with `per_token_means` of
-    `length.py` it is available, as a choice).
+    tau is the strength of the KL constraint and occurs only in the target: D is not multiplied by
+        it. In the paper, D sums over the tokens of whole completions. Some trainers take per-token
+        means instead, which is another loss; `per_token_means` of `length.py` makes it available as
+        an option.
 
     Args:
         chosen_logratios: [P] float, log pi(y_w|x) - log pi_ref(y_w|x), nats.
@@ -22,7 +22,7 @@ def ipo_loss(chosen_logratios: Tensor, rejected_logratios: Tensor, *, tau: float
         tau: > 0.
 
     Returns:
-        [P]. 1/(4 tau^2) where policy and reference are equal.
+        [P]. 1/(4 tau^2) if policy and reference are equal.
     """
     return (chosen_logratios - rejected_logratios - 1 / (2 * tau)) ** 2
 
@@ -35,11 +35,11 @@ def sppo_loss(
     *,
     beta: float,
 ) -> Tensor:
-    """Self-play preference optimization: each logratio regressed on its win rate.
+    """Compute SPPO, the regression of each logratio on its win rate.
 
-    (h_w - (q_w - 1/2)/beta)^2 + (h_l - (q_l - 1/2)/beta)^2, arXiv:2405.00675 eq. 4.7 with
-    eta = 1/beta, where q(y) is the probability that y beats a completion of the sampling
-    policy. With q_w = 1 and q_l = 0 it is the paper's "hard" form. It is for on-policy
+    Self-play preference optimization is (h_w - (q_w - 1/2)/beta)^2 + (h_l - (q_l - 1/2)/beta)^2,
+    arXiv:2405.00675 eq. 4.7 with eta = 1/beta. q(y) is the probability that y beats a completion of
+    the sampling policy. With q_w = 1 and q_l = 0 it is the paper's "hard" form. It is for on-policy
     completions: the reference is the policy that sampled them.
 
     Args:
@@ -50,7 +50,7 @@ def sppo_loss(
         beta: 1/eta, > 0.
 
     Returns:
-        [P]. 1/(2 beta^2) in the hard form where policy and reference are equal.
+        [P]. 1/(2 beta^2) in the hard form if policy and reference are equal.
     """
     chosen_errors = chosen_logratios - (chosen_win_rates - 0.5) / beta
     rejected_errors = rejected_logratios - (rejected_win_rates - 0.5) / beta

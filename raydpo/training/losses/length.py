@@ -1,8 +1,7 @@
-"""How values of tokens become one value of a completion: options on log-ratios.
+"""Combine values of tokens into one value per completion: length options on log-ratios.
 
-What comes in: values of tokens or their sums. What goes out: what a loss takes in place of
-the sum over tokens. The sum is the default of every method that does not say otherwise:
-a mean rescales beta by the length.
+A loss uses the result in place of the sum over tokens. Methods that do not specify otherwise use
+the sum: a mean rescales beta by the length.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from torch import Tensor
 
 
 def per_token_means(sums: Tensor, lengths: Tensor) -> Tensor:
-    """Sums divided by the number of completion tokens.
+    """Divide sums by the number of completion tokens.
 
-    With it the sigmoid loss is length-normalised DPO (Lambert et al., Tulu 3,
+    With these means the sigmoid loss is length-normalised DPO (Lambert et al., Tulu 3,
     arXiv:2411.15124), which needs a beta of about 5.
 
     Args:
@@ -30,15 +29,16 @@ def per_token_means(sums: Tensor, lengths: Tensor) -> Tensor:
 def length_desensitized_sums(
     token_values: Tensor, sequences: Tensor, lengths: Tensor, pairs: Tensor, *, alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """LD-DPO: tokens beyond the length of a pair's shorter completion count alpha.
+    """Compute LD-DPO sums, which weight tokens beyond a pair's shorter completion by alpha.
 
-    sum_{t <= l} v_t + alpha sum_{t > l} v_t with l = min(|y_w|, |y_l|), arXiv:2409.06411. A completion that is in several pairs has a value in each.
+    The sum is sum_{t <= l} v_t + alpha sum_{t > l} v_t with l = min(|y_w|, |y_l|),
+    arXiv:2409.06411. A completion that is in several pairs has a value in each.
 
     Args:
         token_values: [N] float, log-probabilities or logratios of completion tokens, nats.
-        sequences: [N] int64, the completion of each token; tokens of one are in order.
+        sequences: [N] int64, the completion of each token; the tokens of a completion are in order.
         lengths: [R] int64, tokens of each completion.
-        pairs: [P, 2] int64, completions of chosen and rejected.
+        pairs: [P, 2] int64, the chosen and the rejected completion.
         alpha: in [0, 1]; 1 is the plain sum, 0 cuts both to the same length.
 
     Returns:

@@ -1,7 +1,7 @@
 """Objectives without a reference model: SimPO and ORPO.
 
-What comes in: log-probabilities as MEANS over completion tokens (`per_token_means` of
-`length.py`). What goes out: the loss of each pair.
+The functions take log-probabilities as MEANS over completion tokens (`per_token_means` of
+`length.py`), and return the loss of each pair.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 def simpo_loss(
     chosen_mean_logps: Tensor, rejected_mean_logps: Tensor, *, beta: float, gamma: float
 ) -> Tensor:
-    """-log sigmoid(beta [m_w - m_l] - gamma), arXiv:2405.14734 eq. 6.
+    """Compute -log sigmoid(beta [m_w - m_l] - gamma), arXiv:2405.14734 eq. 6.
 
-    The knob is gamma itself, the paper's target reward margin, outside of beta. The authors'
-    code is configured by gamma/beta instead: multiply that by beta.
+    The option is gamma itself, the paper's target reward margin, outside of beta. The authors' code
+    takes gamma/beta instead; multiply that value by beta.
 
     Args:
         chosen_mean_logps: [P] float, log pi(y_w|x) / |y_w|, nats per token.
         rejected_mean_logps: [P] float, the same of y_l.
         beta: scale of the implicit reward beta m, > 0 (2.0 to 10 in the paper).
-        gamma: the margin that rewards should have, >= 0 (0.3 to 1.6 in the paper).
+        gamma: the target margin of rewards, >= 0 (0.3 to 1.6 in the paper).
 
     Returns:
         [P]. There is no reference, so its first value depends on the policy.
@@ -36,11 +36,11 @@ def simpo_loss(
 def orpo_loss(
     chosen_mean_logps: Tensor, rejected_mean_logps: Tensor, *, odds_weight: float
 ) -> Tensor:
-    """CE(y_w)/|y_w| - lambda log sigmoid(log odds(y_w) - log odds(y_l)).
+    """Compute CE(y_w)/|y_w| - lambda log sigmoid(log odds(y_w) - log odds(y_l)).
 
     arXiv:2403.07691 eq. 6 and 7, odds = p/(1-p) with p the geometric mean of the token
-    probabilities. The cross-entropy is of the completion; the authors' code and trainers
-    after it take the prompt's tokens in as well.
+    probabilities. The cross-entropy covers the completion only; the authors' code, and trainers
+    based on it, include the prompt's tokens.
 
     Args:
         chosen_mean_logps: [P] float, log pi(y_w|x) / |y_w|, nats per token, <= 0.
@@ -55,9 +55,9 @@ def orpo_loss(
 
 
 def log_odds(logps: Tensor) -> Tensor:
-    """log[p / (1-p)] from log p, for any log p <= 0.
+    """Compute log[p / (1-p)] from log p, for any log p <= 0.
 
-    Within rounding of p = 1 the odds are those of the nearest p below it, with their slope.
+    If p is 1 within rounding, the odds and their slope are those of the nearest p below it.
 
     Args:
         logps: any shape, nats.
@@ -66,10 +66,10 @@ def log_odds(logps: Tensor) -> Tensor:
         The same shape.
     """
     nearest = logps.clamp(max=-torch.finfo(logps.dtype).eps)
-    # The gradient passes where the value is held, or a rejected completion that the
+    # The gradient also passes if the value is clamped. Otherwise a rejected completion that the
     # policy is sure of would never be pushed down.
     held = logps + (nearest - logps).detach()
-    # log(1-p), each form where it is accurate; both are finite everywhere, as their slopes.
+    # Each form of log(1-p) is used where it is accurate; both forms and their slopes are finite.
     near_one = torch.log(-torch.expm1(held))
     near_zero = torch.log1p(-torch.exp(held))
     return held - torch.where(held > -math.log(2), near_one, near_zero)

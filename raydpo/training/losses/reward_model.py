@@ -1,6 +1,6 @@
 """Fitting a reward model to preferences: Bradley-Terry maximum likelihood.
 
-For rankings of K completions it is `ranking.plackett_luce_loss` with beta = 1.
+For rankings of K completions, use `ranking.plackett_luce_loss` with beta = 1.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def bradley_terry_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
-    """-log sigmoid(r_w - r_l), arXiv:2305.18290 eq. 2.
+    """Compute -log sigmoid(r_w - r_l), arXiv:2305.18290 eq. 2.
 
-    P(y_1 > y_2) = sigmoid(r_1 - r_2). With the difference the other way round, as it is printed
-    in places, the opposite preference is learnt.
+    P(y_1 > y_2) = sigmoid(r_1 - r_2). Some sources print the opposite difference, with which a
+    model would learn the opposite preference.
 
     Args:
         chosen_rewards: [P] float, r(x, y_w), dimensionless.
         rejected_rewards: [P] float, r(x, y_l).
 
     Returns:
-        [P]. log 2 where both are equal.
+        [P]. log 2 if both are equal.
     """
     return -F.logsigmoid(chosen_rewards - rejected_rewards)

@@ -1,4 +1,4 @@
-"""Token-level DPO: the sigmoid loss with the KL of each completion's path (arXiv:2404.11999).
+"""Token-level DPO: the sigmoid loss with the KL along each completion (arXiv:2404.11999).
 
 K(y) = sum_t KL(pi_ref(.|x, y_<t) || pi_theta(.|x, y_<t)), over the whole vocabulary
 (`HeadRequest.reference_kl`): the forward KL, with the reference first.
@@ -18,7 +18,7 @@ def tdpo1_loss(
     *,
     beta: float,
 ) -> Tensor:
-    """-log sigmoid(beta [D - (K_l - K_w)]), L_TDPO1 of arXiv:2404.11999.
+    """Compute -log sigmoid(beta [D - (K_l - K_w)]), L_TDPO1 of arXiv:2404.11999.
 
     Args:
         chosen_logratios: [P] float, log pi(y_w|x) - log pi_ref(y_w|x), nats, sums over tokens.
@@ -28,7 +28,7 @@ def tdpo1_loss(
         beta: strength of the KL constraint, > 0.
 
     Returns:
-        [P]. log 2 where policy and reference are equal.
+        [P]. log 2 if policy and reference are equal.
     """
     margins = chosen_logratios - rejected_logratios
     return -F.logsigmoid(beta * (margins - (rejected_kl - chosen_kl)))
@@ -43,9 +43,9 @@ def tdpo2_loss(
     beta: float,
     alpha: float,
 ) -> Tensor:
-    """-log sigmoid(beta [D - alpha (K_l - sg K_w)]), L_TDPO2 of arXiv:2404.11999.
+    """Compute -log sigmoid(beta [D - alpha (K_l - sg K_w)]), L_TDPO2 of arXiv:2404.11999.
 
-    The gradient stops at K_w, so that the chosen path's KL is not pushed up.
+    The gradient stops at K_w, so that training does not push the chosen path's KL up.
 
     Args:
         chosen_logratios: [P] float, nats, sums over tokens.
@@ -56,7 +56,7 @@ def tdpo2_loss(
         alpha: weight of the paths' KL, >= 0.
 
     Returns:
-        [P]. log 2 where policy and reference are equal.
+        [P]. log 2 if policy and reference are equal.
     """
     margins = chosen_logratios - rejected_logratios
     return -F.logsigmoid(beta * (margins - alpha * (rejected_kl - chosen_kl.detach())))

@@ -1,1 +1,1 @@
-"""From token outputs to the loss of each pair, ranking or judged completion, one file a kind."""
+"""Turn token outputs into the loss of each pair, ranking or judgement, with one file per kind."""

@@ -1,8 +1,8 @@
-"""Cringe: cross-entropy on chosen, contrast on each token of rejected.
+"""Cringe: cross-entropy on chosen completions, contrast on each token of rejected ones.
 
-What comes in: the section of a Cringe objective, the run's seed and the step. What goes
-out: its `Measure`. The contrasting tokens are drawn by hashes of seed, step, group,
-completion and position, so they are the same however the step is cut into micro-batches.
+The section of a Cringe objective, the run's seed and the step give its `Measure`. Hashes of seed,
+step, group, completion and position choose the contrasting tokens, so they do not depend on the
+division into micro-batches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from raydpo import config_objectives as sections
+from raydpo.config import objectives as sections
 from raydpo.training.batch import MicroBatch
 from raydpo.training.head import TokenOutputs
 from raydpo.training.losses.cringe import (
@@ -25,19 +25,19 @@ from raydpo.training.measures.values import Measure, Values, pair_logps
 
 CringeSection = sections.BinaryCringeObjective | sections.PairwiseCringeObjective
 
-#: Multipliers and shifts of the finalizer of SplitMix64 (Steele, Lea and Flood 2014), signed.
+#: Signed multipliers and shifts of SplitMix64's finalizer (Steele, Lea and Flood 2014).
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 _SHIFTS = (30, 27, 31)
 _WEYL = 0x9E3779B97F4A7C15 - 2**64
 
 
 def cringe_measure(settings: CringeSection, seed: int, step: int) -> Measure:
-    """Of a Cringe objective in one step."""
+    """Build the measure of a Cringe objective in one step."""
     return partial(_measure, settings, seed, step)
 
 
 def token_uniforms(batch: MicroBatch, seed: int, step: int) -> Tensor:
-    """[N] float32 in [0, 1), of each completion token: by its group, completion and position."""
+    """Return a number for each token by group, completion and position: [N] float32 in [0, 1)."""
     groups = batch.group_numbers[batch.sequence_groups]
     starts = torch.searchsorted(batch.sequence_groups, batch.sequence_groups)
     within = torch.arange(len(starts), device=starts.device) - starts
@@ -54,7 +54,7 @@ def token_uniforms(batch: MicroBatch, seed: int, step: int) -> Tensor:
 
 
 def _mixed(key: Tensor, part: Tensor) -> Tensor:
-    """A hash of both, int64; products wrap."""
+    """Hash both into int64; products wrap around."""
     bits = (key ^ part) + _WEYL
     for shift, factor in zip(_SHIFTS, (*_MULTIPLIERS, 1), strict=True):
         bits = (bits ^ ((bits >> shift) & (2 ** (64 - shift) - 1))) * factor
@@ -66,7 +66,7 @@ def _measure(
 ) -> Values:
     assert outputs.top_logits is not None
     assert outputs.target_logits is not None
-    # In a sum another term may have asked for more.
+    # In a sum of objectives another term may have requested more logits.
     top_logits = outputs.top_logits[:, : settings.top_k]
     alternatives = sampled_alternatives(top_logits, token_uniforms(batch, seed, step))
     contrast = batch.sequence_sums(cringe_token_losses(outputs.target_logits, alternatives))

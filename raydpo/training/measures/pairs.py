@@ -1,7 +1,7 @@
-"""Pairs: losses on log-ratios, with or without the reference's KL, and reference-free ones.
+"""Losses of pairs: on log-ratios, with or without the reference's KL, and reference-free.
 
-What comes in: the section of an objective that learns from pairs. What goes out: its
-`Measure`, which gives the loss of each pair.
+The section of an objective that learns from pairs gives its `Measure`, which computes the loss of
+each pair.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal, assert_never
 
 from torch import Tensor
 
-from raydpo import config_objectives as sections
+from raydpo.config import objectives as sections
 from raydpo.training.batch import MicroBatch
 from raydpo.training.head import TokenOutputs
 from raydpo.training.losses import dpo, f_divergence
@@ -32,20 +32,21 @@ from raydpo.training.measures.values import (
     pair_sums,
     token_logratios,
 )
+from raydpo.training.own_loss import load_loss
 
-#: Of log-ratios [P] of chosen and of rejected, and the probability [P] that chosen wins: [P].
+#: A loss: log-ratios [P] of chosen and rejected, and probability [P] that chosen wins -> [P].
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 ReferenceFreeSection = sections.SimpoObjective | sections.OrpoObjective
 
 
 def logratio_measure(settings: sections.LogratioObjective) -> Measure:
-    """Of an objective on the log-ratios of pairs."""
+    """Build the measure of an objective on the log-ratios of pairs."""
     return partial(_measure_logratios, settings, pair_loss(settings))
 
 
 def reference_free_measure(settings: ReferenceFreeSection) -> Measure:
-    """Of an objective on mean log-probs."""
+    """Build the measure of an objective on mean log-probs."""
     if isinstance(settings, sections.SimpoObjective):
         loss = partial(simpo_loss, beta=settings.beta, gamma=settings.gamma)
         return partial(_measure_means, loss, settings.beta)
@@ -54,7 +55,7 @@ def reference_free_measure(settings: ReferenceFreeSection) -> Measure:
 
 
 def tdpo_measure(settings: sections.TdpoObjective) -> Measure:
-    """Of an objective on log-ratios and the KL along each completion."""
+    """Build the measure of an objective on log-ratios and the KL along each completion."""
     if isinstance(settings, sections.Tdpo2Objective):
         loss = partial(tdpo2_loss, beta=settings.beta, alpha=settings.alpha)
     else:
@@ -63,7 +64,7 @@ def tdpo_measure(settings: sections.TdpoObjective) -> Measure:
 
 
 def pair_loss(settings: sections.LogratioObjective) -> PairLoss:
-    """The loss of a section, with its options."""
+    """Return the loss of a section, with its options applied."""
     match settings:
         case sections.IpoObjective():
             return _plain(ipo_loss, tau=settings.tau)
@@ -73,6 +74,8 @@ def pair_loss(settings: sections.LogratioObjective) -> PairLoss:
             return partial(_sppo, settings.win_rates, settings.beta)
         case sections.FDpoObjective():
             return _plain(partial(_f_dpo, scores_of(settings)), beta=settings.beta)
+        case sections.FunctionObjective():
+            return load_loss(settings)
         case sections.ScaledLogratioObjective():
             loss, options = _loss_and_options(settings)
             return _plain(loss, beta=settings.beta, **options)
@@ -81,7 +84,7 @@ def pair_loss(settings: sections.LogratioObjective) -> PairLoss:
 
 
 def scores_of(settings: sections.FDpoObjective) -> Callable[[Tensor], Tensor]:
-    """What a divergence makes of log-ratios."""
+    """Return the function that turns log-ratios into a divergence's scores."""
     match settings.divergence:
         case "reverse_kl":
             return f_divergence.reverse_kl_scores
@@ -97,7 +100,7 @@ def scores_of(settings: sections.FDpoObjective) -> Callable[[Tensor], Tensor]:
 def _loss_and_options(
     settings: sections.ScaledLogratioObjective,
 ) -> tuple[Callable[..., Tensor], dict[str, float]]:
-    """A loss of log-ratios and beta, and its other options."""
+    """Return the loss, which takes log-ratios and beta, and its other options."""
     match settings:
         case sections.DpoObjective():
             return dpo.sigmoid_loss, {}
@@ -126,7 +129,7 @@ def _loss_and_options(
 
 
 def _plain(loss: Callable[..., Tensor], **options: float) -> PairLoss:
-    """A loss that does not read the probability that chosen wins."""
+    """Wrap a loss that does not read the probability that chosen wins."""
     return lambda chosen, rejected, _: loss(chosen, rejected, **options)
 
 

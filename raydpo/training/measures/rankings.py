@@ -1,7 +1,7 @@
 """Rankings: the likelihood of a whole order of K completions, or of the best of them.
 
-What comes in: the section of an objective that learns from rankings. What goes out: its
-`Measure`, which gives the loss of each ranking; every ranking weighs 1.
+The section of an objective that learns from rankings gives its `Measure`, which computes the loss
+of each ranking. Every ranking has weight 1.
 
 Shapes: Q rankings of at most K completions, N completion tokens, R sequences.
 """
@@ -14,8 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from raydpo import config_objectives as sections
-from raydpo.config_objective_base import LengthDesensitized
+from raydpo.config import objectives as sections
+from raydpo.config.objective_base import LengthDesensitized
 from raydpo.training.batch import MicroBatch
 from raydpo.training.head import TokenOutputs
 from raydpo.training.losses.ranking import best_of_k_loss, plackett_luce_loss
@@ -23,7 +23,7 @@ from raydpo.training.measures.values import Measure, Values, sequence_values, to
 
 
 def ranking_measure(settings: sections.RankingObjective) -> Measure:
-    """Of an objective on rankings."""
+    """Build the measure of an objective on rankings."""
     plackett_luce = isinstance(settings, sections.PlackettLuceObjective)
     loss = plackett_luce_loss if plackett_luce else best_of_k_loss
     return partial(_measure, settings, partial(loss, beta=settings.beta))
@@ -48,7 +48,7 @@ def _measure(
 
 
 def _token_weights(batch: MicroBatch, alpha: float) -> Tensor:
-    """[N] 1 up to the length of the shortest completion of a token's ranking, then alpha."""
+    """Return [N] weights: 1 up to the length of the ranking's shortest completion, then alpha."""
     shared = batch.sequence_lengths.clone()
     mask = batch.rankings >= 0
     lengths = batch.sequence_lengths[batch.rankings.clamp(min=0)]
@@ -61,7 +61,7 @@ def _token_weights(batch: MicroBatch, alpha: float) -> Tensor:
 def _metrics(
     rewards: Tensor, mask: Tensor, outputs: TokenOutputs, batch: MicroBatch
 ) -> dict[str, Tensor]:
-    """TRL's names: chosen is the best of a ranking, rejected its last; accuracy is over all pairs."""
+    """Compute metrics under TRL's names: chosen is a ranking's best, rejected its last."""
     last = mask.sum(1) - 1
     rows = torch.arange(len(rewards), device=rewards.device)
     logps = batch.sequence_sums(outputs.logps.detach())[batch.rankings.clamp(min=0)]
@@ -77,7 +77,7 @@ def _metrics(
 
 
 def share_in_order(rewards: Tensor, mask: Tensor) -> Tensor:
-    """[Q] share of a ranking's pairs whose better completion has the higher reward."""
+    """Return the share of a ranking's pairs whose better completion has the higher reward: [Q]."""
     both = (mask[:, :, None] & mask[:, None, :]).triu(1)
     right = (rewards[:, :, None] > rewards[:, None, :]) & both
     return right.sum((1, 2)) / both.sum((1, 2))

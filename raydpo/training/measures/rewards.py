@@ -1,7 +1,7 @@
 """Reward models: Bradley-Terry on pairs, Plackett-Luce on rankings.
 
-What comes in: the section. What goes out: its `Measure`. A completion's token values sum to its
-reward (`training/reward.py`), which stands in `TokenOutputs.logps`.
+The objective's section gives its `Measure`. A completion's token values sum to its reward
+(`training/reward.py`), which is in `TokenOutputs.logps`.
 
 Shapes: P pairs, Q rankings of at most K completions, R sequences.
 """
@@ -13,7 +13,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from raydpo import config_objectives as sections
+from raydpo.config import objectives as sections
 from raydpo.training.batch import MicroBatch
 from raydpo.training.head import TokenOutputs
 from raydpo.training.losses.ranking import plackett_luce_loss
@@ -23,7 +23,7 @@ from raydpo.training.measures.values import Measure, Values
 
 
 def reward_measure(settings: sections.RewardModelObjective) -> Measure:
-    """Of a reward model."""
+    """Build the measure of a reward model."""
     match settings.learns_from:
         case "pairs":
             return _measure_pairs

@@ -1,8 +1,8 @@
-"""Objectives that must know the whole global batch before they see a micro-batch: KTO, AOT, BCO.
+"""Objectives that need the whole global batch before any micro-batch: KTO, AOT, BCO.
 
-What comes in: a `GlobalBatch` with the policy's log-probs of all its completions, found in a
-pass without gradient. What goes out: a `Measure` whose sums over the micro-batches, however
-they are cut and on whatever worker, are loss and gradient of the whole.
+A `GlobalBatch` has the policy's log-probs of all its completions, from a pass without gradient. The
+sums of the resulting `Measure` over the micro-batches give the loss and gradient of the whole
+batch, however workers divide it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
-from raydpo import config_objectives as sections
+from raydpo.config import objectives as sections
 from raydpo.training.batch import MicroBatch
 from raydpo.training.groups import Group
 from raydpo.training.head import TokenOutputs
@@ -33,18 +33,18 @@ from raydpo.training.measures.values import (
 
 
 def judged_completions(group: Group) -> Group:
-    """An unpaired group without completions of other prompts: they are not trained on."""
+    """Return an unpaired group without the other prompts' completions, which are not trained on."""
     judgements = group.desirable or []
     return group.only([i for i, judgement in enumerate(judgements) if judgement is not None])
 
 
 def mismatched_completions(group: Group) -> list[int]:
-    """Completions of an unpaired group that answer another prompt."""
+    """Return the completions of an unpaired group that answer another prompt."""
     return [i for i, judgement in enumerate(group.desirable or []) if judgement is None]
 
 
 def kto_measure(settings: sections.KtoObjective, known: GlobalBatch) -> Measure:
-    """Of KTO in one step: z0 is that of the whole global batch."""
+    """Build KTO's measure in one step; z0 is that of the whole global batch."""
     judgements = [j for group in known.groups for j in group.desirable or []]
     mismatched = [
         _logratio(group, index, known)
@@ -64,10 +64,10 @@ def _measure_kto(
     outputs: TokenOutputs,
     batch: MicroBatch,
 ) -> Values:
-    """Loss of each judged completion, and TRL's metrics.
+    """Compute the loss of each judged completion, and TRL's metrics.
 
-    `shares` are judged completions over desirable (or undesirable) ones: with them the mean
-    over all judged completions of a metric is its mean over that side.
+    `shares` are judged completions over desirable (or undesirable) ones. Scaled by them, the mean
+    of a metric over all judged completions is its mean over that side.
     """
     sums = batch.sequence_sums(token_logratios(outputs, batch))
     logratios, desirable = sums[batch.judged], batch.desirable
@@ -100,12 +100,12 @@ Alignment = Literal["paired", "unpaired"]
 
 @dataclass(frozen=True)
 class _Matched:
-    """Of each pair of a group: what has the same rank in the global batch, without gradient.
+    """The values of the same rank in the global batch, for each pair of a group, without gradient.
 
     Attributes:
-        value: [p] what the pair's own value is compared with.
-        chosen: [p] unpaired: the chosen log-ratio of the rank of its rejected one.
-        chosen_weight: [p] unpaired: the weight of that chosen one's pair.
+        value: [p], the value that the pair's own value is compared with.
+        chosen: [p], if unpaired: the chosen log-ratio with the rank of the pair's rejected one.
+        chosen_weight: [p], if unpaired: the weight of the pair of that chosen log-ratio.
     """
 
     value: Tensor
@@ -114,7 +114,7 @@ class _Matched:
 
 
 def aot_measure(settings: sections.AotObjective, known: GlobalBatch) -> Measure:
-    """Of AOT in one step: values are matched by their rank in the whole global batch."""
+    """Build AOT's measure in one step; values are matched by rank in the whole global batch."""
     values = [row for group in known.groups for row in _pair_logps(group, known)]
     rows = torch.tensor(values, dtype=torch.float64).reshape(-1, 4)
     weights = torch.tensor([pair.weight for group in known.groups for pair in group.pairs])
@@ -127,7 +127,7 @@ def aot_measure(settings: sections.AotObjective, known: GlobalBatch) -> Measure:
 
 
 def _match(alignment: Alignment, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[P] matched values, chosen values and their weights of all pairs of the global batch."""
+    """Return [P] matched values, chosen values and weights for all pairs of the global batch."""
     chosen, rejected, reference_chosen, reference_rejected = rows.unbind(1)
     match alignment:
         case "paired":
@@ -159,8 +159,8 @@ def _measure_aot(
     else:
         partner = torch.cat([one.chosen for one in found]).to(device)
         weight = torch.cat([one.chosen_weight for one in found]).to(device)
-        # A pair's loss stands at its chosen completion. Its rejected one has the gradient of
-        # another pair's loss: that loss, less its own value.
+        # A pair's loss is recorded at its chosen completion. Its rejected completion contributes
+        # the gradient of another pair's loss: that loss minus its own value.
         there = weight / batch.pair_weights * loss(partner, rejected)
         losses = loss(chosen, value) + there - there.detach()
     metrics = pair_metrics(settings.beta * chosen, settings.beta * rejected, outputs, batch)
@@ -168,10 +168,10 @@ def _measure_aot(
 
 
 def bco_measure(settings: sections.BcoObjective, known: GlobalBatch | None) -> Measure:
-    """Of BCO in one step: the shift is of the whole global batch, where it is not 0.
+    """Build BCO's measure in one step; a shift other than 0 is that of the whole global batch.
 
-    The paper's is a running mean over steps; this one depends on the step alone, so that a
-    run that is resumed, or cut otherwise, is the same run.
+    The paper's shift is a running mean over steps. This one depends on the step alone, so a run
+    that is resumed, or divided in another way, is the same run.
     """
     match settings.reward_shift:
         case "zero":
@@ -185,7 +185,7 @@ def bco_measure(settings: sections.BcoObjective, known: GlobalBatch | None) -> M
 
 
 def _mean_logratio(known: GlobalBatch) -> float:
-    """Mean over chosen and rejected completions of all pairs, pairs weighted."""
+    """Return the mean over chosen and rejected completions of all pairs, weighted by pair."""
     pairs = [
         (pair.weight, chosen + rejected - of_chosen - of_rejected)
         for group in known.groups
@@ -210,7 +210,7 @@ def _logratio(group: Group, completion: int, known: GlobalBatch) -> float:
 
 
 def _pair_logps(group: Group, known: GlobalBatch) -> list[tuple[float, float, float, float]]:
-    """Of each pair the policy's log-probs of chosen and rejected, then the reference's."""
+    """Return for each pair the policy's log-probs of chosen and rejected, then the reference's."""
     assert group.reference_token_logps is not None, "this objective needs a reference"
     policy, reference = known.logps[group.number], [sum(r) for r in group.reference_token_logps]
     return [

@@ -1,8 +1,8 @@
-"""What a measure gives back, and what it may know of the whole global batch beforehand.
+"""The results of a measure, and what it may know about the whole global batch in advance.
 
-What comes in: `TokenOutputs` and a `MicroBatch`. What goes out: `Values`, one for each unit
-that the objective learns from. A measure looks at a micro-batch alone; what depends on the
-rest of the global batch stands in `GlobalBatch`.
+From `TokenOutputs` and a `MicroBatch` a measure computes `Values`, one for each unit that the
+objective learns from. A measure sees only its micro-batch; `GlobalBatch` holds what depends on
+the rest of the global batch.
 
 Shapes: U units (pairs, rankings or judged completions), R sequences, N completion tokens.
 """
@@ -15,7 +15,7 @@ from typing import assert_never
 
 from torch import Tensor
 
-from raydpo.config_objective_base import Length, LengthDesensitized
+from raydpo.config.objective_base import Length, LengthDesensitized
 from raydpo.training.batch import MicroBatch
 from raydpo.training.groups import Group, GroupSizes
 from raydpo.training.head import TokenOutputs
@@ -24,12 +24,12 @@ from raydpo.training.losses.length import length_desensitized_sums, per_token_me
 
 @dataclass(frozen=True)
 class Values:
-    """Of each unit of a micro-batch.
+    """The values of each unit of a micro-batch.
 
     Attributes:
         losses: [U].
-        weights: [U], its share in the mean.
-        preferred: [U] int64, the sequence that an SFT term makes likelier; -1 for none.
+        weights: [U], the unit's share in the mean.
+        preferred: [U] int64, the sequence that an SFT term makes more likely; -1 for none.
         metrics: name -> [U], detached.
     """
 
@@ -44,14 +44,14 @@ Measure = Callable[[TokenOutputs, MicroBatch], Values]
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What is known of a step before any of its micro-batches is trained on.
+    """Facts about a step that are known before any of its micro-batches is trained on.
 
     Attributes:
-        step: its number, from 0.
-        numbers: the groups of the step.
-        sizes: of all groups.
+        step: the number of the step, from 0.
+        numbers: the numbers of the step's groups.
+        sizes: the sizes of all groups.
         groups: the groups themselves, for objectives that ask for a survey; else empty.
-        logps: group number -> policy log-prob of each completion, nats, likewise.
+        logps: group number -> policy log-prob of each completion, nats; else empty, like `groups`.
     """
 
     step: int
@@ -62,18 +62,18 @@ class GlobalBatch:
 
 
 def token_logratios(outputs: TokenOutputs, batch: MicroBatch) -> Tensor:
-    """[N] log pi - log pi_ref of each completion token, subtracted per token for precision."""
+    """Return log pi - log pi_ref per completion token, [N], subtracted so for precision."""
     assert batch.reference_token_logps is not None, "this objective needs a reference"
     return outputs.logps - batch.reference_token_logps
 
 
 def mean_logps(outputs: TokenOutputs, batch: MicroBatch) -> Tensor:
-    """[R] log pi(y|x) / |y|, nats per token."""
+    """Return log pi(y|x) / |y|, nats per token: [R]."""
     return per_token_means(batch.sequence_sums(outputs.logps), batch.sequence_lengths)
 
 
 def pair_sums(token_values: Tensor, batch: MicroBatch, length: Length) -> tuple[Tensor, Tensor]:
-    """Values of tokens as values of each pair's chosen and rejected completion: [P], [P]."""
+    """Combine token values into values of each pair's chosen and rejected: [P], [P]."""
     if isinstance(length, LengthDesensitized):
         return length_desensitized_sums(
             token_values,
@@ -88,12 +88,12 @@ def pair_sums(token_values: Tensor, batch: MicroBatch, length: Length) -> tuple[
 
 
 def sequence_values(token_values: Tensor, batch: MicroBatch, length: Length) -> Tensor:
-    """[R] sums over a completion's tokens, or means."""
+    """Return sums over a completion's tokens, or means: [R]."""
     sums = batch.sequence_sums(token_values)
     match length:
         case "mean":
             return per_token_means(sums, batch.sequence_lengths)
-        case "sum" | LengthDesensitized():  # the latter's tokens are weighted pair by pair
+        case "sum" | LengthDesensitized():  # the latter weights tokens pair by pair
             return sums
         case _:
             assert_never(length)
@@ -102,7 +102,7 @@ def sequence_values(token_values: Tensor, batch: MicroBatch, length: Length) -> 
 def pair_metrics(
     chosen_rewards: Tensor, rejected_rewards: Tensor, outputs: TokenOutputs, batch: MicroBatch
 ) -> dict[str, Tensor]:
-    """TRL's metrics of each pair, [P]."""
+    """Compute TRL's metrics of each pair: [P]."""
     margins = (chosen_rewards - rejected_rewards).detach()
     return {
         "rewards/chosen": chosen_rewards.detach(),
@@ -114,7 +114,7 @@ def pair_metrics(
 
 
 def pair_logps(outputs: TokenOutputs, batch: MicroBatch) -> dict[str, Tensor]:
-    """Log-probs of each pair's completions, [P]."""
+    """Return log-probs of each pair's completions: [P]."""
     logps = batch.sequence_sums(outputs.logps.detach())
     chosen, rejected = batch.pairs.unbind(1)
     return {"logps/chosen": logps[chosen], "logps/rejected": logps[rejected]}

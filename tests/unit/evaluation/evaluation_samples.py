@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from raydpo.config import Config
+from raydpo.config.job import Config
 from raydpo.evaluation.measure import measure
 from raydpo.evaluation.samples import HeldoutPairs, Sample, ScoredCompletions
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from evaluation_samples import make_config, make_logps, make_metrics, make_samples
 
-from raydpo.caveats import sampling_caveats
-from raydpo.config import LabelingConfig, RewardConfig, SamplingConfig
-from raydpo.errors import DataError, NumericsError
+from raydpo.config.job import LabelingConfig, RewardConfig, SamplingConfig
+from raydpo.core.errors import DataError, NumericsError
+from raydpo.evaluation.caveats import sampling_caveats
 from raydpo.evaluation.measure import measure, score_unit
 from raydpo.evaluation.report import number_lines
 from raydpo.evaluation.samples import HeldoutJudgements, HeldoutPairs, ScoredCompletions

@@ -1,4 +1,4 @@
-"""Figures: they are whole PNG files that show what they are given."""
+"""Figures are complete PNG files that show their input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""report.html: what it says, and that nothing in it comes alive or from elsewhere."""
+"""report.html says the right things, runs no script and loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from evaluation_samples import make_config, make_metrics, make_samples
 
-from raydpo.config_file import config_to_yaml
+from raydpo.config.file import config_to_yaml
 from raydpo.evaluation.publish import draw_figures
 from raydpo.evaluation.report import (
     Figure,

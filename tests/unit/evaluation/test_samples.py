@@ -1,4 +1,4 @@
-"""Tables on disk become samples, log-probs and pairs; what was refused is left out."""
+"""Tables on disk become samples, log-probs and pairs without the refused rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import RewardConfig
-from raydpo.errors import DataError
+from raydpo.config.job import RewardConfig
+from raydpo.core.errors import DataError
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, commit, open_stage, read_rows, write_part
+from raydpo.core.storage import Folder, fingerprint, folder_of
+from raydpo.core.tables import Row
 from raydpo.evaluation.samples import (
     HeldoutJudgements,
     collect_heldout,
@@ -18,10 +23,7 @@ from raydpo.evaluation.samples import (
     groups_of_samples,
     mean_scores,
 )
-from raydpo.parts import Table
-from raydpo.run import PartResult, Stage, commit, open_stage, read_rows, write_part
-from raydpo.storage import Folder, fingerprint, folder_of
-from raydpo.tables import Row
+from tests.group_rows import group_row
 
 JUDGES = (
     RewardConfig(function="judges:first", name="first", weight=1.0),
@@ -30,7 +32,9 @@ JUDGES = (
 
 
 def table(folder: Path, schema: str, parts: list[list[Row]]) -> Table:
-    stage = Stage(folder_of(str(folder)), schema, schema, {"rows": fingerprint(parts)}, {})
+    stage = Stage(
+        Place(folder_of(str(folder)), "test"), schema, schema, {"rows": fingerprint(parts)}, {}
+    )
     open_stage(stage)
     for index, rows in enumerate(parts):
         write_part(stage, index, PartResult(rows, counts={"input": len(rows)}))
@@ -71,18 +75,7 @@ def logps(folder: Path, values: dict[str, list[list[float]]]) -> Table:
 
 
 def group(name: str, completions: list[list[int]], pairs: list[dict[str, Any]]) -> Row:
-    return {
-        "group_id": name,
-        "prompt_id": f"prompt of {name}",
-        "prompt": "",
-        "prompt_ids": [1],
-        "completion_texts": ["" for _ in completions],
-        "completions": completions,
-        "rewards": None,
-        "pairs": pairs,
-        "ranking": None,
-        "desirable": None,
-    }
+    return group_row(name, completions, prompt_id=f"prompt of {name}", pairs=pairs)
 
 
 def test_samples_have_the_weighted_sum_of_their_judges(tmp_path: Path):
@@ -112,7 +105,7 @@ def test_a_judgement_that_is_not_a_number_is_an_error(tmp_path: Path):
 
 def test_samples_become_groups_part_by_part_with_the_very_same_tokens(tmp_path: Path):
     sampled = candidates(tmp_path / "candidates")
-    groups = groups_of_samples(Folder(str(tmp_path / "groups")), sampled)
+    groups = groups_of_samples(Place(Folder(str(tmp_path / "groups")), "test"), sampled)
     assert groups.manifest["parts"] == 2
     rows = list(read_rows(groups.folder, groups.manifest))
     assert [(r["group_id"], r["completions"]) for r in rows] == [
@@ -125,20 +118,26 @@ def test_samples_become_groups_part_by_part_with_the_very_same_tokens(tmp_path: 
 def test_groups_go_on_after_an_interruption_and_then_stay(tmp_path: Path):
     sampled = candidates(tmp_path / "candidates")
     folder = Folder(str(tmp_path / "groups"))
-    whole = groups_of_samples(Folder(str(tmp_path / "undisturbed")), sampled)
-    stage = Stage(folder, "policy_groups", "preferences", {"candidates": sampled.fingerprint}, {})
+    whole = groups_of_samples(Place(Folder(str(tmp_path / "undisturbed")), "test"), sampled)
+    stage = Stage(
+        Place(folder, "test"),
+        "policy_groups",
+        "preferences",
+        {"candidates": sampled.fingerprint},
+        {},
+    )
     open_stage(stage)
     first = whole.part(0)
     write_part(stage, 0, PartResult(first, counts={"input": 2, "completions": 2}))
-    resumed = groups_of_samples(folder, sampled)
+    resumed = groups_of_samples(Place(folder, "test"), sampled)
     assert resumed.fingerprint == whole.fingerprint
     assert resumed.manifest["counts"] == whole.manifest["counts"]
-    assert groups_of_samples(folder, sampled).manifest == resumed.manifest
+    assert groups_of_samples(Place(folder, "test"), sampled).manifest == resumed.manifest
 
 
 def test_log_probs_are_joined_by_group_and_the_refused_are_left_out(tmp_path: Path):
     groups = groups_of_samples(
-        Folder(str(tmp_path / "groups")), candidates(tmp_path / "candidates")
+        Place(Folder(str(tmp_path / "groups")), "test"), candidates(tmp_path / "candidates")
     )
     ours = logps(tmp_path / "ours", {"b": [[-1.0, -2.0, -3.0]], "a": [[-4.0, -5.0], [-6.0]]})
     theirs = logps(tmp_path / "theirs", {"a": [[-1.0, -1.0], [-2.0]]})
@@ -150,7 +149,7 @@ def test_log_probs_are_joined_by_group_and_the_refused_are_left_out(tmp_path: Pa
 
 def test_log_probs_of_another_length_than_the_tokens_are_an_error(tmp_path: Path):
     groups = groups_of_samples(
-        Folder(str(tmp_path / "groups")), candidates(tmp_path / "candidates")
+        Place(Folder(str(tmp_path / "groups")), "test"), candidates(tmp_path / "candidates")
     )
     padded = logps(tmp_path / "ours", {"a": [[-4.0, -5.0], [-6.0, 0.0]]})
     with pytest.raises(DataError, match="group 'a'"):

@@ -1,4 +1,4 @@
-"""Modules of jobs, which stand in jobs/ and not in the package; and a scenario of the benchmark."""
+"""Modules of jobs, which are in jobs/ and not in the package; and a scenario of the benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the acceptance run says of speeds: aims, ratios, and useful operations of an adapter."""
+"""The acceptance run reports speeds: targets, ratios, and useful operations of an adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark counts, draws and writes what it says, and its contenders compute the same."""
+"""The benchmark counts, draws and writes correctly, and its contenders compute the same."""
 
 from __future__ import annotations
 

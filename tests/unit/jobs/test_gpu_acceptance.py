@@ -1,4 +1,4 @@
-"""The acceptance run: in small on the CPU, with nothing but the core, and what it keeps."""
+"""A small acceptance run on the CPU, with only the core, and the results that it keeps."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from job_modules import modules_of
 from packaging.requirements import Requirement
 
-from raydpo.check_online import check_sections_of_rounds
-from raydpo.config_file import load_config
+from raydpo.check.online import check_sections_of_rounds
+from raydpo.config.file import load_config
 
 ROOT = Path(__file__).parents[3]
 #: What the training core imports: torch and transformers, and what `--wheels` calls the core.

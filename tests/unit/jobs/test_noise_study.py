@@ -1,4 +1,6 @@
-"""The study of flipped labels: its labels, its goes at the world and the model, its tables, its resume."""
+"""The study of flipped labels: its labels, its runs on the world and the model, its tables, its
+resume.
+"""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_mean_pooling_stays_a_mean(jobs):
     ],
 )
 def test_data_that_does_not_fit_is_explained(tmp_path, jobs, row, said):
-    from raydpo.errors import DataError
+    from raydpo.core.errors import DataError
 
     _, job = jobs
     data = write_jsonl(tmp_path / "x.jsonl", [row])

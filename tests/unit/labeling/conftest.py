@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from raydpo.parts import Table
-from raydpo.run import PartResult, Stage, commit, open_stage, write_part
-from raydpo.storage import Folder
-from raydpo.tables import Row
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.core.storage import Folder
+from raydpo.core.tables import Row
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "the", "film", "was", "good", "bad", "not", "very", "plot"]
 
@@ -43,7 +44,7 @@ def make_table(tmp_path: Path) -> Callable[[str, list[list[Row]]], Table]:
     """Writes a finished table, a list of rows a part."""
 
     def make(name: str, parts: list[list[Row]]) -> Table:
-        stage = Stage(Folder(str(tmp_path / name)), name, name, {"test": name}, {})
+        stage = Stage(Place(Folder(str(tmp_path / name)), "test"), name, name, {"test": name}, {})
         assert open_stage(stage) is None
         for index, rows in enumerate(parts):
             write_part(stage, index, PartResult(rows, counts={"input": len(rows)}))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from raydpo.config import RewardConfig
-from raydpo.errors import ConfigError, ModelError
+from raydpo.config.job import RewardConfig
+from raydpo.core.errors import ConfigError, ModelError
 from raydpo.labeling.classifier import (
     encode,
     judge_with_classifier,

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raydpo.check import check
-from raydpo.config import EvaluationConfig, LabelingConfig, ModelConfig, RewardConfig
-from raydpo.config_file import config_from_values
-from raydpo.errors import ConfigError
+from raydpo.check.job import check
+from raydpo.config.file import config_from_values
+from raydpo.config.job import EvaluationConfig, LabelingConfig, ModelConfig, RewardConfig
+from raydpo.core.errors import ConfigError
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, commit, open_stage, read_rows, write_part
+from raydpo.core.storage import folder_of
 from raydpo.labeling.implicit import implicit_scores, refuse_equal_models
-from raydpo.run import PartResult, Stage, commit, open_stage, read_rows, write_part
-from raydpo.storage import folder_of
 from tests.conftest import make_tiny_model
 
 
@@ -23,9 +24,9 @@ def logps(name: str, *lists: list[float]) -> dict:
 
 
 def table(folder: Path, name: str, parts: list[list[dict]]):
-    from raydpo.parts import Table
+    from raydpo.core.parts import Table
 
-    stage = Stage(folder_of(str(folder)), "test", name, {"rows": str(parts)}, {})
+    stage = Stage(Place(folder_of(str(folder)), "test"), "test", name, {"rows": str(parts)}, {})
     open_stage(stage)
     for index, rows in enumerate(parts):
         write_part(stage, index, PartResult(rows))
@@ -37,12 +38,11 @@ def test_each_candidate_gets_the_log_ratio_summed_over_its_tokens(tmp_path, make
     policy = [[logps("a", [-1.0, -2.0], [-0.5])], [logps("b", [-4.0])]]
     reference = [[logps("a", [-2.0, -2.5], [-0.25])], [logps("b", [-4.0])]]
     scores = implicit_scores(
-        folder=folder_of(str(tmp_path / "scores")),
+        Place(folder_of(str(tmp_path / "scores")), "test"),
         candidates=table(tmp_path / "c", "candidates", candidates),
         policy_logps=table(tmp_path / "p", "reference", policy),
         reference_logps=table(tmp_path / "r", "reference", reference),
         reward=RewardConfig(implicit=True),
-        what="test",
     )
     found = {
         (row["prompt_id"], row["candidate"]): row["value"]

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from raydpo.config import PairsConfig
-from raydpo.errors import DataError
+from raydpo.config.job import PairsConfig
+from raydpo.core.errors import DataError
+from raydpo.core.tables import PREFERENCES, table_from_rows
 from raydpo.labeling.groups import refuse_zero_pairs
 from raydpo.labeling.preferences import Labels, combined_rewards, label_part
-from raydpo.tables import PREFERENCES, table_from_rows
 
 
 def labels(weights=None, **pairs) -> Labels:
@@ -124,6 +124,6 @@ def test_zero_pairs_leave_no_finished_stage_and_say_why(make_candidate, make_tab
     result = label_part(labels(), candidates, scores_of(candidates, [1.0] * 4))
     table = make_table("preferences", [result.rows])
     table.manifest["counts"].update(result.counts)
-    with pytest.raises(DataError, match=r"(?s)no pair at all .*ties 2.*mend it"):
-        refuse_zero_pairs(table, "mend it")
+    with pytest.raises(DataError, match=r"(?s)no pair at all .*ties 2.*fix it"):
+        refuse_zero_pairs(table, "fix it")
     assert not table.folder.exists("manifest.json")

@@ -1,4 +1,4 @@
-"""Which candidates are paired, who wins, and that draws depend on nothing but their names."""
+"""Which candidates are paired, which one wins, and that random draws depend only on their names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import random
 
 import pytest
 
-from raydpo.config import PairsConfig
+from raydpo.config.job import PairsConfig
+from raydpo.core.rankings import preference_probability
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
-from raydpo.rankings import preference_probability
 
 
 def scored(*rewards: float) -> list[Scored]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.errors import DataError, QuarantineBudgetError
+from raydpo.core.errors import DataError, QuarantineBudgetError
+from raydpo.core.run import read_quarantine, read_rows
+from raydpo.core.storage import Folder
 from raydpo.labeling.people import export_pairs, import_votes, majority, share_of_votes
-from raydpo.run import read_quarantine, read_rows
-from raydpo.storage import Folder
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_an_export_never_overwrites_peoples_work(candidates, tmp_path):
     path = tmp_path / "pairs.jsonl"
     export_pairs(candidates, str(path), 1, seed=0)
     path.write_text("votes")
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="exists already"):
         export_pairs(candidates, str(path), 1, seed=0)
     assert path.read_text() == "votes"
 
@@ -221,8 +221,8 @@ def test_a_file_with_too_many_bad_lines_is_not_kept(candidates, exported, tmp_pa
     bad = write(tmp_path / "bad.jsonl", [vote(exported[0], "a", ""), vote(exported[0], "b", "ben")])
     with pytest.raises(QuarantineBudgetError, match=r"1 of 2 lines .*line 1: no annotator"):
         import_votes(candidates, bad, folder)
-    mended = write(tmp_path / "mended.jsonl", [vote(exported[0], "a", "ann")])
-    table = import_votes(candidates, mended, folder)
+    corrected = write(tmp_path / "corrected.jsonl", [vote(exported[0], "a", "ann")])
+    table = import_votes(candidates, corrected, folder)
     assert preferred(table) == {"p0": {(exported[0]["completion_a"], exported[0]["completion_b"])}}
 
 

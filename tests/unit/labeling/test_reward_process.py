@@ -1,4 +1,4 @@
-"""A reward function that ends its process, hangs or leaks: told, halved, refused alone; nothing is lost."""
+"""raydpo isolates completions whose reward function ends its process, hangs or leaks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raydpo.config import RewardConfig
-from raydpo.errors import ConfigError, DataError
-from raydpo.labeling import bounded, reward_process
+from raydpo.config.job import RewardConfig
+from raydpo.core import halving, own_process
+from raydpo.core.errors import ConfigError, DataError
+from raydpo.core.own_process import Ended
 from raydpo.labeling.functions import look_at
-from raydpo.labeling.reward_process import Ended, RewardProcess
+from raydpo.labeling.reward_process import RewardProcess
 from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.labeling.stage import make_judge, score_part
 
@@ -164,7 +165,7 @@ def test_memory_that_is_never_given_back_restarts_the_process_between_calls(capl
     assert max(held) < 5
     assert held.count(1) >= 2
     # It is noticed between two calls, or during one that takes long enough.
-    assert "is started anew: it holds 0." in caplog.text or "of memory, more than" in caplog.text
+    assert "is started again: it holds 0." in caplog.text or "of memory, more than" in caplog.text
 
 
 def test_a_completion_that_takes_all_memory_is_refused() -> None:
@@ -188,8 +189,8 @@ def test_the_log_names_the_candidate_and_says_nothing_of_its_text(caplog, make_c
 
 
 def test_a_wait_is_told_with_what_ends_it(caplog, monkeypatch) -> None:
-    monkeypatch.setattr(reward_process, "_SECONDS_BETWEEN_LINES", 0.3)
-    monkeypatch.setattr(bounded, "_MOST_ENDS", 1)
+    monkeypatch.setattr(own_process, "_SECONDS_BETWEEN_LINES", 0.3)
+    monkeypatch.setattr(halving, "_MOST_ENDS", 1)
     with (
         caplog.at_level(logging.WARNING, "raydpo"),
         pytest.raises(DataError, match="did not answer in 5 s"),

@@ -1,4 +1,6 @@
-"""A reward function is found or its absence explained; what is no reward is refused."""
+"""raydpo finds a reward function or explains its absence, and refuses values that are not
+rewards.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from raydpo.errors import ConfigError, DataError
+from raydpo.core.errors import ConfigError, DataError
 from raydpo.labeling.rewards import (
     Refusal,
     judge_with_function,

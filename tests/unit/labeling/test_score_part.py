@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from raydpo.config import RewardConfig
-from raydpo.errors import ConfigError
+from raydpo.config.job import RewardConfig
+from raydpo.core.errors import ConfigError
 from raydpo.labeling.rewards import Judged, judge_with_function
 from raydpo.labeling.stage import check_rewards, make_judge, score_part
 

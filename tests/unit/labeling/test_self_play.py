@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.config import Config, ModelConfig, SftConfig
-from raydpo.errors import DataError
+from raydpo.config.job import Config, ModelConfig, SftConfig
+from raydpo.core.errors import DataError
+from raydpo.core.parts import Table
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, commit, open_stage, read_rows, write_part
+from raydpo.core.storage import folder_of
 from raydpo.labeling.self_play import self_play_part, self_play_preferences
-from raydpo.models import load_tokenizer
-from raydpo.parts import Table
-from raydpo.prompts.self_play import example_prompts
-from raydpo.run import PartResult, Stage, commit, open_stage, read_rows, write_part
-from raydpo.storage import folder_of
+from raydpo.models.loading import load_tokenizer
+from raydpo.online.self_play import example_prompts
 
 EXAMPLES = [
     {"example_id": "a", "token_ids": [1, 9, 20, 21, 2], "prompt_tokens": 2},
@@ -34,7 +35,7 @@ def job(tiny_model: Path, tmp_path: Path) -> Config:
 
 
 def write(folder: Path, name: str, parts: list[list[dict]]) -> Table:
-    stage = Stage(folder_of(str(folder)), "test", name, {"rows": str(parts)}, {})
+    stage = Stage(Place(folder_of(str(folder)), "test"), "test", name, {"rows": str(parts)}, {})
     open_stage(stage)
     for index, rows in enumerate(parts):
         write_part(stage, index, PartResult(rows))
@@ -47,7 +48,9 @@ def rows_of(table: Table) -> list[dict]:
 
 def test_prompts_are_the_beginnings_of_the_examples(job, tmp_path: Path) -> None:
     examples = write(tmp_path / "examples", "examples", [EXAMPLES[:2], EXAMPLES[2:]])
-    prompts = example_prompts(job, folder_of(str(tmp_path / "prompts")), examples)
+    prompts = example_prompts(
+        Place(folder_of(str(tmp_path / "prompts")), "test"), examples, job.model
+    )
     assert [(r["prompt_id"], r["prompt_ids"]) for r in rows_of(prompts)] == [
         ("a", [1, 9]),
         ("b", [1, 7]),
@@ -67,11 +70,10 @@ def test_the_datas_completion_is_chosen_over_each_of_the_policys(
         [make_candidate("b", 0, prompt_ids=[1, 7], completion_ids=[31, 2])],
     ]
     table = self_play_preferences(
-        config=job,
-        folder=folder_of(str(tmp_path / "preferences")),
-        candidates=write(tmp_path / "candidates", "candidates", candidates),
-        examples=write(tmp_path / "examples", "examples", [EXAMPLES]),
-        what="test",
+        Place(folder_of(str(tmp_path / "preferences")), "test"),
+        write(tmp_path / "candidates", "candidates", candidates),
+        write(tmp_path / "examples", "examples", [EXAMPLES]),
+        job.model,
     )
     first, second = rows_of(table)
     assert first["completions"] == [[20, 21, 2], [20, 40, 2], [41]]
@@ -92,9 +94,8 @@ def test_samples_equal_to_the_data_leave_no_pair(job, tmp_path: Path, make_candi
     same = make_candidate("b", 0, prompt_ids=[1, 7], completion_ids=[30, 2])
     with pytest.raises(DataError, match="no pair at all"):
         self_play_preferences(
-            config=job,
-            folder=folder_of(str(tmp_path / "preferences")),
-            candidates=write(tmp_path / "candidates", "candidates", [[same]]),
-            examples=write(tmp_path / "examples", "examples", [EXAMPLES]),
-            what="test",
+            Place(folder_of(str(tmp_path / "preferences")), "test"),
+            write(tmp_path / "candidates", "candidates", [[same]]),
+            write(tmp_path / "examples", "examples", [EXAMPLES]),
+            job.model,
         )

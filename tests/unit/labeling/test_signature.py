@@ -1,4 +1,4 @@
-"""The names in a reward function's signature say what it is called with; what cannot be is refused."""
+"""The names in a reward function's signature decide its arguments; raydpo refuses others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.errors import ConfigError
+from raydpo.core.errors import ConfigError
 from raydpo.labeling.rewards import judge_with_function, resolve_function
 from raydpo.labeling.signature import reward_call
 

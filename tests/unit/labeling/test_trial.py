@@ -1,4 +1,4 @@
-"""A reward function is called on two rows in a process of its own, whatever it does there."""
+"""The trial calls a reward function on two rows in a separate process, whatever it does there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.errors import ConfigError, DataError
+from raydpo.core.errors import ConfigError, DataError
 from raydpo.labeling import trial
 from raydpo.labeling.trial import try_reward
 

@@ -1,4 +1,4 @@
-"""What stands beside a prompt is read by every reader: system, history, tools, other names."""
+"""Every reader reads the columns beside a prompt: system, history, tools, other names."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import PreferencesConfig, PromptsConfig, SftConfig
+from raydpo.config.job import PreferencesConfig, PromptsConfig, SftConfig
+from raydpo.core.run import PartResult
+from raydpo.core.tables import EXAMPLES, PREFERENCES, PROMPTS, table_from_rows
 from raydpo.prompts.examples import example_parts
 from raydpo.prompts.preferences import preference_parts
 from raydpo.prompts.sources import SourceRow
 from raydpo.prompts.stage import prompt_parts
-from raydpo.run import PartResult
-from raydpo.tables import EXAMPLES, PREFERENCES, PROMPTS, table_from_rows
 from tests.conftest import make_tokenizer
 
 USER = {"role": "user", "content": "which?"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.prompts.chat import (
     check_template,
     messages_of,

@@ -1,4 +1,4 @@
-"""Every column and message key is named, with what becomes of it."""
+"""The report names every column and message key, and says how it is used."""
 
 from __future__ import annotations
 

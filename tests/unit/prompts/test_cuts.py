@@ -1,4 +1,4 @@
-"""Cuts by the stated policy: of a conversation words are cut, and never the template's headers."""
+"""Cuts follow the stated policy: a conversation loses words, never the template's headers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from raydpo.check import check
-from raydpo.config import Config, PreferencesConfig, PromptsConfig
-from raydpo.cut_counts import cut_warnings
-from raydpo.errors import ConfigError, DataError
+from raydpo.check.job import check
+from raydpo.config.job import Config, PreferencesConfig, PromptsConfig
+from raydpo.core.cut_counts import cut_warnings
+from raydpo.core.errors import ConfigError, DataError
+from raydpo.core.place import Place
+from raydpo.core.storage import Folder
 from raydpo.prompts.cuts import Fitted, fit_completion, fit_prompt
 from raydpo.prompts.dialogue import Dialogue, render
 from raydpo.prompts.encode import Encoder, Text
@@ -19,7 +21,6 @@ from raydpo.prompts.preferences import preference_parts
 from raydpo.prompts.rows import RefusedRow
 from raydpo.prompts.sources import SourceRow
 from raydpo.prompts.stage import prompt_parts, prompts_stage
-from raydpo.storage import Folder
 
 BOS, EOS = 1, 2
 LONG = "the film was good and the plot was bad and the acting was slow but the end was great"
@@ -163,7 +164,7 @@ def test_only_tables_that_cut_depend_on_how_it_is_done(tiny_model: Path, tmp_pat
     def settings(policy: str) -> dict[str, Any]:
         config = job(tiny_model, data, policy)
         assert config.prompts is not None
-        return prompts_stage(config, config.prompts, Folder(str(tmp_path))).settings
+        return prompts_stage(config, config.prompts, Place(Folder(str(tmp_path)), "test")).settings
 
     assert "cuts_of_conversations" in settings("keep_start")
     assert "cuts_of_conversations" not in settings("quarantine")

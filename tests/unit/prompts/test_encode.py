@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.prompts.encode import Encoder, Text, make_encoder
 from raydpo.prompts.rows import RefusedRow
 from tests.conftest import make_tokenizer

@@ -1,4 +1,4 @@
-"""One token ends a completion: the template's where generation stops at it, else EOS."""
+"""One token ends a completion: the template's if generation stops at it, otherwise EOS."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from raydpo.config import Config
+from raydpo.config.job import Config
+from raydpo.core.place import Place
+from raydpo.core.storage import Folder
 from raydpo.prompts.dialogue import Dialogue, render
 from raydpo.prompts.encode import Encoder, make_encoder
 from raydpo.prompts.end_tokens import describe_end
 from raydpo.prompts.preferences import existing_preferences_stage
 from raydpo.prompts.rows import RefusedRow
-from raydpo.storage import Folder
 from tests.conftest import make_tiny_model, make_tokenizer
 
 CHATML = (
@@ -112,7 +113,9 @@ def test_where_generation_stops_is_part_of_what_a_table_is_made_from(tmp_path: P
     def settings() -> dict[str, object]:
         assert config.preferences is not None
         folder = Folder(str(tmp_path / "run"))
-        return existing_preferences_stage(config, config.preferences, folder).settings
+        return existing_preferences_stage(
+            config, config.preferences, Place(folder, "test")
+        ).settings
 
     assert "end_of_turn" not in settings()
     tokenizer = AutoTokenizer.from_pretrained(model)

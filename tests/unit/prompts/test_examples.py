@@ -1,4 +1,4 @@
-"""SFT examples: what bears loss, how long texts are cut, and where every row went."""
+"""SFT examples: which tokens carry loss, how long texts are cut, and where every row went."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import Config, ModelConfig, SftConfig
-from raydpo.errors import ConfigError, DataError, QuarantineBudgetError
+from raydpo.config.job import Config, ModelConfig, SftConfig
+from raydpo.core.errors import ConfigError, DataError, QuarantineBudgetError
+from raydpo.core.run import PartResult, read_quarantine
+from raydpo.core.storage import folder_of
+from raydpo.core.tables import Row
+from raydpo.pipeline.round import place_in
 from raydpo.prompts.encode import Encoder
 from raydpo.prompts.examples import example_parts, run_examples_stage
 from raydpo.prompts.sources import SourceRow, source_rows
-from raydpo.run import PartResult, read_quarantine
-from raydpo.storage import folder_of
-from raydpo.tables import Row
 
 BOS, EOS = 1, 2
 
@@ -170,10 +171,12 @@ def test_the_stage_writes_parts_and_a_manifest(
     tiny_model: Path, write_jsonl, tmp_path: Path
 ) -> None:
     data = write_jsonl([{"text": f"the film was good {i}"} for i in range(40)])
-    table = run_examples_stage(_config(tiny_model, data), folder_of(str(tmp_path / "out")))
+    config = _config(tiny_model, data)
+    place = place_in(config, folder_of(str(tmp_path)), "out")
+    table = run_examples_stage(config, place)
     assert table.manifest["parts"] == 3  # 16 rows each
     assert table.manifest["counts"] == {"input": 40, "used": 40, "output": 40, "quarantined": 0}
-    again = run_examples_stage(_config(tiny_model, data), folder_of(str(tmp_path / "out")))
+    again = run_examples_stage(config, place)
     assert again.manifest == table.manifest
 
 
@@ -182,11 +185,11 @@ def test_the_stage_goes_on_where_it_was_stopped(
 ) -> None:
     data = write_jsonl([{"text": f"the film was good {i}"} for i in range(40)])
     config = _config(tiny_model, data)
-    whole = run_examples_stage(config, folder_of(str(tmp_path / "whole")))
-    from raydpo.prompts import rows
+    whole = run_examples_stage(config, place_in(config, folder_of(str(tmp_path)), "whole"))
+    from raydpo.core import on_driver
 
     written: list[int] = []
-    write_part = rows.write_part
+    write_part = on_driver.write_part
 
     def stopping(stage, index, result):
         if index == 1 and not written.count(-1):
@@ -195,10 +198,10 @@ def test_the_stage_goes_on_where_it_was_stopped(
         written.append(index)
         return write_part(stage, index, result)
 
-    monkeypatch.setattr(rows, "write_part", stopping)
+    monkeypatch.setattr(on_driver, "write_part", stopping)
     with pytest.raises(KeyboardInterrupt):
-        run_examples_stage(config, folder_of(str(tmp_path / "out")))
-    table = run_examples_stage(config, folder_of(str(tmp_path / "out")))
+        run_examples_stage(config, place_in(config, folder_of(str(tmp_path)), "out"))
+    table = run_examples_stage(config, place_in(config, folder_of(str(tmp_path)), "out"))
     assert written == [0, -1, 1, 2]
     assert table.fingerprint == whole.fingerprint
 
@@ -207,12 +210,12 @@ def test_the_stage_stops_over_the_budget_and_is_not_done(
     tiny_model: Path, write_jsonl, tmp_path: Path
 ) -> None:
     data = write_jsonl([b"\xff", *[{"text": f"good {i}"} for i in range(40)]])
-    folder = folder_of(str(tmp_path / "out"))
+    folder, config = folder_of(str(tmp_path)), _config(tiny_model, data)
     for _ in range(2):
         with pytest.raises(QuarantineBudgetError):
-            run_examples_stage(_config(tiny_model, data), folder)
-    generous = _config(tiny_model, data).model_copy(update={"max_quarantined_fraction": 0.1})
-    table = run_examples_stage(generous, folder)
+            run_examples_stage(config, place_in(config, folder, "out"))
+    generous = config.model_copy(update={"max_quarantined_fraction": 0.1})
+    table = run_examples_stage(generous, place_in(generous, folder, "out"))
     (refused,) = read_quarantine(table.folder, table.manifest)
     assert (refused["id"], refused["reason"]) == ("row-0", "not UTF-8")
 
@@ -220,7 +223,7 @@ def test_the_stage_stops_over_the_budget_and_is_not_done(
 def test_a_length_beyond_the_model_is_refused_before_reading(tiny_model: Path, tmp_path) -> None:
     config = _config(tiny_model, "missing.jsonl", max_sequence_tokens=257)
     with pytest.raises(ConfigError, match=r"sft\.max_sequence_tokens = 257 tokens"):
-        run_examples_stage(config, folder_of(str(tmp_path / "out")))
+        run_examples_stage(config, place_in(config, folder_of(str(tmp_path)), "out"))
 
 
 def test_rows_of_a_file_become_examples(tokenizer, write_jsonl) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import Config, PreferencesConfig
-from raydpo.errors import ConfigError, DataError, ModelError
+from raydpo.config.job import Config, PreferencesConfig
+from raydpo.core.errors import ConfigError, DataError, ModelError
+from raydpo.core.run import PartResult, read_quarantine, read_rows
+from raydpo.core.storage import folder_of
+from raydpo.pipeline.round import place_in
 from raydpo.prompts.encode import Encoder
 from raydpo.prompts.preferences import preference_parts, run_preferences_stage
 from raydpo.prompts.rows import content_hash
 from raydpo.prompts.sources import SourceRow
-from raydpo.run import PartResult, read_quarantine, read_rows
-from raydpo.storage import folder_of
 from tests.conftest import make_tokenizer
 
 PAIR = {"prompt": "the film was", "chosen": " good", "rejected": " bad"}
@@ -159,7 +160,7 @@ def test_the_stage_accounts_for_every_row(tiny_model: Path, write_jsonl, tmp_pat
     rows[5]["rejected"] = rows[5]["chosen"]
     rows[7]["id"] = "0"
     config = _config(tiny_model, write_jsonl(rows), id_column="id")
-    table = run_preferences_stage(config, folder_of(str(tmp_path / "out")), "test")
+    table = run_preferences_stage(config, place_in(config, folder_of(str(tmp_path)), "out"))
     groups = [row["group_id"] for row in read_rows(table.folder, table.manifest)]
     refused = [row["id"] for row in read_quarantine(table.folder, table.manifest)]
     assert groups == ["0", "1", "3", "4", "6", "8"]
@@ -180,10 +181,10 @@ def test_the_stage_accounts_for_every_row(tiny_model: Path, write_jsonl, tmp_pat
 def test_zero_pairs_are_an_error(tiny_model: Path, write_jsonl, tmp_path: Path) -> None:
     config = _config(tiny_model, write_jsonl([{**RANKED, "ratings": [1, 1, 1]}]))
     with pytest.raises(DataError, match="1 rows were read, and none is left"):
-        run_preferences_stage(config, folder_of(str(tmp_path / "out")), "test")
+        run_preferences_stage(config, place_in(config, folder_of(str(tmp_path)), "out"))
 
 
 def test_lengths_that_do_not_fit_are_refused_at_once(tiny_model: Path, tmp_path: Path) -> None:
     config = _config(tiny_model, "missing.jsonl", max_completion_tokens=193)
     with pytest.raises(ConfigError, match="= 257 tokens"):
-        run_preferences_stage(config, folder_of(str(tmp_path / "out")), "test")
+        run_preferences_stage(config, place_in(config, folder_of(str(tmp_path)), "out"))

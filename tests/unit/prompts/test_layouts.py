@@ -1,4 +1,4 @@
-"""Each layout of preference data gives the same groups; what cannot be learned from is refused."""
+"""Each layout of preference data gives the same groups; raydpo refuses unusable rows."""
 
 from __future__ import annotations
 

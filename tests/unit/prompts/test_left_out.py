@@ -1,4 +1,4 @@
-"""What the template would leave out refuses the row; tools, calls and thoughts are kept."""
+"""raydpo refuses a row if the template would drop content; it keeps tools, calls and thoughts."""
 
 from __future__ import annotations
 

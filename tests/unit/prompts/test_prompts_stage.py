@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import Config, PromptsConfig
-from raydpo.errors import ConfigError, DataError, ModelError, QuarantineBudgetError
+from raydpo.config.job import Config, PromptsConfig
+from raydpo.core.errors import ConfigError, DataError, ModelError, QuarantineBudgetError
+from raydpo.core.run import PartResult, read_quarantine, read_rows
+from raydpo.core.storage import folder_of
+from raydpo.pipeline.round import place_in
 from raydpo.prompts.encode import Encoder
 from raydpo.prompts.sources import SourceRow
 from raydpo.prompts.stage import prompt_parts, run_prompts_stage
-from raydpo.run import PartResult, read_quarantine, read_rows
-from raydpo.storage import folder_of
 from tests.conftest import make_tokenizer
 
 
@@ -149,7 +150,7 @@ def job(tiny_model: Path, write_jsonl, tmp_path: Path):
             rows_per_part=16,
             max_quarantined_fraction=fraction,
         )
-        return run_prompts_stage(config, prompts, folder_of(str(tmp_path / out)), "test")
+        return run_prompts_stage(config, prompts, place_in(config, folder_of(str(tmp_path)), out))
 
     return run
 

@@ -1,4 +1,4 @@
-"""How a source is read is found from many rows; what changed its meaning stands in the key."""
+"""Many rows decide how a source is read; the key contains what would change its meaning."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import Config, ModelConfig, PreferencesConfig, PromptsConfig, SftConfig
+from raydpo.config.job import Config, ModelConfig, PreferencesConfig, PromptsConfig, SftConfig
+from raydpo.core.place import Place
+from raydpo.core.storage import folder_of
 from raydpo.prompts.examples import run_examples_stage
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.prompts.reading import later_readings
 from raydpo.prompts.stage import run_prompts_stage
-from raydpo.storage import folder_of
 from tests.unit.prompts.conftest import WriteJsonl
 from tests.unit.prompts.test_beside import BAD, GOOD, USER, examples, preferences, prompts
 
@@ -112,9 +113,9 @@ def test_each_stage_has_it_in_its_manifest(
     )
     folders = [folder_of(str(tmp_path / name)) for name in ("prompts", "preferences", "examples")]
     tables = [
-        run_prompts_stage(config, asked, folders[0], "prompts"),
-        run_preferences_stage(config, folders[1], "preferences"),
-        run_examples_stage(config, folders[2]),
+        run_prompts_stage(config, asked, Place(folders[0], "prompts")),
+        run_preferences_stage(config, Place(folders[1], "preferences")),
+        run_examples_stage(config, Place(folders[2], "test")),
     ]
     for table in tables:
         assert ("later_readings" in table.manifest["settings"]) is named

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import ModelConfig, PreferencesConfig, PromptsConfig, SftConfig
-from raydpo.models import load_tokenizer
+from raydpo.config.job import ModelConfig, PreferencesConfig, PromptsConfig, SftConfig
+from raydpo.core.run import PartResult
+from raydpo.core.tables import EXAMPLES, PREFERENCES, PROMPTS, table_from_rows
+from raydpo.models.loading import load_tokenizer
 from raydpo.prompts.encode import Encoder, make_encoder
 from raydpo.prompts.examples import example_parts
 from raydpo.prompts.preferences import preference_parts
 from raydpo.prompts.sources import source_rows
 from raydpo.prompts.stage import prompt_parts
-from raydpo.run import PartResult
-from raydpo.tables import EXAMPLES, PREFERENCES, PROMPTS, table_from_rows
 
 pytestmark = pytest.mark.thorough
 

@@ -1,4 +1,4 @@
-"""Every format gives the same rows; what is no row comes out with its problem."""
+"""Every format gives the same rows; a row that cannot be read carries its problem."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydpo.errors import DataError
-from raydpo.prompts.sources import SourceRow, source_fingerprint, source_rows
+from raydpo.core.errors import DataError
+from raydpo.prompts.sources import SourceRow, bytes_hash, source_rows
 
 ROWS = [{"id": str(i), "text": f"line {i}, with a comma — and a dash"} for i in range(7)]
 
@@ -74,8 +74,8 @@ def test_a_saved_dataset_is_read_with_its_split(tmp_path: Path) -> None:
         assert _good(list(source_rows(str(tmp_path / "saved"), split=name))) == rows
     with pytest.raises(DataError, match=r"split 'nothing' of dataset .*: it has test, train"):
         list(source_rows(str(tmp_path / "saved"), split="nothing"))
-    one = source_fingerprint(str(tmp_path / "saved"), split="train")
-    assert one != source_fingerprint(str(tmp_path / "saved"), split="test")
+    one = bytes_hash(str(tmp_path / "saved"), split="train")
+    assert one != bytes_hash(str(tmp_path / "saved"), split="test")
 
 
 def test_a_dataset_of_one_table_has_no_other_split(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_folder_is_read_with_its_split(tmp_path: Path) -> None:
         assert _good(list(source_rows(str(tmp_path), split=split))) == [{"from": split}]
     with pytest.raises(DataError, match=r"split 'dev' of .*: its files are of split test, train"):
         list(source_rows(str(tmp_path), split="dev"))
-    train, test = (source_fingerprint(str(tmp_path), split=split) for split in ("train", "test"))
+    train, test = (bytes_hash(str(tmp_path), split=split) for split in ("train", "test"))
     assert train != test
 
 
@@ -225,7 +225,7 @@ def test_nothing_under_a_path_is_a_clear_error(tmp_path: Path, path: str) -> Non
     with pytest.raises(DataError, match="no such file, folder or match"):
         list(source_rows(str(tmp_path / path)))
     with pytest.raises(DataError, match="no such file, folder or match"):
-        source_fingerprint(str(tmp_path / path))
+        bytes_hash(str(tmp_path / path))
 
 
 def test_a_limit_stops_reading_and_counts_poison_rows(tmp_path: Path) -> None:
@@ -246,9 +246,9 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_name(tmp_path: Path) -> N
     (tmp_path / "a.jsonl").write_bytes(_jsonl(ROWS))
     (tmp_path / "b.jsonl").write_bytes(_jsonl(ROWS))
     (tmp_path / "c.jsonl").write_bytes(_jsonl(ROWS[1:]))
-    of = {name: source_fingerprint(f"{tmp_path}/{name}.jsonl") for name in "abc"}
+    of = {name: bytes_hash(f"{tmp_path}/{name}.jsonl") for name in "abc"}
     assert of["a"] == of["b"] != of["c"]
-    assert source_fingerprint(f"{tmp_path}/[ab].jsonl") != of["a"]
+    assert bytes_hash(f"{tmp_path}/[ab].jsonl") != of["a"]
 
 
 @pytest.mark.thorough
@@ -377,7 +377,7 @@ def test_a_path_that_no_file_system_takes_is_refused(path: str) -> None:
     with pytest.raises(DataError):
         list(source_rows(path))
     with pytest.raises(DataError):
-        source_fingerprint(path)
+        bytes_hash(path)
 
 
 @pytest.mark.parametrize(

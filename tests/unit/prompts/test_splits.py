@@ -1,10 +1,10 @@
-"""Files say their split by their names; a split that is not there is never read as another."""
+"""File names declare their split; a missing split is never read as another."""
 
 from __future__ import annotations
 
 import pytest
 
-from raydpo.errors import DataError
+from raydpo.core.errors import DataError
 from raydpo.prompts.splits import files_of_split, split_named_by
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import ModelConfig, PreferencesConfig
-from raydpo.models import load_tokenizer
+from raydpo.config.job import ModelConfig, PreferencesConfig
+from raydpo.core.run import PartResult
+from raydpo.core.tables import PREFERENCES, table_from_rows
+from raydpo.models.loading import load_tokenizer
 from raydpo.prompts.columns import Columns
 from raydpo.prompts.encode import Encoder
 from raydpo.prompts.layouts import detect, judged
@@ -16,8 +18,6 @@ from raydpo.prompts.mismatches import NO_OTHER_PROMPT
 from raydpo.prompts.preferences import preference_parts
 from raydpo.prompts.rows import RefusedRow
 from raydpo.prompts.sources import SourceRow, source_rows
-from raydpo.run import PartResult
-from raydpo.tables import PREFERENCES, table_from_rows
 from tests.unit.prompts.test_real_prompts import TEMPLATE
 
 USER = {"role": "user", "content": "which?"}

@@ -1,4 +1,4 @@
-"""What a model sampled is held against its own scores, part by part."""
+"""Log-probs of a model's samples are compared with its own scores, part by part."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-from raydpo.agreement import agreement_in, sampler_tolerance
-from raydpo.config import EnginesConfig, ModelConfig, ReferenceConfig
-from raydpo.errors import EngineError
-from raydpo.labeling.groups import preference_row
-from raydpo.models import weights_fingerprint
-from raydpo.parts import PartStage, Table, _PartWorker
+from raydpo.config.job import EnginesConfig, ModelConfig, ReferenceConfig
+from raydpo.core.errors import EngineError
+from raydpo.core.parts import PartStage, Table, _PartWorker
+from raydpo.core.place import Place
+from raydpo.core.run import PartResult, Stage, commit, open_stage, part_record, write_part
+from raydpo.core.storage import folder_of
+from raydpo.core.tables import Row
+from raydpo.models.loading import weights_fingerprint
+from raydpo.reference.agreement import agreement_in, sampler_tolerance
 from raydpo.reference.sampled import hold_samples, witness_of
 from raydpo.reference.stage import Scorer, reference_stage
-from raydpo.run import PartResult, Stage, commit, open_stage, part_record, write_part
-from raydpo.storage import folder_of
-from raydpo.tables import Row
+from tests.group_rows import numbered_group
 
 TOLERANCE = sampler_tolerance(ModelConfig(path="m"), EnginesConfig())
 GROUPS: list[Row] = [
@@ -73,7 +74,9 @@ def test_a_sampler_that_computes_something_else_is_refused_with_the_number() -> 
 
 
 def test_a_manifest_adds_up_what_its_parts_found(tmp_path: Any) -> None:
-    stage = Stage(folder_of(str(tmp_path / "reference")), "reference", "reference", {}, {})
+    stage = Stage(
+        Place(folder_of(str(tmp_path / "reference")), "test"), "reference", "reference", {}, {}
+    )
     open_stage(stage)
     write_part(stage, 0, hold(SAMPLES))
     write_part(stage, 1, hold([sample("b", [8, 2], [-3.0, -4.0004])]))
@@ -86,7 +89,9 @@ def test_a_manifest_adds_up_what_its_parts_found(tmp_path: Any) -> None:
 
 
 def test_a_table_without_samples_says_nothing_of_them(tmp_path: Any) -> None:
-    stage = Stage(folder_of(str(tmp_path / "reference")), "reference", "reference", {}, {})
+    stage = Stage(
+        Place(folder_of(str(tmp_path / "reference")), "test"), "reference", "reference", {}, {}
+    )
     open_stage(stage)
     write_part(stage, 0, PartResult(SCORED))
     manifest = commit(stage, {})
@@ -98,7 +103,7 @@ def test_a_worker_holds_each_part_against_its_samples_before_it_writes_it(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     model = ModelConfig(path=str(tiny_model))
-    groups = [_group(number) for number in range(2)]
+    groups = [numbered_group(number) for number in range(2)]
     scorer = Scorer(model, 4096)
     scored = scorer(groups).rows
     samples = _candidates(groups, scored, weights_fingerprint(model))
@@ -106,10 +111,10 @@ def test_a_worker_holds_each_part_against_its_samples_before_it_writes_it(
     source = _table(tmp_path / "groups", "preferences", [groups, groups])
     candidates = _table(tmp_path / "candidates", "candidates", [samples, moved])
     folder = folder_of(str(tmp_path / "reference"))
-    stage = reference_stage(folder, source, model, ReferenceConfig())
+    stage = reference_stage(Place(folder, "test"), source, model, ReferenceConfig())
     witness = witness_of(candidates, model, TOLERANCE)
     assert open_stage(stage) is None
-    stages = [PartStage(stage, [source], "test", witness)]
+    stages = [PartStage(stage, [source], witness)]
     worker = _PartWorker(pickle.loads(pickle.dumps(stages)), lambda: scorer)
 
     worker({"stage": [0], "part": [0]})
@@ -117,21 +122,6 @@ def test_a_worker_holds_each_part_against_its_samples_before_it_writes_it(
     with pytest.raises(EngineError, match="over 8 tokens"):
         worker({"stage": [0], "part": [1]})
     assert not (tmp_path / "reference/part-00001.parquet").exists()
-
-
-def _group(number: int) -> Row:
-    candidates = [
-        {
-            "prompt_id": str(number),
-            "candidate": candidate,
-            "prompt": "p",
-            "prompt_ids": [1, 5 + number],
-            "completion": "c",
-            "completion_ids": [9 + candidate, 2],
-        }
-        for candidate in range(2)
-    ]
-    return preference_row(candidates, [(0, 1)], [1.0])
 
 
 def _candidates(groups: list[Row], scored: list[Row], policy: str) -> list[Row]:
@@ -155,7 +145,7 @@ def _candidates(groups: list[Row], scored: list[Row], policy: str) -> list[Row]:
 
 
 def _table(folder: Path, name: str, parts: list[list[Row]]) -> Table:
-    stage = Stage(folder_of(str(folder)), name, name, {}, {})
+    stage = Stage(Place(folder_of(str(folder)), "test"), name, name, {}, {})
     open_stage(stage)
     for index, rows in enumerate(parts):
         write_part(stage, index, PartResult(rows))

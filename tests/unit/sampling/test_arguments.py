@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from raydpo.config import EnginesConfig, ModelConfig, SamplingConfig
-from raydpo.errors import ConfigError, ModelError
-from raydpo.models import load_causal_lm
+from raydpo.config.job import EnginesConfig, ModelConfig, SamplingConfig
+from raydpo.core.errors import ConfigError, ModelError
+from raydpo.models.loading import load_causal_lm
 from raydpo.sampling.arguments import (
     engine_arguments,
     engine_dtype,
@@ -113,7 +113,7 @@ LIMITS = """
 import json, sys
 from vllm import EngineArgs
 from vllm.usage.usage_lib import UsageContext
-from raydpo.config import ModelConfig
+from raydpo.config.job import ModelConfig
 from raydpo.sampling.arguments import load_engine
 
 path, arguments = sys.argv[1], json.loads(sys.argv[2])
@@ -142,7 +142,7 @@ def test_engines_batch_as_vllms_offline_interface_does(tiny_model: Path) -> None
 LOGPS = """
 import json, sys
 from vllm import TokensPrompt
-from raydpo.config import ModelConfig
+from raydpo.config.job import ModelConfig
 from raydpo.sampling.arguments import load_engine, scoring_parameters
 
 path, arguments, ids = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])

@@ -1,4 +1,4 @@
-"""Weights on their way between two threads that stand for a train worker and an engine's rank."""
+"""Weights sent between two threads that stand for a train worker and an engine's rank."""
 
 from __future__ import annotations
 

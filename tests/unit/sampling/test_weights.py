@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.config import EnginesConfig, ModelConfig
-from raydpo.errors import EngineError, ModelError
-from raydpo.models import adapter_base, load_causal_lm, weights_fingerprint
+from raydpo.config.job import EnginesConfig, ModelConfig
+from raydpo.core.errors import EngineError, ModelError
+from raydpo.models.loading import adapter_base, load_causal_lm, weights_fingerprint
 from raydpo.sampling.probe import check_drift, drift_tolerance, largest_difference
 from raydpo.sampling.weights import Weights, architecture, weights_of
 from tests.conftest import make_tiny_model

@@ -1,4 +1,4 @@
-"""Every attention backend against the explicit mask; what needs CUDA is skipped without it."""
+"""Every attention backend against the explicit mask; tests that need CUDA are skipped without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.training.attention import cuda, mask, segments
 from raydpo.training.attention.backends import BACKENDS, self_test
 from raydpo.training.attention.interface import Backend, Scores

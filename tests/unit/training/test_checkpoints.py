@@ -1,4 +1,4 @@
-"""Checkpoints are loaded where every byte is as it was written, and never run code."""
+"""Checkpoints load only if every byte is as written, and never run code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import AdamW
 
-from raydpo.errors import DataError
+from raydpo.core.errors import DataError
 from raydpo.training.checkpoint_files import MANIFEST, SafeReader, file_entries, write_manifest
 from raydpo.training.checkpoints import load_checkpoint, newest_whole, save_checkpoint
 

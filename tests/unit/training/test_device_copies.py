@@ -1,6 +1,6 @@
-"""Copies to CUDA go by pinned memory and are queued; on a CPU nothing is copied.
+"""Copies to CUDA use pinned memory and are queued; on a CPU nothing is copied.
 
-No GPU is needed: PyTorch's calls are recorded before they reach a device.
+No GPU is needed: the test records PyTorch's calls before they reach a device.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raydpo.config import LoraSettings, ModelConfig
-from raydpo.errors import ModelError
-from raydpo.models import load_causal_lm, load_scalar_head, meta_causal_lm
+from raydpo.config.job import LoraSettings, ModelConfig
+from raydpo.core.errors import ModelError
+from raydpo.models.loading import load_causal_lm, load_scalar_head, meta_causal_lm
 from raydpo.training.export import Trained, check_weights, export
 from raydpo.training.groups import Group
 from raydpo.training.logps import TokenLogps, completion_logps

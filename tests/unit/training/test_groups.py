@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from raydpo.errors import DataError
+from raydpo.core.errors import DataError
 from raydpo.training import groups
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.groups import GroupDataset, Pair, example_rows, joined_rows, write_groups

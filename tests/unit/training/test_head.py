@@ -1,4 +1,4 @@
-"""What the output layer answers beside log-probs, against the formulas on whole logits."""
+"""The output layer's answers beside log-probs, against the formulas on whole logits."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from raydpo.errors import ModelError
+from raydpo.core.errors import ModelError
 from raydpo.training import head as head_module
 from raydpo.training.batch import build_micro_batch, split_by_sequence
 from raydpo.training.groups import Group

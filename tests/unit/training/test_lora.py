@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from raydpo.config import LoraSettings
-from raydpo.errors import ConfigError
+from raydpo.config.job import LoraSettings
+from raydpo.core.errors import ConfigError
 from raydpo.training.lora import add_adapter, save_adapter
 
 SETTINGS = LoraSettings(rank=4, alpha=8.0)

@@ -1,12 +1,12 @@
-"""The record of a training: one row a step, also after a resume, here and in the trackers."""
+"""The record of a training: one row per step, also after a resume, here and in the trackers."""
 
 import json
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from raydpo.errors import ConfigError
-from raydpo.storage import folder_of
+from raydpo.core.errors import ConfigError
+from raydpo.core.storage import folder_of
 from raydpo.training.metrics_log import MetricsLog, read_metrics
 
 

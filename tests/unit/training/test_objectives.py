@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raydpo.config import TrainingConfig
+from raydpo.config.job import TrainingConfig
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, joined_rows, write_groups

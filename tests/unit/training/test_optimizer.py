@@ -1,11 +1,11 @@
-"""AdamW with its state there from the start, against torch's own, made by the first step."""
+"""AdamW with its state present from the start, against torch's own, made by the first step."""
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import AdamW
 
-from raydpo.config import TrainingConfig
+from raydpo.config.job import TrainingConfig
 from raydpo.training.optimizer import make_optimizer
 
 SETTINGS = TrainingConfig(learning_rate=0.01, weight_decay=0.1)

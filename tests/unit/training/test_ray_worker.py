@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from raydpo.config import ModelConfig, TrainingConfig
-from raydpo.errors import NumericsError
-from raydpo.storage import Folder
+from raydpo.config.job import ModelConfig, TrainingConfig
+from raydpo.core.errors import NumericsError
+from raydpo.core.storage import Folder
 from raydpo.training.ray_worker import TrainJob, first_step_check
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from raydpo.config import ModelConfig, TrainingConfig
-from raydpo.errors import ModelError
+from raydpo.config.job import ModelConfig, TrainingConfig
+from raydpo.core.errors import ModelError
 from raydpo.labeling.classifier import load_classifier
-from raydpo.models import load_causal_lm, load_scalar_head, load_tokenizer, meta_scalar_head
+from raydpo.models.loading import load_causal_lm, load_scalar_head, load_tokenizer, meta_scalar_head
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.composition import Plan
 from raydpo.training.groups import Group, GroupDataset, rows_without_reference, write_groups
@@ -131,7 +131,7 @@ def test_it_learns_the_order(tiny_model: Path, learns_from: str, first: float) -
 
 
 def test_labeling_reads_the_saved_folder(tiny_model: Path, tmp_path: Path) -> None:
-    from raydpo.config import RewardConfig
+    from raydpo.config.job import RewardConfig
     from raydpo.labeling.classifier import judge_with_classifier
 
     config = ModelConfig(path=str(tiny_model))

@@ -1,4 +1,4 @@
-"""What can be said of sharding in one process; the rest is in tests/integration."""
+"""What one process can test of sharding; tests/integration has the rest."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from raydpo.config import ModelConfig, TrainingConfig
-from raydpo.errors import ConfigError
-from raydpo.models import load_causal_lm, meta_causal_lm
+from raydpo.config.job import ModelConfig, TrainingConfig
+from raydpo.core.errors import ConfigError
+from raydpo.models.loading import load_causal_lm, meta_causal_lm
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.groups import Group
 from raydpo.training.logps import TokenLogps, token_logps

@@ -10,8 +10,8 @@ from families import SHARED, SMALL, UNSHARED, make_model
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from raydpo.config import ModelConfig
-from raydpo.errors import ModelError
+from raydpo.config.job import ModelConfig
+from raydpo.core.errors import ModelError
 from raydpo.training.attention.backends import choose_backend
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.groups import Group

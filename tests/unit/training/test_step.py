@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raydpo.config import TrainingConfig
+from raydpo.config.job import TrainingConfig
 from raydpo.training.composition import Plan
 from raydpo.training.groups import GroupDataset, write_groups
 from raydpo.training.logps import TokenLogps

@@ -1,0 +1,1 @@
+"""An enumerable world, for studies and for tests of where objectives lead."""

@@ -1,0 +1,4 @@
+"""Everything that `raydpo check` and the commands refuse before they ask a cluster for anything.
+
+It may import every stage.
+"""

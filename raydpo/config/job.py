@@ -1,0 +1,130 @@
+"""The whole configuration: frozen pydantic models, one file per section, unknown keys refused.
+
+`file.py` reads a YAML file into a `Config`. The sentence below each field describes it. The
+module imports neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from raydpo.config.base import (
+    Fraction,
+    Model,
+    ModelConfig,
+    NonNegativeInt,
+    OwnFunction,
+    PositiveInt,
+    Section,
+    SourceFormat,
+)
+from raydpo.config.content import Placement, Resolved
+from raydpo.config.data import Preferences, PreferencesConfig, Prompts, PromptsConfig
+from raydpo.config.evaluation import EvaluationConfig
+from raydpo.config.labeling import (
+    Builder,
+    LabelingConfig,
+    PairsConfig,
+    PeopleConfig,
+    RewardConfig,
+)
+from raydpo.config.objectives import DpoObjective
+from raydpo.config.online import OnlineConfig, ReplayConfig, StoppingConfig
+from raydpo.config.paths import LocalPath
+from raydpo.config.reference import ReferenceConfig
+from raydpo.config.sampling import EnginesConfig, SamplingConfig
+from raydpo.config.training import LoraSettings, SftConfig, TrainerConfig, TrainingConfig
+
+__all__ = [
+    "Builder",
+    "Config",
+    "DpoObjective",
+    "EnginesConfig",
+    "EvaluationConfig",
+    "LabelingConfig",
+    "LoraSettings",
+    "ModelConfig",
+    "OnlineConfig",
+    "PairsConfig",
+    "PeopleConfig",
+    "PreferencesConfig",
+    "PromptsConfig",
+    "ReferenceConfig",
+    "ReplayConfig",
+    "RewardConfig",
+    "SamplingConfig",
+    "SftConfig",
+    "SourceFormat",
+    "StoppingConfig",
+    "TrainerConfig",
+    "TrainingConfig",
+]
+
+
+class Config(Section):
+    """One job."""
+
+    name: Placement[str] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
+    """Name of the run, whose directory is `<output>/<name>`."""
+    output: Placement[Annotated[LocalPath, Field(validate_default=True)]] = "runs"
+    """Folder or URI that holds the run directories."""
+    seed: Resolved[NonNegativeInt] = 0
+    """Seed of all random choices."""
+    rows_per_part: Resolved[PositiveInt] = 256
+    """Number of prompts or groups in one part file, the unit of work and of resuming."""
+    stream_stages: Placement[bool] = True
+    """Sample, label and score under the reference part by part, without waiting for whole
+    tables, if the cluster has room for all of these stages at once."""
+    ray_address: Placement[str | None] = None
+    """Address of a Ray cluster. Without it raydpo uses RAY_ADDRESS. If neither is set, or the address is `local`, raydpo starts a cluster on this machine."""
+    max_quarantined_fraction: Placement[Fraction] = 0.01
+    """Maximum share of its input rows that a stage may refuse before it stops."""
+    callbacks: Placement[tuple[OwnFunction, ...]] = ()
+    """Functions that the driver calls at the ends of steps, stages and rounds, each `package.module:name`."""
+    model: Model
+    """The model that samples and that training starts from."""
+    prompts: Prompts | None = None
+    """Prompts that the model answers."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How raydpo samples candidates."""
+    labeling: LabelingConfig | None = None
+    """How raydpo turns candidates into preferences."""
+    preferences: Preferences | None = None
+    """Preference data that already exists and replaces prompts and labelling."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Offline reference log-probabilities."""
+    training: TrainingConfig | None = None
+    """The policy's training."""
+    evaluation: EvaluationConfig | None = None
+    """Comparison of policy and reference, and the report."""
+    sft: SftConfig | None = None
+    """Supervised fine-tuning, for `raydpo sft`."""
+    online: OnlineConfig | None = None
+    """Online rounds, for `raydpo online`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _heldout_prompts_are_read_like_the_others(cls, values: Any) -> Any:
+        evaluation, prompts = values.get("evaluation"), values.get("prompts")
+        if not isinstance(evaluation, dict) or not isinstance(prompts, dict):
+            return values
+        path = evaluation.get("prompts")
+        if not isinstance(path, str):
+            return values
+        like = {key: value for key, value in prompts.items() if key not in ("path", "limit")}
+        return {**values, "evaluation": {**evaluation, "prompts": {**like, "path": path}}}
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Config:
+        if self.preferences is not None and (self.prompts or self.labeling):
+            raise ValueError(
+                "`preferences` replaces `prompts` and `labeling`: give one or the other"
+            )
+        if self.prompts is None and self.preferences is None and self.sft is None:
+            raise ValueError(
+                "there is nothing to work on: give `prompts` (to sample and label), "
+                "`preferences` (data that exists already) or `sft`"
+            )
+        return self

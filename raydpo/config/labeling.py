@@ -1,0 +1,205 @@
+"""Rewards, people, and the pairs that raydpo builds from their judgements."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from raydpo.config.base import (
+    Fraction,
+    GpuShare,
+    NonNegativeFloat,
+    OwnFunction,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+from raydpo.config.content import Placement, Resolved
+from raydpo.config.http import Http
+from raydpo.config.own_function import FunctionLimits, OneOrMorePaths
+from raydpo.config.paths import PathOrName
+
+
+class ClassifierReading(Section):
+    """Which output of a classifier is the reward, and for which text; other rewards ignore these fields."""
+
+    label: str | int | None = None
+    """The class whose score counts (name or index); reward models with one output need none."""
+    output: Literal["probability", "log_odds", "logit"] = "log_odds"
+    """The quantity used as the reward: p, log p/(1-p), or the raw logit."""
+    input: Literal["completion", "prompt_and_completion"] = "prompt_and_completion"
+    """The text that the classifier reads."""
+
+
+#: The kinds of rewards.
+RewardKind = Literal["function", "classifier", "http", "implicit"]
+
+
+class RewardConfig(ClassifierReading, FunctionLimits):
+    """One scorer of completions: a function, a sequence classifier, a service, or the run's own model."""
+
+    function: Resolved[str | None] = None
+    """`package.module:name` of a function that raydpo calls by name with lists of `prompts` and `completions`; it returns a list of numbers."""
+    depends_on: Resolved[OneOrMorePaths] = ()
+    """Files and folders that the function reads; if one changes, raydpo makes its scores again."""
+    classifier: Resolved[PathOrName | None] = None
+    """A sequence-classification model: folder, URI or hub name."""
+    http: Resolved[Http | None] = None
+    """A service that scores batches over HTTP, given as its URL or as a section with it."""
+    implicit: Resolved[bool] = False
+    """The run's own model scores: log-prob under `model` minus log-prob under the reference, in nats; `weight` is its beta."""
+    weight: Resolved[Annotated[float, Field(allow_inf_nan=False)]] = 1.0
+    """Factor of this reward in the weighted sum of several rewards."""
+    name: Resolved[str | None] = None
+    """Name in the scores table; without it the name of the function, or the last part of the folder or URL."""
+    batch_size: Placement[PositiveInt] = 64
+    """Number of completions in one forward pass of a classifier, or in one request to a service."""
+    workers: Placement[PositiveInt] = 1
+    """Number of Ray Data actors that score."""
+    answer_within_seconds: Placement[PositiveFloat] = 300.0
+    """Seconds without a sign of life after which a worker is ended and its part begins again."""
+    gpus_per_worker: Placement[GpuShare] = 1.0
+    """Share of a GPU that an actor holds in Ray if a classifier runs on CUDA."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RewardConfig:
+        given = (self.function, self.classifier, self.http, self.implicit or None)
+        if len(given) - given.count(None) != 1:
+            raise ValueError(
+                "a reward takes exactly one of `function`, `classifier`, `http` and `implicit`: "
+                "give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _functions_read_files(self) -> RewardConfig:
+        if self.depends_on and self.function is None:
+            raise ValueError(
+                "`depends_on` is for a `function`: a model's own files are looked at anyway, and "
+                "a service has a `version`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _functions_have_limits(self) -> RewardConfig:
+        if self.function is None and (given := self._other_than_default(FunctionLimits)):
+            inside = ", or into `http`" if self.http is not None else ""
+            raise ValueError(f"`{'`, `'.join(given)}` is for a `function`: take it out{inside}")
+        return self
+
+    @model_validator(mode="after")
+    def _services_are_read_whole(self) -> RewardConfig:
+        if self.http is not None and (given := self._other_than_default(ClassifierReading)):
+            raise ValueError(f"`{'`, `'.join(given)}` is for a `classifier`: take it out")
+        return self
+
+    def _other_than_default(self, section: type[Section]) -> list[str]:
+        given = sorted(section.model_fields.keys() & self.model_fields_set)
+        return [name for name in given if getattr(self, name) != section.model_fields[name].default]
+
+    @property
+    def kind(self) -> RewardKind:
+        """The kind of this reward."""
+        if self.function is not None:
+            return "function"
+        if self.http is not None:
+            return "http"
+        return "classifier" if self.classifier is not None else "implicit"
+
+    @property
+    def device(self) -> Literal["auto", "cpu"]:
+        """Where the reward is computed: classifiers use CUDA if it is available; all others take no GPU."""
+        return "auto" if self.kind == "classifier" else "cpu"
+
+    @property
+    def source(self) -> str:
+        """The function, the classifier's path or the service's URL; for an implicit reward, its kind."""
+        return self.function or self.classifier or (self.http.url if self.http else "implicit")
+
+    @property
+    def scorer(self) -> str:
+        """Name of this scorer in the scores table."""
+        if self.http is not None:
+            url = urlsplit(self.http.url)
+            source = url.path.strip("/") or url.netloc
+        else:
+            source = self.source
+        return self.name or source.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, dict | RewardConfig) else value
+
+
+_OneOrMany: Final = BeforeValidator(
+    _one_or_many, json_schema_input_type=RewardConfig | tuple[RewardConfig, ...]
+)
+Rewards = Annotated[tuple[RewardConfig, ...], Field(min_length=1), _OneOrMany]
+
+
+Builder = Literal["best_worst", "all_pairs", "first_two", "best_random"]
+
+
+class PairsConfig(Section):
+    """How the scores of a prompt's candidates become pairs."""
+
+    builder: Builder | OwnFunction = "best_worst"
+    """Which candidates are paired: a builder's name, or `package.module:name` of a function that chooses."""
+    min_margin: NonNegativeFloat = 0.0
+    """The rewards of a pair must differ by more than this; at 0 only ties are dropped."""
+    weighting: Literal["pair", "group"] = "pair"
+    """Whether each pair has weight 1, or the pairs of a group have weight 1 together."""
+    ranking_ties: Literal["drop", "by_candidate"] = "drop"
+    """Whether equal rewards leave a group without a ranking, or the lower candidate number ranks first; both are counted."""
+    labels: Literal["argmax", "bradley_terry"] = "argmax"
+    """Whether the higher reward always wins, or wins with probability sigmoid(difference / temperature)."""
+    temperature: PositiveFloat = 1.0
+    """Temperature of those probabilities, which raydpo draws labels from or keeps as soft labels."""
+    flip_rate: Fraction = 0.0
+    """Share of labels (for rankings, of whole rankings) that raydpo reverses to study noise; 0.5 makes labels random."""
+
+    @property
+    def own_builder(self) -> str | None:
+        """The path of the function that builds pairs, if it is the user's own."""
+        return self.builder if ":" in self.builder else None
+
+
+class PeopleConfig(Section):
+    """People choose between two completions; `raydpo annotate` takes pairs out and votes in."""
+
+    min_votes: PositiveInt = 1
+    """Number of people whose votes a pair needs; a pair with fewer is left out and counted."""
+
+
+class LabelingConfig(Section):
+    """Rewards and the pairs built from them, or people's votes."""
+
+    reward: Resolved[Annotated[tuple[RewardConfig, ...], _OneOrMany]] = ()
+    """One scorer, or a list of scorers whose weighted rewards are summed."""
+    people: Resolved[PeopleConfig | None] = None
+    """Labelling by people: `people: {}`. The run stops after sampling until votes are imported."""
+    pairs: Resolved[PairsConfig] = PairsConfig()
+    """How the scores of a prompt's candidates become pairs."""
+
+    @property
+    def is_implicit(self) -> bool:
+        """Whether the run's own model labels."""
+        return any(reward.implicit for reward in self.reward)
+
+    @model_validator(mode="after")
+    def _by_rewards_or_by_people(self) -> LabelingConfig:
+        if bool(self.reward) == (self.people is not None):
+            raise ValueError(
+                "either rewards label or people do: give `reward`, or `people: {}`, and not both"
+            )
+        if self.people is not None and self.pairs != PairsConfig():
+            raise ValueError("`pairs` are built from rewards, and people label: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _implicit_stands_alone(self) -> LabelingConfig:
+        if len(self.reward) > 1 and any(reward.implicit for reward in self.reward):
+            raise ValueError("an `implicit` reward stands alone: take out the others")
+        return self

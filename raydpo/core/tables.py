@@ -1,0 +1,212 @@
+"""The tables that stages pass to each other: Arrow schemas, declared once.
+
+Stages exchange token ids: the reference scores, and the policy trains on, the ids that the
+sampler emitted. Text columns are for people. Ids are int32, log-probabilities are natural
+logarithms in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pyarrow as pa
+
+from raydpo.core.errors import DataError
+
+Row = dict[str, Any]
+
+_TOKENS = pa.list_(pa.int32())
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+#: `probability` that chosen wins, by votes or rewards; null where only the label is known.
+PAIR: Final = pa.struct(
+    [
+        ("chosen", pa.int32()),
+        ("rejected", pa.int32()),
+        ("weight", pa.float32()),
+        ("probability", pa.float32()),
+    ]
+)
+
+#: One row a prompt. `prompt` is the rendered text that `prompt_ids` encode; `messages` hold roles
+#: and contents for people to read, and not what else the template was given.
+PROMPTS: Final = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("messages", pa.list_(_MESSAGE)),
+        pa.field("prompt_ids", _TOKENS, nullable=False),
+    ]
+)
+
+#: One row a completion. The K rows of a prompt are neighbours, `candidate` 0 to K-1.
+#: `sampler_token_logps` is null where a sampler function gave none.
+CANDIDATES: Final = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("candidate", pa.int32(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("prompt_ids", _TOKENS, nullable=False),
+        pa.field("completion", pa.string(), nullable=False),
+        pa.field("completion_ids", _TOKENS, nullable=False),
+        pa.field("sampler_token_logps", pa.list_(pa.float32())),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("policy", pa.string(), nullable=False),
+    ]
+)
+
+#: One row a judgement of one candidate by one scorer; all of them are kept.
+SCORES: Final = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("candidate", pa.int32(), nullable=False),
+        pa.field("scorer", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("rationale", pa.string()),
+    ]
+)
+
+#: One row a vote of a person on a blinded pair; all of them are kept.
+VOTES: Final = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("candidate_a", pa.int32(), nullable=False),
+        pa.field("candidate_b", pa.int32(), nullable=False),
+        pa.field("annotator", pa.string(), nullable=False),
+        pa.field("choice", pa.string(), nullable=False),  # "a", "b", "tie" or "withdrawn"
+        pa.field("position", pa.int64(), nullable=False),  # line in the imported file
+        pa.field("note", pa.string()),
+    ]
+)
+
+#: One row a preference group: a prompt, its K completions, the pairs or ranking over them.
+#: `pairs` index into `completions`; `ranking` lists them best first; `rewards` may be null.
+#: `desirable` is there in unpaired data: a judgement of each completion, null for one that
+#: answers another prompt and is there for KTO's reference point only.
+PREFERENCES: Final = pa.schema(
+    [
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("prompt_ids", _TOKENS, nullable=False),
+        pa.field("completion_texts", pa.list_(pa.string()), nullable=False),
+        pa.field("completions", pa.list_(_TOKENS), nullable=False),
+        pa.field("rewards", pa.list_(pa.float64())),
+        pa.field("pairs", pa.list_(PAIR), nullable=False),
+        pa.field("ranking", pa.list_(pa.int32())),
+        pa.field("desirable", pa.list_(pa.bool_())),
+    ]
+)
+
+#: One row a group, in the order of the preferences: K lists of per-token log-probs.
+REFERENCE: Final = pa.schema(
+    [
+        pa.field("group_id", pa.string(), nullable=False),
+        pa.field("reference_token_logps", pa.list_(pa.list_(pa.float32())), nullable=False),
+    ]
+)
+
+#: One row a completion of existing data, scored by `raydpo score`; `logps` is the sum in nats.
+LOGPS: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("completion", pa.int32(), nullable=False),
+        pa.field("completion_ids", _TOKENS, nullable=False),
+        pa.field("token_logps", pa.list_(pa.float32()), nullable=False),
+        pa.field("logps", pa.float64(), nullable=False),
+    ]
+)
+
+#: One row a training example of SFT. No loss on the first `prompt_tokens` tokens.
+EXAMPLES: Final = pa.schema(
+    [
+        pa.field("example_id", pa.string(), nullable=False),
+        pa.field("token_ids", _TOKENS, nullable=False),
+        pa.field("prompt_tokens", pa.int32(), nullable=False),
+    ]
+)
+
+#: One row a refused input row. `row` is its JSON, so that nothing is lost.
+QUARANTINE: Final = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("row", pa.string(), nullable=False),
+    ]
+)
+
+SCHEMAS: Final[dict[str, pa.Schema]] = {
+    "prompts": PROMPTS,
+    "candidates": CANDIDATES,
+    "scores": SCORES,
+    "votes": VOTES,
+    "preferences": PREFERENCES,
+    "reference": REFERENCE,
+    "logps": LOGPS,
+    "examples": EXAMPLES,
+    "quarantine": QUARANTINE,
+}
+
+
+def table_from_rows(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """Build a table that obeys `schema` exactly.
+
+    Raises:
+        DataError: a column is missing or extra, a value has the wrong type, or a
+            required value is null.
+    """
+    names = set(schema.names)
+    for row in rows:
+        if row.keys() != names:
+            raise DataError(
+                f"a row has the columns {sorted(row)}",
+                f"the table's columns are {sorted(names)}",
+                "this is a bug in the stage that wrote the row: please report it",
+            )
+    try:
+        table = pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"a row cannot be stored: {error}",
+            f"the columns are {', '.join(f'{f.name}: {f.type}' for f in schema)}",
+            "look at the value that the message names in the stage's input",
+        ) from error
+    check_table(table, schema, "rows")
+    return table
+
+
+def check_table(table: pa.Table, schema: pa.Schema, where: str) -> None:
+    """Compare a table with its declared schema.
+
+    A column that may have nulls may be one without them, as an older version declared it.
+
+    Raises:
+        DataError: a column or a type differs, or a required column has nulls.
+    """
+    if not _loosened(table.schema, schema).equals(schema, check_metadata=False):
+        raise DataError(
+            f"{where} has the schema {_describe(table.schema)}",
+            f"it must be {_describe(schema)}",
+            "delete the folder and run the stage that writes it again",
+        )
+    for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise DataError(
+                f"{where} has nulls in column {field.name!r}",
+                "this column is required in every row",
+                "look at the stage's input for a row without it",
+            )
+
+
+def _loosened(found: pa.Schema, schema: pa.Schema) -> pa.Schema:
+    """The schema that was found, with nulls allowed where the declared one allows them."""
+    nullable = {field.name for field in schema if field.nullable}
+    return pa.schema(
+        [field.with_nullable(True) if field.name in nullable else field for field in found]
+    )
+
+
+def _describe(schema: pa.Schema) -> str:
+    return "{" + ", ".join(f"{field.name}: {field.type}" for field in schema) + "}"

@@ -1,0 +1,294 @@
+"""Run one round of preference optimization, from prompts to a report.
+
+The configuration gives the run directory, one folder per stage. Every stage is a function from
+finished tables to a finished table. A finished stage does not run again, so the same command
+resumes wherever it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from raydpo.config.file import config_to_yaml
+from raydpo.config.fit import check_config_fits, check_counts_fit
+from raydpo.config.job import Config, ModelConfig
+from raydpo.core.callbacks import callbacks_of, notify
+from raydpo.core.cluster import cluster_size, connected
+from raydpo.core.errors import ConfigError
+from raydpo.core.lock import locked
+from raydpo.core.parts import Table
+from raydpo.core.progress import logger
+from raydpo.core.run import look_at, read_manifest, round_folder, run_folder
+from raydpo.core.set_aside import set_aside
+from raydpo.core.storage import Folder
+from raydpo.labeling.kept_votes import refuse_other_labels
+from raydpo.pipeline.replan import may_start_engines, replanning
+from raydpo.pipeline.round import Round, place_in
+from raydpo.plan import announce, engines_can_stay
+from raydpo.prompts.examples import run_examples_stage
+from raydpo.prompts.preferences import run_preferences_stage
+from raydpo.prompts.stage import prompts_stage
+from raydpo.reference.sequences import score_sequences, summarize
+from raydpo.sampling.pool import Engines
+from raydpo.sampling.weights import share_engines
+from raydpo.training.stage import early_workers, train_sft
+from raydpo.training.workers import EarlyWorkers
+
+#: The names that `--redo` accepts, in order, and the folders that it removes for each.
+FOLDERS: Final = {
+    "sample": ("candidates",),
+    "score": ("scores", "score-groups", "score-policy", "score-reference"),
+    "label": ("preferences",),
+    "reference": ("reference",),
+    "train": ("policy",),
+    "evaluate": ("evaluation", "evaluation-prompts"),
+}
+#: The stages of a round, in order; a command can end with any of them.
+STAGES: Final = ("sample", "label", "reference", "train", "evaluate")
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """The results of a round; None for those that were not requested."""
+
+    folder: Folder
+    preferences: Table | None = None
+    policy: ModelConfig | None = None
+    metrics: dict[str, Any] | None = None
+    waits_for: str | None = None
+
+
+def run_round(
+    config: Config, until: str = "evaluate", round_index: int = 0, redo: Collection[str] = ()
+) -> RoundResult:
+    """Run a round up to and including the stage `until`.
+
+    Args:
+        config: the job.
+        until: one of `STAGES`.
+        round_index: the round.
+        redo: finished stages that run again, even if they contain people's work.
+
+    Raises:
+        RaydpoError: with the value, the rule and the way out.
+    """
+    check_sections(config, until, redo)
+    run = run_folder(config.output, config.name)
+    with locked(run), callbacks_of(run, config.callbacks):
+        folder = round_folder(run, round_index)
+        refuse_to_replace_people(config, folder, until, redo)
+        for stage in redo:
+            logger.info("[%s] done again: --redo", stage)
+            for name in FOLDERS[stage]:
+                if folder.child(name).files(recursive=True):
+                    set_aside(folder.child(name))
+        run.write_bytes("config.yaml", config_to_yaml(config).encode())
+        with connected(config.ray_address):
+            announce(config, cluster_size())
+            with _engines(config) as engines:
+                pool = engines.pool if engines else None
+                stages = Round(config, round_folder(run, round_index), round_index, pool)
+                with (
+                    _early_workers(stages, until) as workers,
+                    replanning(config, engines, lambda: workers),
+                ):
+                    sampled = engines.idle if engines else lambda: None
+                    result = _run_stages(replace(stages, workers=workers), until, sampled)
+            if until == STAGES[-1] and result.waits_for is None:
+                notify("round", folder, result.metrics or {})
+            return result
+
+
+def refuse_to_replace_people(
+    config: Config, folder: Folder, until: str, redo: Collection[str] = ()
+) -> None:
+    """Refuse to replace what people made, as far as this is known in advance.
+
+    Args:
+        config: the job.
+        folder: the folder of the round.
+        until: the command's last stage.
+        redo: stages that may be replaced because somebody asked for it.
+
+    Raises:
+        RunError: preferences of people exist and the job labels in another way, or candidates that
+            people judge would be sampled again.
+    """
+    labels = not waits_for_people(config) and STAGES.index(until) >= STAGES.index("label")
+    if labels and "label" not in redo:
+        refuse_other_labels(folder)
+    if config.prompts is None or "sample" in redo:
+        return
+    stages = Round(config, folder, 0)
+    stage = prompts_stage(config, config.prompts, stages.place("prompts"))
+    manifest = read_manifest(stage.folder)
+    if manifest is not None and look_at(stage)[0] == "done":
+        stages.refuse_other_candidates(Table(stage.folder, manifest))
+
+
+def waits_for_people(config: Config) -> bool:
+    """Return whether preferences come from votes that people give and a command imports."""
+    return config.preferences is None and not (config.labeling and config.labeling.reward)
+
+
+def run_sft(config: Config) -> ModelConfig:
+    """Run supervised fine-tuning from text to a model in `<run>/sft/`."""
+    if config.sft is None:
+        raise ConfigError(
+            "the configuration has no `sft` section",
+            "`raydpo sft` needs one",
+            "add `sft: {data: ...}`; jobs/sft_reviews.yaml is an example",
+        )
+    run = run_folder(config.output, config.name)
+    with locked(run), callbacks_of(run, config.callbacks):
+        run.write_bytes("config.yaml", config_to_yaml(config).encode())
+        with connected(config.ray_address):
+            examples = run_examples_stage(config, place_in(config, run, "sft/examples"))
+            return train_sft(config, place_in(config, run, "sft/policy"), examples)
+
+
+def run_score(config: Config) -> tuple[dict[str, float], Table]:
+    """Score existing preferences or examples under the model, in `<run>/score/`.
+
+    Returns:
+        The summary of `summarize`, and the table of logps.
+    """
+    if config.preferences is None and config.sft is None:
+        raise _missing("preferences", "existing preferences, or examples in an `sft` section")
+    run = run_folder(config.output, config.name)
+    with locked(run), callbacks_of(run, config.callbacks):
+        run.write_bytes("config.yaml", config_to_yaml(config).encode())
+        with connected(config.ray_address):
+            if config.preferences is not None:
+                data = run_preferences_stage(config, place_in(config, run, "score/preferences"))
+            else:
+                data = run_examples_stage(config, place_in(config, run, "score/examples"))
+            place = place_in(config, run, "score/logps")
+            scored = score_sequences(place, data, config.model, config.reference)
+            return summarize(scored, data), scored
+
+
+@contextmanager
+def _engines(config: Config) -> Generator[Engines | None]:
+    """Yield one pool for sampling and evaluation if the stages between them find room beside it.
+
+    Yield None if they do not; the engines then start and end once for each of the two.
+    """
+    if config.sampling.function is not None:
+        yield None
+        return
+    if not engines_can_stay(config, cluster_size()):
+        logger.info("[plan] engines end with each stage: the others need what they hold")
+        yield None
+        return
+    other = config.reference.model
+    if config.evaluation and other and not share_engines([config.model, other], config.sampling):
+        logger.info("[plan] engines end with each stage: the evaluation needs two kinds of them")
+        yield None
+        return
+    sources = [config.prompts, config.evaluation and config.evaluation.prompts]
+    longest = max((source.max_prompt_tokens for source in sources if source), default=0)
+    may_start = may_start_engines(config)
+    with Engines(config.model, config.sampling, longest, "engines", may_start) as engines:
+        yield engines
+
+
+def _early_workers(stages: Round, until: str) -> AbstractContextManager[EarlyWorkers | None]:
+    """Start train workers now if the round trains and the stages before leave them room."""
+    config = stages.config
+    if waits_for_people(config) or STAGES.index(until) < STAGES.index("train"):
+        return nullcontext()
+    return early_workers(config, stages.place("policy"))
+
+
+def _run_stages(stages: Round, until: str, sampled: Callable[[], None]) -> RoundResult:
+    """Run the stages; `sampled` is called when engines have nothing to do until the evaluation."""
+    last = STAGES.index(until)
+    candidates = None
+    if stages.config.preferences is not None:
+        preferences = stages.existing_preferences()
+    else:
+        prompts = stages.prompts()
+        if last >= STAGES.index("label"):
+            stages.work_ahead(prompts, stages, to_reference=last >= STAGES.index("reference"))
+        candidates = stages.sample(prompts)
+        sampled()
+        if last < STAGES.index("label"):
+            return RoundResult(stages.folder)
+        made = _labelled(stages, candidates)
+        if made is None:
+            return RoundResult(stages.folder, waits_for="people's votes")
+        preferences = made
+    check_counts_fit(stages.config, preferences.manifest["counts"])
+    if last < STAGES.index("reference"):
+        return RoundResult(stages.folder, preferences)
+    reference = stages.reference(preferences, candidates)
+    if candidates is not None:
+        stages.check_sampler(candidates, reference)
+    if last < STAGES.index("train"):
+        return RoundResult(stages.folder, preferences)
+    stages.verify(preferences, reference)
+    policy = stages.train(preferences, reference)
+    if last < STAGES.index("evaluate") or stages.config.evaluation is None:
+        return RoundResult(stages.folder, preferences, policy)
+    metrics = stages.evaluate(preferences, reference, policy)
+    return RoundResult(stages.folder, preferences, policy, metrics)
+
+
+def _labelled(stages: Round, candidates: Table) -> Table | None:
+    """Return preferences by rewards or people; None if people have not voted yet.
+
+    Raises:
+        ConfigError: the job does not say who labels, and there are no votes.
+    """
+    if not waits_for_people(stages.config):
+        return stages.label(candidates)
+    preferences = stages.of_people(candidates)
+    if preferences is None and stages.config.labeling is None:
+        raise ConfigError(
+            f"there is no `labeling` section, and no votes of people are in {stages.folder.uri}",
+            "something tells a better completion from a worse one: a reward, or people",
+            "add `labeling:` with a `reward`, or with `people: {}`",
+        )
+    return preferences
+
+
+def check_sections(config: Config, until: str, redo: Collection[str] = ()) -> None:
+    """Refuse, before anything starts, a job that cannot be completed.
+
+    Raises:
+        ConfigError: a section is missing, or a stage to run again comes after the last one.
+    """
+    last = STAGES.index(until)
+    made = list(FOLDERS)[: list(FOLDERS).index(until) + 1]
+    for stage in redo:
+        if stage not in made:
+            raise ConfigError(
+                f"--redo {stage}, and the last stage is {until!r}",
+                "a stage that is taken away is done again by the same command",
+                f"take a later command, or one of {', '.join(made)}",
+            )
+    if config.preferences is None and config.prompts is None:
+        raise _missing("prompts", "a source of prompts, or existing `preferences`")
+    if config.preferences is not None and until == "sample":
+        raise ConfigError(
+            "`preferences` are given, so nothing is sampled",
+            "`raydpo sample` needs `prompts`",
+            "give `prompts` and `labeling` instead, or start with `raydpo reference`",
+        )
+    if config.training is None and last >= STAGES.index("train"):
+        raise _missing("training", "an objective and its hyperparameters")
+    check_config_fits(config)
+    if config.evaluation is None and until == "evaluate":
+        logger.info("no `evaluation` section: the run ends with the policy")
+
+
+def _missing(section: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"the configuration has no `{section}` section",
+        f"this command needs {what}",
+        f"add `{section}:`; jobs/ has examples",
+    )

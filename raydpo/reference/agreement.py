@@ -1,0 +1,145 @@
+"""Compare log-probs of the same tokens, to tell whether two forward passes are those of one
+model.
+
+An engine gave log-probs (nats) with its own samples, and another forward pass gives the others. The
+module returns their difference, or raises an error. vLLM may load other files of a folder than
+transformers, or interpret a config differently, without reporting it.
+
+raydpo asks vLLM for `raw_logprobs`: those of the model itself, before temperature, top_p, top_k or
+a minimum length change the distribution. So they can be compared under any sampling settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raydpo.config.base import ROUNDING_NATS
+from raydpo.config.job import EnginesConfig, ModelConfig
+from raydpo.core.errors import EngineError
+
+#: The mean over very many tokens may differ by this share of one token's tolerance.
+_MEAN_SHARE: Final = 0.2
+#: Among millions of tokens, the largest difference exceeds that of the few tokens of a probe.
+_RAREST: Final = 10
+_COUNT: Final = "compared_tokens"
+_NAME: Final = "sampler_difference_nats"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Differences of log-probs: token count, sum and maximum of absolute values, in nats."""
+
+    tokens: int
+    total_nats: float
+    largest_nats: float
+
+    @property
+    def mean_nats(self) -> float:
+        """Mean absolute difference of a token."""
+        return self.total_nats / self.tokens if self.tokens else 0.0
+
+    def as_json(self) -> dict[str, float]:
+        """Return the values that a manifest or a report contains."""
+        return {
+            "tokens": self.tokens,
+            "mean_nats": self.mean_nats,
+            "largest_nats": self.largest_nats,
+        }
+
+    def __str__(self) -> str:
+        """Describe the differences in words, for the log."""
+        return (
+            f"mean difference {self.mean_nats:.2g} nats a token, largest {self.largest_nats:.2g}, "
+            f"over {self.tokens} tokens"
+        )
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The differences that rounding explains.
+
+    Attributes:
+        token_nats: the difference of an ordinary token.
+        largest_nats: the difference of the rarest token; infinite in half precision.
+        dtype: the coarser dtype of both sides.
+    """
+
+    token_nats: float
+    largest_nats: float
+    dtype: str
+
+    def mean_nats(self, tokens: int) -> float:
+        """Return the allowed mean over this many tokens; few tokens may happen to differ more."""
+        return self.token_nats * (_MEAN_SHARE + 1 / math.sqrt(max(1, tokens)))
+
+
+def sampler_tolerance(model: ModelConfig, engines: EnginesConfig) -> Tolerance:
+    """Return `sampling.engines.probe_tolerance`, or a tolerance for the coarser of both dtypes.
+
+    In half precision, single tokens of low probability differ much although the model is the same.
+    The mean then decides.
+
+    Args:
+        model: the model that scores, with its precision.
+        engines: the engines of the sampler.
+    """
+    sampled_in = model.precision if engines.dtype == "auto" else engines.dtype
+    dtype = max(model.precision, sampled_in, key=lambda name: ROUNDING_NATS[name])
+    token = engines.probe_tolerance or ROUNDING_NATS[dtype]
+    return Tolerance(token, token * _RAREST if dtype == "float32" else math.inf, dtype)
+
+
+def compare_logps(
+    found: Iterable[Sequence[float]], expected: Iterable[Sequence[float]]
+) -> Agreement:
+    """Compare two sets of log-probs of the same tokens; not finite if any of them is not."""
+    differences = [
+        abs(a - b)
+        for ours, theirs in zip(found, expected, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    if not all(map(math.isfinite, differences)):
+        return Agreement(len(differences), math.inf, math.inf)
+    return Agreement(len(differences), math.fsum(differences), max(differences, default=0.0))
+
+
+def check_agreement(found: Agreement, tolerance: Tolerance, what: str) -> None:
+    """Refuse samples from a model that differs from the one that scores them.
+
+    Args:
+        found: the differences.
+        tolerance: the differences that are allowed.
+        what: the model, for the message.
+
+    Raises:
+        EngineError: the mean or the largest difference is above the tolerance.
+    """
+    mean_limit = tolerance.mean_nats(found.tokens)
+    if found.mean_nats <= mean_limit and found.largest_nats <= tolerance.largest_nats:
+        return
+    single = f", a token's within {tolerance.largest_nats:g}"
+    raise EngineError(
+        f"sampler and scorer give different log-probs to the same tokens: {found}",
+        f"both are {what}, so in {tolerance.dtype} the mean is within {mean_limit:.2g} nats"
+        f"{single if math.isfinite(tolerance.largest_nats) else ''}",
+        "keep one set of *.safetensors files in the model's folder (vLLM loads all of them, "
+        "transformers those of its index); where both load the same, vLLM computes this "
+        "architecture otherwise: set sampling.engines.dtype, or a larger "
+        "sampling.engines.probe_tolerance",
+    )
+
+
+def counts_of(found: Agreement) -> tuple[dict[str, int], dict[str, float], dict[str, float]]:
+    """Return counts, sums and maxima of a part (`run.PartResult`)."""
+    return {_COUNT: found.tokens}, {_NAME: found.total_nats}, {_NAME: found.largest_nats}
+
+
+def agreement_in(manifest: dict[str, Any]) -> Agreement | None:
+    """Combine the results of a finished stage's parts; None if nothing was compared."""
+    tokens = manifest["counts"].get(_COUNT, 0)
+    if not tokens:
+        return None
+    return Agreement(tokens, manifest["sums"][_NAME], manifest["maxima"][_NAME])

@@ -1,0 +1,311 @@
+"""The stages of a run that can be made again, each from the run's own tables.
+
+The steps are listed in the order in which the run made them. Nothing is read before a step is
+planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from raydpo.config.job import Config, PromptsConfig
+from raydpo.core.errors import RunError
+from raydpo.core.parts import Table
+from raydpo.core.run import Stage, read_manifest, round_folder
+from raydpo.core.storage import Folder, fingerprint
+from raydpo.evaluation.stage import evaluate, evaluation_stage
+from raydpo.labeling.implicit import implicit_stage
+from raydpo.labeling.kept_votes import is_of_people, votes_files
+from raydpo.labeling.preferences import preferences_stage
+from raydpo.labeling.stage import scores_stage
+from raydpo.pipeline.round import Round, place_in
+from raydpo.prompts.examples import examples_stage, run_examples_stage
+from raydpo.prompts.preferences import existing_preferences_stage, run_preferences_stage
+from raydpo.prompts.stage import prompts_stage, run_prompts_stage
+from raydpo.reference.sequences import score_sequences, sequences_stage
+from raydpo.reference.stage import reference_stage
+from raydpo.show.inputs import Again, finished_table, policy_after, section
+from raydpo.training.metrics_log import read_metrics
+from raydpo.training.stage import policy_stage, sft_stage, train_sft
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step whose inputs are there.
+
+    Attributes:
+        make: makes it in the scratch folder.
+        stage: what it is made from now; None where that is only known once it is made.
+    """
+
+    make: Callable[[], object]
+    stage: Stage | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that can be made again.
+
+    Attributes:
+        name: its folder in the run directory, as `raydpo show` prints it.
+        plan: reads its inputs; raises a RaydpoError where one is missing or damaged.
+        last: the folder inside that is finished last, where the stage is made of several.
+    """
+
+    name: str
+    plan: Callable[[], Planned]
+    last: str = ""
+
+    def finished_in(self, run: Folder) -> bool:
+        """Whether the run has it."""
+        return run.child(self.name, *filter(None, [self.last])).exists("manifest.json")
+
+
+@dataclass(frozen=True)
+class RoundAgain:
+    """One round: the stages that a single round and a round of several have in common.
+
+    Attributes:
+        sampler: the job with the model that samples.
+        config: the job with the model that is trained and its reference.
+        there: the round's folder in the run.
+        here: the same one in the scratch folder.
+        index: the round.
+        groups: name of the table that is trained on.
+        run: the run directory.
+    """
+
+    sampler: Config
+    config: Config
+    there: Folder
+    here: Folder
+    index: int
+    groups: str
+    run: Folder
+
+    def steps(self, *names: str) -> list[Step]:
+        """Steps by the names of their folders in the round."""
+        plans = {
+            "prompts": self._prompts,
+            "candidates": self._candidates,
+            "scores": self._scores,
+            "preferences": self._preferences,
+            "reference": self._reference,
+            "sampler": self._sampler,
+            "policy": self._policy,
+            "heldout": self._heldout,
+            "evaluation-prompts": self._evaluation_prompts,
+            "evaluation": self._evaluation,
+        }
+        return [Step(f"{folder_name(self.there)}/{name}", plans[name]) for name in names]
+
+    def table(self, name: str) -> Table:
+        """A table of the round as the run has it."""
+        return finished_table(self.there.child(name))
+
+    def reference_table(self) -> Table | None:
+        """The reference's log-probs; None where the objective needs none."""
+        training = self.config.training
+        wanted = training is None or training.objective.uses_reference
+        return self.table("reference") if wanted else None
+
+    @property
+    def stages(self) -> Round:
+        """The round's stages, in the scratch folder."""
+        return Round(self.config, self.here, self.index)
+
+    def _prompts(self) -> Planned:
+        source = section(self.config.prompts, "prompts", self.run)
+        stage = prompts_stage(self.config, source, self.stages.place("prompts"))
+        return Planned(self.stages.prompts, stage)
+
+    def _candidates(self) -> Planned:
+        prompts = self.table("prompts")
+        stages = replace(self.stages, config=self.sampler)
+        return Planned(partial(stages.sample, prompts), stages.sampling_stage(prompts))
+
+    def _scores(self) -> Planned:
+        candidates, place = self.table("candidates"), self.stages.place("scores")
+        labeling = section(self.config.labeling, "labeling", self.run)
+        if labeling.is_implicit:
+            logps = self.table("score-policy"), self.table("score-reference")
+            stage = implicit_stage(place, candidates, *logps, labeling.reward[0])
+        else:
+            stage = scores_stage(place, candidates, labeling.reward)
+        return Planned(partial(self.stages.scores, candidates, labeling), stage)
+
+    def _preferences(self) -> Planned:
+        config, place = self.config, self.stages.place("preferences")
+        manifest = read_manifest(self.there.child("preferences"))
+        if manifest is not None and is_of_people(manifest):
+            return self._of_people()
+        if config.preferences is not None:
+            stage = existing_preferences_stage(config, config.preferences, place)
+            return Planned(self.stages.existing_preferences, stage)
+        tables = self.table("candidates"), self.table("scores")
+        labeling = section(config.labeling, "labeling", self.run)
+        stage = preferences_stage(place, *tables, labeling)
+        return Planned(partial(self.stages.preferences, *tables, labeling), stage)
+
+    def _of_people(self) -> Planned:
+        candidates = self.table("candidates")
+        votes = votes_files(self.there, candidates.fingerprint)
+        copies = votes_files(self.here, candidates.fingerprint)
+        if not votes.files():
+            raise RunError(
+                f"{votes.uri} has no file of votes",
+                "preferences of people are made again from the votes that the run keeps",
+                "put the files back, or import them again: `raydpo annotate import RUN FILE`",
+            )
+
+        def make() -> None:
+            for name in votes.files():
+                copies.write_bytes(name, votes.read_bytes(name))
+            self.stages.of_people(candidates)
+
+        return Planned(make)
+
+    def _reference(self) -> Planned:
+        config, groups = self.config, self.table(self.groups)
+        candidates = self.table("candidates") if config.preferences is None else None
+        model = config.reference.model or config.model
+        place = self.stages.place("reference")
+        stage = reference_stage(place, groups, model, config.reference)
+        return Planned(partial(self.stages.reference, groups, candidates), stage)
+
+    def _sampler(self) -> Planned:
+        return Planned(partial(self.stages.check_sampler, self.table("candidates"), None))
+
+    def _policy(self) -> Planned:
+        section(self.config.training, "training", self.run)
+        tables = self.table(self.groups), self.reference_table()
+        stage = policy_stage(self.config, self.stages.place("policy"), *tables)
+        return Planned(partial(self.stages.train, *tables), stage)
+
+    def _heldout(self) -> Planned:
+        section(self.config.evaluation, "evaluation", self.run)
+        return Planned(partial(self.stages.heldout, self.table("preferences")))
+
+    def _evaluation_prompts(self) -> Planned:
+        source = section(self.config.evaluation, "evaluation", self.run).prompts
+        stage = prompts_stage(self.config, source, self.stages.place("evaluation-prompts"))
+        return Planned(self.stages.evaluation_prompts, stage)
+
+    def _evaluation(self) -> Planned:
+        section(self.config.evaluation, "evaluation", self.run)
+        config, place = self.config, self.stages.place("evaluation")
+        prompts, heldout = self.table("evaluation-prompts"), self.table("heldout")
+        reference, log = self.reference_table(), read_metrics(self.there.child("policy"))
+        policy = policy_after(config, self.run, 1)
+        inputs = {"reference": reference.fingerprint if reference is not None else ""}
+        original = config.reference.model or config.model
+        models = {"policy": policy, "reference": original}
+        of = {**inputs, "training_log": fingerprint(log)}
+        there = Round(config, self.there, self.index)
+        make = partial(
+            evaluate,
+            config,
+            place,
+            prompts=prompts,
+            policy=policy,
+            reference_model=original,
+            heldout=heldout,
+            inputs=inputs,
+            training_log=log,
+            stage_counts=there.counts(),
+            agreement=there.agreement(reference),
+        )
+        return Planned(make, evaluation_stage(config, place, prompts, models, heldout, of))
+
+
+#: The stages of a run of one round, in their order.
+_OF_ONE_ROUND: Final = (
+    "prompts",
+    "candidates",
+    "scores",
+    "preferences",
+    "reference",
+    "sampler",
+    "policy",
+    "heldout",
+    "evaluation-prompts",
+    "evaluation",
+)
+
+
+def round_steps(again: Again) -> list[Step]:
+    """The stages that `raydpo run` made."""
+    there, here = round_folder(again.run, 0), round_folder(again.scratch, 0)
+    config = again.config
+    only = RoundAgain(config, config, there, here, 0, "preferences", again.run)
+    return only.steps(*_OF_ONE_ROUND)
+
+
+def sft_steps(again: Again) -> list[Step]:
+    """The stages that `raydpo sft` made."""
+    config = again.config
+
+    def policy() -> Planned:
+        section(config.sft, "sft", again.run)
+        examples = finished_table(again.run.child("sft", "examples"))
+        place = place_in(config, again.scratch, "sft/policy")
+        return Planned(
+            partial(train_sft, config, place, examples), sft_stage(config, place, examples)
+        )
+
+    return [examples_step(again, "sft/examples"), Step("sft/policy", policy)]
+
+
+def score_steps(again: Again) -> list[Step]:
+    """The stages that `raydpo score` made."""
+    config, there = again.config, again.run.child("score")
+    data = "preferences" if config.preferences is not None else "examples"
+
+    def preferences() -> Planned:
+        source = section(config.preferences, "preferences", again.run)
+        place = place_in(config, again.scratch, "score/preferences")
+        stage = existing_preferences_stage(config, source, place)
+        return Planned(partial(run_preferences_stage, config, place), stage)
+
+    def logps() -> Planned:
+        sequences = finished_table(there.child(data))
+        place = place_in(config, again.scratch, "score/logps")
+        of = place, sequences, config.model, config.reference
+        return Planned(partial(score_sequences, *of), sequences_stage(*of))
+
+    return [
+        Step("score/preferences", preferences),
+        examples_step(again, "score/examples"),
+        Step("score/logps", logps),
+    ]
+
+
+def examples_step(again: Again, name: str) -> Step:
+    """The table of supervised examples in the folder `name`."""
+
+    def plan() -> Planned:
+        config, place = again.config, place_in(again.config, again.scratch, name)
+        stage = examples_stage(config, section(config.sft, "sft", again.run), place)
+        return Planned(partial(run_examples_stage, config, place), stage)
+
+    return Step(name, plan)
+
+
+def prompts_step(again: Again, name: str, source: PromptsConfig | None, of: str) -> Step:
+    """A table of prompts in the folder `name`, from the source in the section `of`."""
+
+    def plan() -> Planned:
+        config, place = again.config, place_in(again.config, again.scratch, name)
+        prompts = section(source, of, again.run)
+        stage = prompts_stage(config, prompts, place)
+        return Planned(partial(run_prompts_stage, config, prompts, place), stage)
+
+    return Step(name, plan)
+
+
+def folder_name(folder: Folder) -> str:
+    """The last part of a folder's path or URI."""
+    return folder.uri.rpartition("/")[2]

@@ -1,0 +1,138 @@
+"""`raydpo check` calls reward functions on two rows, and says what their scores depend on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.check.job import check
+from raydpo.config.file import config_from_values
+from raydpo.config.job import Config
+from tests.unit.labeling.reward_server import Answer, reward_service
+
+pytestmark = pytest.mark.thorough
+
+SOURCE = """
+import checked_words
+WORDS = open("words.txt").read().split()
+def right(completions, prompts):
+    return [len(c) for c in completions]
+def faulty(prompts, completions, **columns):
+    return columns["answer"]
+def by_answer(completions, ground_truth):
+    return [0.0 for _ in completions]
+"""
+
+
+@pytest.fixture
+def job(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Config]]:
+    """A job in a folder of its own, labelled by a function of checked_rewards.py there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "checked_rewards.py").write_text(SOURCE)
+    (tmp_path / "checked_words.py").write_text("")
+    (tmp_path / "words.txt").write_text("good bad\n")
+    rows = [{"prompt": f"the film {n}"} for n in range(3)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(reward: dict[str, Any], judge: dict[str, Any] | None = None) -> Config:
+        values: dict[str, Any] = {
+            "name": "job",
+            "model": str(tiny_model),
+            "prompts": {"path": "prompts.jsonl", "max_prompt_tokens": 32},
+            "sampling": {"max_completion_tokens": 32},
+            "labeling": {"reward": reward},
+        }
+        if judge is not None:
+            values["evaluation"] = {"prompts": "prompts.jsonl", "judge": judge}
+        return config_from_values(values, "test")
+
+    yield make
+    for name in ("checked_rewards", "checked_words"):
+        sys.modules.pop(name, None)
+
+
+def function(name: str, **more: Any) -> dict[str, Any]:
+    return {"function": f"checked_rewards:{name}", **more}
+
+
+def test_a_reward_is_called_on_two_rows_and_what_its_hash_covers_is_told(job) -> None:
+    report = check(job(function("right")))
+    assert report.problems == ()
+    facts = "\n".join(report.facts)
+    assert "function checked_rewards:right(prompts=..., completions=...)" in facts
+    assert "labeling.reward: function checked_rewards:right gave 20 and 41 on two rows" in facts
+    assert "made again when these change: the function's own module" in facts
+    assert "checked_rewards:right names words.txt: a change there leaves old scores" in facts
+
+
+def test_a_declared_file_is_covered_and_an_absent_one_is_refused(job, tmp_path: Path) -> None:
+    declared = check(job(function("right", depends_on="words.txt")))
+    assert declared.problems == ()
+    assert any("file words.txt" in fact for fact in declared.facts)
+    assert not any("leaves old scores" in fact for fact in declared.facts)
+    [problem] = check(job(function("right", depends_on=["absent.txt"]))).problems
+    assert f"depends_on '{tmp_path}/absent.txt': there is no such file" in str(problem)
+
+
+def test_a_fault_is_a_problem_with_the_users_own_line(job, tmp_path: Path) -> None:
+    [problem] = check(job(function("faulty"))).problems
+    lines = str(problem).splitlines()
+    assert lines[0].endswith("raised KeyError: 'answer'")
+    code = 'return columns["answer"]'
+    assert lines[1].strip() == f"{tmp_path}/checked_rewards.py:7, in faulty: {code}"
+    assert len(lines) == 4
+
+
+def test_on_a_cluster_that_is_elsewhere_a_fault_is_told_and_no_problem(job, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    report = check(job(function("faulty")))
+    assert report.problems == ()
+    assert any("fails on this machine, and may not on the cluster" in f for f in report.facts)
+
+
+def test_parameters_that_nothing_is_there_for_are_refused(job) -> None:
+    for config in (job(function("by_answer")), job(function("right"), function("by_answer"))):
+        [problem] = check(config).problems
+        assert "nothing is there to give to parameter `ground_truth`" in str(problem)
+
+
+def test_a_judge_is_called_as_well(job) -> None:
+    [problem] = check(job(function("right"), function("faulty"))).problems
+    assert "raised KeyError: 'answer'" in str(problem)
+
+
+def test_a_service_is_asked_for_two_rows_before_anything_starts(job, monkeypatch) -> None:
+    with reward_service() as service:
+        report = check(job({"http": service.url}))
+        assert report.problems == ()
+        (request,) = service.requests
+    assert [prompt.strip() for prompt in request["prompts"]] == ["the film 0", "the film 1"]
+    facts = "\n".join(report.facts)
+    assert f"labeling.reward: service {service.url} gave " in facts
+    assert "scores are made again when these change: its `url`" in facts
+    [problem] = check(job({"http": service.url})).problems  # it has ended by now
+    assert f"reward service {service.url} could not be reached" in str(problem)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert check(job({"http": service.url})).problems == ()
+
+
+def test_a_service_that_answers_wrongly_or_needs_a_variable_is_a_problem(job) -> None:
+    texts = Answer(change=lambda rewards: list(map(str, rewards)))
+    with reward_service(lambda _n, _c: texts) as service:
+        [problem] = check(job({"http": service.url})).problems
+        assert "not a number" in str(problem)
+        assert '{"rewards": [...]}' in str(problem)
+        secret = {"url": service.url, "headers_from_environment": {"X-Key": "NO_SUCH_VARIABLE"}}
+        [problem] = check(job({"http": secret})).problems
+        assert "NO_SUCH_VARIABLE, the value of the header X-Key, is not set" in str(problem)
+    busy = Answer(503)
+    with reward_service(lambda number, _c: busy if number < 2 else Answer()) as service:
+        assert check(job(function("right"), {"http": service.url})).problems == ()

@@ -1,0 +1,123 @@
+"""raydpo refuses an objective and data that do not fit, with the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.check.job import check
+from raydpo.config.fit import check_config_fits, check_counts_fit
+from raydpo.config.job import Config
+from raydpo.core.errors import ConfigError
+
+REWARD = {"reward": {"function": "a.b:c"}}
+PAIR_COUNTS = {"input": 4, "pairs": 4, "rankings": 4, "soft_labels": 0}
+
+
+def job(objective: Any, layout: str | None = None, labeling: Any = None) -> Config:
+    source: dict[str, Any] = {"prompts": "prompts.jsonl", "labeling": labeling}
+    if layout is not None:
+        source = {"preferences": {"path": "pairs.jsonl", "layout": layout}}
+    values = {"name": "job", "model": "m", "training": {"objective": objective}, **source}
+    return Config.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("objective", "layout"),
+    [
+        ("dpo", "explicit"),
+        ("plackett_luce", "implicit"),  # a pair is a ranking of two
+        ("soft_label", "ranked"),
+        ("kto", "unpaired"),
+        ("kto", "auto"),
+        ({"name": "sppo", "win_rates": "hard"}, "explicit"),
+    ],
+)
+def test_data_that_an_objective_learns_from_fits(objective: Any, layout: str) -> None:
+    check_config_fits(job(objective, layout))
+
+
+@pytest.mark.parametrize("section", ["evaluation", "online"])
+def test_nothing_is_sampled_from_a_reward_model(section: str) -> None:
+    sections = {
+        "evaluation": {"prompts": "p.jsonl", "judge": {"function": "a.b:c"}},
+        "online": {},
+    }
+    config = job("reward_model", labeling=REWARD)
+    check_config_fits(config)
+    values = config.model_dump(mode="json")
+    with pytest.raises(ConfigError, match="a reward model writes no text"):
+        check_config_fits(Config.model_validate({**values, section: sections[section]}))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (job({"name": "reward_model", "learns_from": "rankings"}), "reward_model learns from"),
+        (job("kto", "explicit"), "kto learns from single completions"),
+        (job("kto", labeling=REWARD), "give preferences of the layout `unpaired`"),
+        (job("dpo", "unpaired"), "use `kto` for single judged completions"),
+        (job("soft_label", "sharegpt"), "or use `cdpo`"),
+        (job({"name": "sppo", "win_rates": "soft"}, "explicit"), "the probability that chosen"),
+        (job("best_of_k"), "best_of_k learns from rankings"),  # of people's votes
+        (
+            job({"name": "sum", "terms": [{"objective": "dpo"}, {"objective": "kto"}]}, "explicit"),
+            "kto learns from",
+        ),
+    ],
+)
+def test_what_can_never_fit_is_refused_by_the_configuration(config: Config, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config_fits(config)
+    assert message in str(caught.value)
+
+
+def test_people_and_rewards_give_soft_labels() -> None:
+    check_config_fits(job("soft_label"))
+    check_config_fits(job("soft_label", labeling=REWARD))
+
+
+def test_a_table_without_what_is_needed_is_refused_by_its_counts() -> None:
+    check_counts_fit(job("dpo", "auto"), PAIR_COUNTS)
+    with pytest.raises(ConfigError, match="single completions"):
+        check_counts_fit(job("kto", "auto"), PAIR_COUNTS)
+    with pytest.raises(ConfigError, match="ranking_ties: by_candidate"):
+        check_counts_fit(job("plackett_luce", "ranked"), {**PAIR_COUNTS, "rankings": 0})
+    check_counts_fit(job("kto", "unpaired"), {"input": 2, "desirable": 1, "undesirable": 1})
+
+
+@pytest.mark.parametrize("missing", ["desirable", "undesirable"])
+def test_kto_of_one_judgement_is_refused_once_the_whole_table_is_known(missing: str) -> None:
+    counts = {"input": 2, "desirable": 2, "undesirable": 2, missing: 0}
+    with pytest.raises(ConfigError, match=f"2 judged completions, none of them {missing}"):
+        check_counts_fit(job("kto", "unpaired"), counts)
+    check_counts_fit(job("kto", "unpaired"), counts, is_whole=False)
+
+
+def test_the_check_says_it_and_shows_unpaired_data(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "unpaired.jsonl"
+    rows = [{"prompt": f"film {n}", "completion": " good", "label": n > 1} for n in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def report(objective: str) -> Any:
+        values = {
+            "name": "job",
+            "output": str(tmp_path / "runs"),
+            "model": str(tiny_model),
+            "training": {"objective": objective},
+            "preferences": {
+                "path": str(file),
+                "max_prompt_tokens": 32,
+                "max_completion_tokens": 32,
+            },
+        }
+        return check(Config.model_validate(values))
+
+    fits = report("kto")
+    assert fits.problems == ()
+    assert "  undesirable (in the table below):" in fits.lines
+    (problem,) = report("dpo").problems
+    assert "dpo learns from pairs" in str(problem)
