@@ -48,6 +48,8 @@ COMMANDS: Final = """\
 `raydpo COMMAND --help` prints the same. The code is the source of this page.
 
 A command goes on where an earlier one ended: what is finished and fits the configuration costs nothing.
+The names of stages are those of the configuration's sections. The commands and `--redo` also accept the words of
+version 0.1: `sample`, `label`, `train`, `evaluate`, and `score` for `scores`.
 
 | exit status | meaning |
 | ---: | --- |
@@ -300,7 +302,8 @@ def _subcommands(
             subactions = cast("Any", action)._get_subactions()
             texts: dict[str, str] = {one.dest: one.help for one in subactions}
             for name, command in cast("dict[str, Any]", action.choices).items():
-                yield name, command, texts[name]
+                if name in texts:  # an alias has none
+                    yield name, command, texts[name]
 
 
 def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:

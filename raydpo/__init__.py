@@ -57,13 +57,13 @@ def check_job(config: Config, rows: int | None = None) -> list[RaydpoError]:
 
 
 def run_job(
-    config: Config, until: str = "evaluate", redo: Sequence[str] = (), log: bool = True
+    config: Config, until: str = "evaluation", redo: Sequence[str] = (), log: bool = True
 ) -> RoundResult:
     """Run a round up to a stage, as the commands do; what is finished costs nothing.
 
     Args:
         config: the job.
-        until: `sample`, `label`, `reference`, `train` or `evaluate`.
+        until: `sampling`, `labeling`, `reference`, `training` or `evaluation`.
         redo: stages that are done again though they are finished.
         log: whether progress is written to stderr; without it, it goes to the logger `raydpo`.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from raydpo import __version__
 from raydpo.core.errors import RaydpoError
 from raydpo.core.imports import uncollected
+from raydpo.core.stages import FOLDERS, OLD_WORDS, STAGES
 
 if TYPE_CHECKING:
     from raydpo.config.job import Config
@@ -24,14 +25,13 @@ if TYPE_CHECKING:
 
 #: Exit status of a run that cannot go on before people have voted.
 _WAITS: Final = 3
-#: What can be done again by name; as in `pipeline/job.py`, which is not loaded for `--help`.
-_REDO: Final = ("sample", "score", "label", "reference", "train", "evaluate")
+#: What each stage at which a command can end does.
 _STAGES: Final = {
-    "sample": "sampling: prompts in, K candidates for each",
-    "label": "labelling: candidates are scored, preferences built",
+    "sampling": "prompts in, K candidates for each",
+    "labeling": "candidates are scored, preferences built",
     "reference": "the log-probabilities of the reference",
-    "train": "the training of the policy",
-    "evaluate": "the evaluation and its report",
+    "training": "the training of the policy",
+    "evaluation": "policy and reference compared, and the report",
 }
 
 
@@ -83,7 +83,7 @@ def command_parser() -> argparse.ArgumentParser:
     text = "the whole round: prompts in, a better policy and a report out"
     _add_redo(_add(commands, "run", text, _run))
     for name, text in _STAGES.items():
-        _add_redo(_add(commands, name, f"all stages up to {text}", _run, until=name))
+        _add_redo(_add(commands, name, f"all stages up to {name}: {text}", _run, until=name))
     _add(commands, "online", "rounds: the policy of one samples for the next", _online)
     _add(commands, "sft", "supervised fine-tuning: the model that sampling starts from", _sft)
     _add(commands, "score", "log-probabilities of existing completions under the model", _score)
@@ -117,6 +117,11 @@ def _from(least: int) -> Callable[[str], int]:
     return read
 
 
+def _stage(word: str) -> str:
+    """Return the name of a stage, which `--redo` may call by its old word."""
+    return OLD_WORDS.get(word, word)
+
+
 def _add(
     commands: Any,
     name: str,
@@ -124,7 +129,10 @@ def _add(
     command: Callable[[argparse.Namespace], int],
     **defaults: str,
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    old = [word for word, new in OLD_WORDS.items() if new == name]
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, aliases=old
+    )
     parser.add_argument("config", help="YAML file of the job")
     parser.add_argument(
         "--set",
@@ -135,7 +143,7 @@ def _add(
         help="override one key, as in --set training.learning_rate=1e-5",
     )
     parser.add_argument("--verbose", action="store_true", help="log more")
-    parser.set_defaults(**{"command": command, "until": "evaluate", **defaults})
+    parser.set_defaults(**{"command": command, "until": STAGES[-1], **defaults})
     return parser
 
 
@@ -174,7 +182,10 @@ def _add_annotate(commands: Any) -> None:
     load.add_argument("run", help="the run directory that the pairs came from")
     load.add_argument("file", help="the exported file, with `choice` and `annotator` filled in")
     load.add_argument(
-        "--redo", choices=["label"], help="replace finished preferences that a reward made"
+        "--redo",
+        type=_stage,
+        choices=["labeling"],
+        help="replace finished preferences that a reward made",
     )
     load.set_defaults(command=_annotate_import)
 
@@ -184,7 +195,8 @@ def _add_redo(parser: argparse.ArgumentParser) -> None:
         "--redo",
         action="append",
         default=[],
-        choices=_REDO,
+        type=_stage,
+        choices=tuple(FOLDERS),
         help="do a finished stage again, though people made it; may be given several times",
     )
     parser.add_argument(

@@ -16,17 +16,13 @@ from pydantic import BaseModel, ValidationError
 from raydpo.config.job import Config
 from raydpo.config.yaml_text import override_value, yaml_values
 from raydpo.core.errors import ConfigError
+from raydpo.core.stages import OLD_WORDS, STAGES
 
 if TYPE_CHECKING:
     from raydpo.core.storage import Folder
 
-#: Commands whose names `--set` accepts in place of a section's name.
-SECTION_OF_COMMAND: Final = {
-    "sample": "sampling",
-    "label": "labeling",
-    "train": "training",
-    "evaluate": "evaluation",
-}
+#: The old words of stages, which `--set` accepts in place of a section's name.
+_SECTION_OF_OLD_WORD: Final = {old: new for old, new in OLD_WORDS.items() if new in STAGES}
 
 #: Characters of a wrong value that an error shows.
 _MOST_SHOWN: Final = 200
@@ -119,7 +115,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         )
     *sections, last = key.split(".")
     if sections:
-        sections[0] = SECTION_OF_COMMAND.get(sections[0], sections[0])
+        sections[0] = _SECTION_OF_OLD_WORD.get(sections[0], sections[0])
     place: dict[str, Any] = values
     for section in sections:
         place[section] = _section_to_override(section, place.get(section), override)

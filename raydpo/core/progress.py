@@ -37,7 +37,7 @@ class Progress:
     """Counts finished work and says, at most every few seconds, how fast it goes.
 
     Args:
-        what: the stage and round, as in "round 0, sample".
+        what: the stage and round, as in "round 0, sampling".
         unit: what is counted, in the plural.
         total: how many there are.
         done: how many were there before this process started.

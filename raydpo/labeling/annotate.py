@@ -72,6 +72,6 @@ def _candidates(run: Folder) -> Table:
         raise RunError(
             f"{run.uri} has no candidates",
             "people judge candidates that were sampled",
-            "run `raydpo sample CONFIG` to the end first",
+            "run `raydpo sampling CONFIG` to the end first",
         )
     return Table(folder, manifest)

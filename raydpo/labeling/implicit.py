@@ -86,7 +86,7 @@ def score_rows(
             "log-probs has not",
             "these tables are cut into parts at the same rows; one of them was made again since "
             "rows_per_part was changed",
-            "add `--redo score` once: the log-probs are made again in the candidates' parts",
+            "add `--redo scores` once: the log-probs are made again in the candidates' parts",
         )
     for row in candidates:
         value = logratios[row["prompt_id"]].pop(0)

@@ -47,7 +47,7 @@ def refuse_other_labels(folder: Folder) -> None:
             f"{folder.uri}/preferences was made from people's votes, and this job labels otherwise",
             _RULE,
             "to go on with the votes set `labeling: {people: {}}`; to label otherwise add "
-            f"`--redo label` once: the votes stay in {folder.uri}/votes-files",
+            f"`--redo labeling` once: the votes stay in {folder.uri}/votes-files",
         )
 
 
@@ -65,7 +65,7 @@ def refuse_votes_over_labels(folder: Folder) -> None:
         raise RunError(
             f"{folder.uri}/preferences is finished, and was not made from people's votes",
             "labels are not replaced without being asked; nothing was imported",
-            "add `--redo label` to replace them by the votes, and set "
+            "add `--redo labeling` to replace them by the votes, and set "
             "`labeling: {people: {}}` in the job",
         )
 
@@ -89,7 +89,7 @@ def refuse_other_candidates(stage: Stage, folder: Folder) -> None:
             f"{stage.folder.uri} would be sampled again ({stale_because(manifest, stage)}), "
             f"and {people}",
             f"{_RULE}: votes belong to the very completions that people saw",
-            "take the change back; or add `--redo sample` once: votes on the completions of "
+            "take the change back; or add `--redo sampling` once: votes on the completions of "
             "before no longer count, and their files stay",
         )
 

@@ -161,7 +161,7 @@ def _refuse_other_prompts(candidates: list[Row], scores: list[Row]) -> None:
             "has not",
             "both tables are cut into parts at the same rows; one of them was made again since "
             "rows_per_part was changed",
-            "add `--redo score` once: the scores are made again in the parts of the candidates",
+            "add `--redo scores` once: the scores are made again in the parts of the candidates",
         )
 
 

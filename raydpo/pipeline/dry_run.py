@@ -16,6 +16,7 @@ from raydpo.config.job import Config, LabelingConfig, PeopleConfig
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
 from raydpo.core.run import Stage, look_at, read_manifest, round_folder, run_folder
+from raydpo.core.stages import FOLDERS, STAGES
 from raydpo.core.storage import Folder, fingerprint
 from raydpo.evaluation.stage import evaluation_stage
 from raydpo.labeling.implicit import implicit_stage
@@ -24,8 +25,6 @@ from raydpo.labeling.people import people_stage
 from raydpo.labeling.preferences import preferences_stage
 from raydpo.labeling.stage import scores_stage
 from raydpo.pipeline.job import (
-    FOLDERS,
-    STAGES,
     check_sections,
     refuse_to_replace_people,
     waits_for_people,
@@ -108,12 +107,12 @@ class _Walk:
         if preferences is None or last < STAGES.index("reference"):
             return
         reference = self._reference(preferences)
-        if last < STAGES.index("train"):
+        if last < STAGES.index("training"):
             return
         policy = self._look(
             "policy", lambda place: policy_stage(self.config, place, preferences, reference)
         )
-        if last >= STAGES.index("evaluate") and self.config.evaluation is not None:
+        if last >= STAGES.index("evaluation") and self.config.evaluation is not None:
             self._evaluation(policy, reference)
 
     def _look(self, name: str, stage_at: Callable[[Place], Stage]) -> Table:
@@ -135,7 +134,7 @@ class _Walk:
                 "preferences", lambda place: existing_preferences_stage(config, source, place)
             )
         candidates = self._candidates()
-        if last < STAGES.index("label"):
+        if last < STAGES.index("labeling"):
             return None
         if waits_for_people(config):
             return self._of_people(candidates)

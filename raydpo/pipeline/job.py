@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from raydpo.config.file import config_to_yaml
 from raydpo.config.fit import check_config_fits, check_counts_fit
@@ -23,6 +23,7 @@ from raydpo.core.parts import Table
 from raydpo.core.progress import logger
 from raydpo.core.run import look_at, read_manifest, round_folder, run_folder
 from raydpo.core.set_aside import set_aside
+from raydpo.core.stages import FOLDERS, STAGES, refuse_other_stages
 from raydpo.core.storage import Folder
 from raydpo.labeling.kept_votes import refuse_other_labels
 from raydpo.pipeline.replan import may_start_engines, replanning
@@ -37,18 +38,6 @@ from raydpo.sampling.weights import share_engines
 from raydpo.training.stage import early_workers, train_sft
 from raydpo.training.workers import EarlyWorkers
 
-#: The names that `--redo` accepts, in order, and the folders that it removes for each.
-FOLDERS: Final = {
-    "sample": ("candidates",),
-    "score": ("scores", "score-groups", "score-policy", "score-reference"),
-    "label": ("preferences",),
-    "reference": ("reference",),
-    "train": ("policy",),
-    "evaluate": ("evaluation", "evaluation-prompts"),
-}
-#: The stages of a round, in order; a command can end with any of them.
-STAGES: Final = ("sample", "label", "reference", "train", "evaluate")
-
 
 @dataclass(frozen=True)
 class RoundResult:
@@ -62,7 +51,7 @@ class RoundResult:
 
 
 def run_round(
-    config: Config, until: str = "evaluate", round_index: int = 0, redo: Collection[str] = ()
+    config: Config, until: str = "evaluation", round_index: int = 0, redo: Collection[str] = ()
 ) -> RoundResult:
     """Run a round up to and including the stage `until`.
 
@@ -117,10 +106,10 @@ def refuse_to_replace_people(
         RunError: preferences of people exist and the job labels in another way, or candidates that
             people judge would be sampled again.
     """
-    labels = not waits_for_people(config) and STAGES.index(until) >= STAGES.index("label")
-    if labels and "label" not in redo:
+    labels = not waits_for_people(config) and STAGES.index(until) >= STAGES.index("labeling")
+    if labels and "labeling" not in redo:
         refuse_other_labels(folder)
-    if config.prompts is None or "sample" in redo:
+    if config.prompts is None or "sampling" in redo:
         return
     stages = Round(config, folder, 0)
     stage = prompts_stage(config, config.prompts, stages.place("prompts"))
@@ -199,7 +188,7 @@ def _engines(config: Config) -> Generator[Engines | None]:
 def _early_workers(stages: Round, until: str) -> AbstractContextManager[EarlyWorkers | None]:
     """Start train workers now if the round trains and the stages before leave them room."""
     config = stages.config
-    if waits_for_people(config) or STAGES.index(until) < STAGES.index("train"):
+    if waits_for_people(config) or STAGES.index(until) < STAGES.index("training"):
         return nullcontext()
     return early_workers(config, stages.place("policy"))
 
@@ -212,11 +201,11 @@ def _run_stages(stages: Round, until: str, sampled: Callable[[], None]) -> Round
         preferences = stages.existing_preferences()
     else:
         prompts = stages.prompts()
-        if last >= STAGES.index("label"):
+        if last >= STAGES.index("labeling"):
             stages.work_ahead(prompts, stages, to_reference=last >= STAGES.index("reference"))
         candidates = stages.sample(prompts)
         sampled()
-        if last < STAGES.index("label"):
+        if last < STAGES.index("labeling"):
             return RoundResult(stages.folder)
         made = _labelled(stages, candidates)
         if made is None:
@@ -228,11 +217,11 @@ def _run_stages(stages: Round, until: str, sampled: Callable[[], None]) -> Round
     reference = stages.reference(preferences, candidates)
     if candidates is not None:
         stages.check_sampler(candidates, reference)
-    if last < STAGES.index("train"):
+    if last < STAGES.index("training"):
         return RoundResult(stages.folder, preferences)
     stages.verify(preferences, reference)
     policy = stages.train(preferences, reference)
-    if last < STAGES.index("evaluate") or stages.config.evaluation is None:
+    if last < STAGES.index("evaluation") or stages.config.evaluation is None:
         return RoundResult(stages.folder, preferences, policy)
     metrics = stages.evaluate(preferences, reference, policy)
     return RoundResult(stages.folder, preferences, policy, metrics)
@@ -262,6 +251,7 @@ def check_sections(config: Config, until: str, redo: Collection[str] = ()) -> No
     Raises:
         ConfigError: a section is missing, or a stage to run again comes after the last one.
     """
+    refuse_other_stages(until, tuple(redo))
     last = STAGES.index(until)
     made = list(FOLDERS)[: list(FOLDERS).index(until) + 1]
     for stage in redo:
@@ -273,16 +263,16 @@ def check_sections(config: Config, until: str, redo: Collection[str] = ()) -> No
             )
     if config.preferences is None and config.prompts is None:
         raise _missing("prompts", "a source of prompts, or existing `preferences`")
-    if config.preferences is not None and until == "sample":
+    if config.preferences is not None and until == "sampling":
         raise ConfigError(
             "`preferences` are given, so nothing is sampled",
-            "`raydpo sample` needs `prompts`",
+            "`raydpo sampling` needs `prompts`",
             "give `prompts` and `labeling` instead, or start with `raydpo reference`",
         )
-    if config.training is None and last >= STAGES.index("train"):
+    if config.training is None and last >= STAGES.index("training"):
         raise _missing("training", "an objective and its hyperparameters")
     check_config_fits(config)
-    if config.evaluation is None and until == "evaluate":
+    if config.evaluation is None and until == "evaluation":
         logger.info("no `evaluation` section: the run ends with the policy")
 
 

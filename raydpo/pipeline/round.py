@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from raydpo.config.job import Config, LabelingConfig, ModelConfig, PeopleConfig, RewardConfig
 from raydpo.core.chain import Chain
@@ -19,6 +19,7 @@ from raydpo.core.parts import PartWork, Table, Target, run_work
 from raydpo.core.place import Place
 from raydpo.core.progress import logger
 from raydpo.core.run import PartResult, Stage
+from raydpo.core.stages import LABELS
 from raydpo.core.storage import Folder
 from raydpo.core.tables import Row
 from raydpo.evaluation.samples import groups_of_samples
@@ -48,25 +49,6 @@ from raydpo.training.ray_worker import Publish
 from raydpo.training.split import is_heldout
 from raydpo.training.stage import train_policy
 from raydpo.training.workers import EarlyWorkers
-
-#: The folders of a round's stages, and what the log calls the stage that makes each.
-LABELS: Final = {
-    "prompts": "prompts",
-    "candidates": "sample",
-    "scores": "score",
-    "score-groups": "score, groups",
-    "score-policy": "score, policy",
-    "score-reference": "score, reference",
-    "preferences": "label",
-    "training-groups": "label, training groups",
-    "reference-model": "reference, model",
-    "reference": "reference",
-    "sampler": "sampler",
-    "policy": "train",
-    "heldout": "evaluate, held-out groups",
-    "evaluation-prompts": "evaluate, prompts",
-    "evaluation": "evaluate",
-}
 
 
 def place_in(config: Config, run: Folder, name: str) -> Place:
@@ -135,7 +117,7 @@ class Round:
             return
         refuse_other_labels(self.folder)
         sampler.refuse_other_candidates(prompts)
-        stages = "sample to reference" if to_reference else "sample to label"
+        stages = "sampling to reference" if to_reference else "sampling to labeling"
         chain = Chain(f"round {self.index}, {stages}")
         candidates = chain.add(sampler._sampling(prompts))
         scores = chain.add(self._scoring(candidates, config.labeling))

@@ -87,6 +87,6 @@ def test_fuzz_run_folders(fuzz: Fuzz, whole: Path, tmp_path: Path, name: str) ->
             (copied / stage / name).write_bytes(content)
         lines = list(show_run(str(copied / "runs/run"), 1))
         assert len(lines) >= 2
-        allowed(outlook_of_round, config, "train")
+        allowed(outlook_of_round, config, "training")
 
     fuzz(look, contents(values), 60)

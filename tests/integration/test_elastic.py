@@ -61,7 +61,7 @@ def write_job(folder: Path, model: Path) -> Path:
 
 def train(job: Path, cluster: Cluster, *overrides: str) -> subprocess.Popen[str]:
     """The command line in a process of its own, on the cluster."""
-    command = [sys.executable, "-m", "raydpo.cli", "train", str(job), *overrides]
+    command = [sys.executable, "-m", "raydpo.cli", "training", str(job), *overrides]
     # A size that a lost node still counts in is given up soon.
     settings = {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **settings}, text=True)

@@ -68,7 +68,7 @@ def test_an_export_that_failed_is_all_that_the_same_command_does(
 ) -> None:
     policy = job
     threading.Thread(target=put_in_the_way, args=(policy,), daemon=True).start()
-    assert main(["train", "job.yaml"]) == 1
+    assert main(["training", "job.yaml"]) == 1
     said = capfd.readouterr().err
     assert "RunError: the trained model cannot be written" in said
     assert "run the same command again: it only exports" in said.replace("\n", " ")
@@ -76,7 +76,7 @@ def test_an_export_that_failed_is_all_that_the_same_command_does(
     steps = (policy / "metrics.jsonl").read_text()
 
     (policy / "model").unlink()
-    assert main(["train", "job.yaml"]) == 0
+    assert main(["training", "job.yaml"]) == 0
     assert (policy / "metrics.jsonl").read_text() == steps
     manifest = read_manifest(folder_of(str(policy)))
     assert manifest is not None

@@ -125,12 +125,12 @@ def test_a_stopped_train_rank_is_ended_and_training_resumes_bitwise_equal(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = job_of(tmp_path, tiny_model)
-    assert main(["train", str(job)]) == 0
+    assert main(["training", str(job)]) == 0
     policy, stopped, ended = tmp_path / "run/round-000/policy", [], threading.Event()
     thread = threading.Thread(target=stop_a_rank, args=(policy, stopped, ended))
     thread.start()
     try:
-        assert main(["train", str(job), "--set", "name=run"]) == 0
+        assert main(["training", str(job), "--set", "name=run"]) == 0
     finally:
         ended.set()
         thread.join()

@@ -72,7 +72,7 @@ def test_a_policy_is_trained_from_bucket_to_bucket(
     bucket.child("data").write_bytes("pairs.jsonl", lines.encode())
     bucket.child("tiny").upload(tiny_model)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job(bucket)))
-    command = [sys.executable, "-m", "raydpo.cli", "train", str(tmp_path / "job.yaml")]
+    command = [sys.executable, "-m", "raydpo.cli", "training", str(tmp_path / "job.yaml")]
     # A process of its own, whose Ray workers know the bucket's address from the environment.
     done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]

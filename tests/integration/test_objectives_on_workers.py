@@ -117,7 +117,7 @@ def test_unpaired_data_is_scored_and_trained_on(tiny_model: Path, tmp_path, ray_
         {"prompt": f"the film {n} was", "completion": f" very good {n}", "label": n % 2 == 0}
         for n in range(24)
     ]
-    run_round(_job(tmp_path, tiny_model, "kto", rows), until="train")
+    run_round(_job(tmp_path, tiny_model, "kto", rows), until="training")
     metrics = _metrics(tmp_path, "kto")
     assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert metrics[0]["kl"] == pytest.approx(0, abs=1e-4)
@@ -129,7 +129,7 @@ def test_a_reward_model_is_trained_and_read_by_labeling(tiny_model, tmp_path, ra
         {"prompt": f"the film {n} was", "chosen": " very good", "rejected": " bad and slow"}
         for n in range(24)
     ]
-    result = run_round(_job(tmp_path, tiny_model, "reward_model", rows), until="train")
+    result = run_round(_job(tmp_path, tiny_model, "reward_model", rows), until="training")
     assert not (tmp_path / "reward_model/round-000/reference").exists()
     metrics = _metrics(tmp_path, "reward_model")
     assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)  # a new head is zero
@@ -148,7 +148,7 @@ def test_reference_free_training_skips_the_reference(tiny_model, tmp_path, ray_c
         {"prompt": f"the film {n} was", "chosen": " very good", "rejected": " bad and slow"}
         for n in range(12)
     ]
-    run_round(_job(tmp_path, tiny_model, "simpo", rows), until="train")
+    run_round(_job(tmp_path, tiny_model, "simpo", rows), until="training")
     assert not (tmp_path / "simpo/round-000/reference").exists()
     metrics = _metrics(tmp_path, "simpo")
     assert metrics[-1]["rewards/margins"] > metrics[0]["rewards/margins"]

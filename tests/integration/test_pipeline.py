@@ -105,7 +105,7 @@ def undisturbed(work: Path, ray_files: Path) -> tuple[Path, str]:
 
 def test_every_prompt_is_sampled_scored_and_accounted_for(undisturbed) -> None:
     run, output = undisturbed
-    assert "[round 0, sample to reference] 4/4 parts" in output
+    assert "[round 0, sampling to reference] 4/4 parts" in output
     prompts = {row["prompt_id"] for row in rows(run, "prompts")}
     assert len(prompts) == 24
     candidates = [(row["prompt_id"], row["candidate"]) for row in rows(run, "candidates")]
@@ -373,7 +373,7 @@ def test_run_killed_in_sampling_and_in_training_ends_as_if_undisturbed(
     undisturbed, work, request
 ) -> None:
     run = work / "killed"
-    command = ("train", str(work / "job.yaml"), "--set", "name=killed")
+    command = ("training", str(work / "job.yaml"), "--set", "name=killed")
     assert drive("sampling", run, *command).returncode == -9
     assert not (run / "round-000/candidates/manifest.json").exists()
     assert drive("training", run, *command).returncode == -9
@@ -431,7 +431,7 @@ def copy_of(run: Path, name: str, *stages: str) -> Path:
 def test_constant_reward_is_an_error_that_says_so(undisturbed, work, ray_cluster, capsys) -> None:
     other = copy_of(undisturbed[0], "constant", "prompts", "candidates", "scores", "preferences")
     reward = "labeling.reward.function=tests.integration.rewards:constant"
-    command = ["label", str(work / "job.yaml"), "--set", "name=constant", "--set", reward]
+    command = ["labeling", str(work / "job.yaml"), "--set", "name=constant", "--set", reward]
     assert main(command) == 1
     assert "DataError" in capsys.readouterr().err
     assert not (other / "round-000/preferences/manifest.json").exists()

@@ -122,12 +122,12 @@ def test_what_ray_data_adds_to_other_errors_is_left_out() -> None:
 @pytest.mark.parametrize("wrap", [of_a_task, of_a_train_worker])
 def test_an_error_of_raydpo_is_found_at_any_depth_with_its_place(wrap) -> None:
     inner = DataError("value", "rule", "way out")
-    note_place(inner, "round 0, label, part-00003, on node-1")
+    note_place(inner, "round 0, labeling, part-00003, on node-1")
     error = of_a_task(wrap(of_a_task(inner)))
     told = explained(error)
     assert type(told) is DataError
     assert str(told) == "value\n  rule: rule\n  way out: way out"
-    assert places_of(error) == ["round 0, label, part-00003, on node-1"]
+    assert places_of(error) == ["round 0, labeling, part-00003, on node-1"]
 
 
 @pytest.mark.parametrize("wrap", [lambda error: error, of_a_task, of_a_train_worker])

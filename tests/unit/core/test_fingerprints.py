@@ -143,5 +143,5 @@ def test_scores_of_other_parts_than_the_candidates_are_refused() -> None:
 
     candidates = [{"prompt_id": "a"}, {"prompt_id": "b"}]
     _refuse_other_prompts(candidates, [{"prompt_id": "a"}])
-    with pytest.raises(DataError, match="--redo score"):
+    with pytest.raises(DataError, match="--redo scores"):
         _refuse_other_prompts(candidates, [{"prompt_id": "c"}])

@@ -69,7 +69,7 @@ def finish(stage: Stage, rows: list[dict], **counts: int) -> Table:
 
 @pytest.fixture
 def run(tmp_path, write_job) -> Path:
-    """A run directory with prompts and candidates, as `raydpo sample` leaves them."""
+    """A run directory with prompts and candidates, as `raydpo sampling` leaves them."""
     config = load_config(write_job(REWARD))
     folder = folder_of(str(tmp_path / "run/round-000"))
     assert config.prompts is not None
@@ -121,11 +121,11 @@ def test_a_reward_never_replaces_votes_unasked(run, write_job, capsys) -> None:
     assert main(["annotate", "import", str(run), votes(run, "ann")]) == 0
     assert "the job labels by a reward" in capsys.readouterr().err
     before = everything(run / "round-000")
-    assert main(["train", write_job(REWARD)]) == 1
+    assert main(["training", write_job(REWARD)]) == 1
     said = capsys.readouterr().err
     assert "was made from people's votes, and this job labels otherwise" in said
     assert "labeling: {people: {}}" in said
-    assert "--redo label" in said
+    assert "--redo labeling" in said
     assert everything(run / "round-000") == before
 
 
@@ -133,7 +133,7 @@ def test_preference_data_never_replaces_votes_either(run, write_job) -> None:
     assert main(["annotate", "import", str(run), votes(run, "ann")]) == 0
     data = {"prompts": None, "preferences": {"path": str(ASSETS / "prompts.jsonl")}}
     with pytest.raises(RunError, match="labels otherwise"):
-        run_round(load_config(write_job(None, **data)), "train")
+        run_round(load_config(write_job(None, **data)), "training")
 
 
 def test_votes_never_replace_finished_labels_unasked(run, write_job, capsys) -> None:
@@ -143,7 +143,7 @@ def test_votes_never_replace_finished_labels_unasked(run, write_job, capsys) -> 
     assert main(["annotate", "import", str(run), file]) == 1
     assert "nothing was imported" in capsys.readouterr().err
     assert everything(run) == before
-    assert main(["annotate", "import", str(run), file, "--redo", "label"]) == 0
+    assert main(["annotate", "import", str(run), file, "--redo", "labeling"]) == 0
     assert "votes" in table_of(run, "preferences").manifest["inputs"]
 
 
@@ -164,10 +164,10 @@ def test_candidates_that_people_judge_are_not_sampled_anew_unasked(
     sampling = {"candidates": 2, "max_completion_tokens": 8, "temperature": 0.5}
     before = everything(run)
     with pytest.raises(RunError) as refused:
-        run_round(load_config(write_job(PEOPLE, sampling=sampling)), "sample")
+        run_round(load_config(write_job(PEOPLE, sampling=sampling)), "sampling")
     assert "setting 'temperature' changed" in refused.value.value
     assert ("votes on it are there" in refused.value.value) == imported
-    assert "--redo sample" in refused.value.way_out
+    assert "--redo sampling" in refused.value.way_out
     assert everything(run) == before
 
 
@@ -179,7 +179,7 @@ def lines(capsys) -> dict[str, str]:
 
 def test_the_same_job_works_before_and_after_the_votes(run, write_job, capsys) -> None:
     job = write_job(PEOPLE)
-    assert main(["train", job, "--dry-run"]) == 0
+    assert main(["training", job, "--dry-run"]) == 0
     assert lines(capsys) == {
         "prompts": "kept",
         "candidates": "kept",
@@ -187,7 +187,7 @@ def test_the_same_job_works_before_and_after_the_votes(run, write_job, capsys) -
     }
     assert main(["annotate", "import", str(run), votes(run, "ann")]) == 0
     capsys.readouterr()
-    assert main(["train", job, "--dry-run"]) == 0
+    assert main(["training", job, "--dry-run"]) == 0
     assert lines(capsys) == {
         "prompts": "kept",
         "candidates": "kept",
@@ -204,7 +204,7 @@ def test_a_dry_run_says_what_is_done_again_and_why_and_changes_nothing(
     labelled_by_reward(run, write_job(REWARD))
     before = everything(run)
     pairs = {"builder": "all_pairs"}
-    assert main(["train", write_job({**REWARD, "pairs": pairs}), "--dry-run"]) == 0
+    assert main(["training", write_job({**REWARD, "pairs": pairs}), "--dry-run"]) == 0
     assert lines(capsys) == {
         "prompts": "kept",
         "candidates": "kept",
@@ -215,7 +215,7 @@ def test_a_dry_run_says_what_is_done_again_and_why_and_changes_nothing(
     }
     sampling = {"candidates": 3, "max_completion_tokens": 8}
     job = write_job(REWARD, sampling=sampling)
-    assert main(["label", job, "--dry-run", "--redo", "label"]) == 0
+    assert main(["labeling", job, "--dry-run", "--redo", "labeling"]) == 0
     assert lines(capsys) == {
         "prompts": "kept",
         "candidates": "done again: setting 'candidates' changed: 2 -> 3",
@@ -227,8 +227,8 @@ def test_a_dry_run_says_what_is_done_again_and_why_and_changes_nothing(
 
 def test_a_stage_after_the_last_one_is_not_taken_away(run, write_job, capsys) -> None:
     before = everything(run)
-    assert main(["label", write_job(REWARD), "--redo", "train"]) == 1
-    assert "--redo train, and the last stage is 'label'" in capsys.readouterr().err
+    assert main(["labeling", write_job(REWARD), "--redo", "training"]) == 1
+    assert "--redo training, and the last stage is 'labeling'" in capsys.readouterr().err
     assert everything(run) == before
 
 

@@ -12,7 +12,7 @@ from raydpo.training.metrics_log import MetricsLog, read_metrics
 
 def train(path, steps: range, *trackers: str) -> None:
     """Log the steps, as a worker that starts at the first of them."""
-    log = MetricsLog(folder_of(str(path)), steps.start - 1, 4, 1, trackers, "round 0, train")
+    log = MetricsLog(folder_of(str(path)), steps.start - 1, 4, 1, trackers, "round 0, training")
     for step in steps:
         log.log(step, {"loss": 1.0 / step, "rewards/margins": 0.5 * step})
     log.close()

@@ -25,7 +25,7 @@ def job(tmp_path: Path, precision: str, **settings: Any) -> TrainJob:
         seed=0,
         heldout_fraction=0.0,
         starts_at_reference=True,
-        what="round 0, train",
+        what="round 0, training",
     )
 
 
