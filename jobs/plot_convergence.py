@@ -25,7 +25,7 @@ FLIP_RATE = 0.2
 STEPS = 14
 #: What float64 cannot tell from 0.
 SMALLEST = 1e-16
-MARKERS = "osv^D*Pxh<>+1d"
+MARKERS = "osv^D*Pxh<>+1d2"
 
 
 @dataclass(frozen=True)

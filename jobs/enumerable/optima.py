@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from enumerable import world as tabular
+from enumerable.sampled import expected_sampled_loss
 from enumerable.world import TabularWorld
 from raydpo.config import objectives as sections
 from raydpo.training.losses.ranking import best_of_k_loss, plackett_luce_loss
@@ -82,7 +83,7 @@ def expected_loss(
 
 
 def _consistent(world: TabularWorld, beta: float, flip_rate: float) -> list[TabularObjective]:
-    """Those that reach the optimum of RLHF from the labels that they are made for."""
+    """Those that reach the optimum of RLHF from the labels (or rewards) that they are made for."""
     clean = tabular.preference_probabilities(world)
     flipped = tabular.with_flips(clean, flip_rate)
     flips = f"{flip_rate:.0%} flipped"
@@ -95,6 +96,10 @@ def _consistent(world: TabularWorld, beta: float, flip_rate: float) -> list[Tabu
     k = world.rewards.shape[1]
     plackett_luce = partial(plackett_luce_loss, beta=beta)
     best_of_k = partial(best_of_k_loss, beta=beta)
+    # Samples of the reference do, where no limit holds the ratio and the KL has it too.
+    policy_gradient = sections.PolicyGradientObjective(
+        name="policy_gradient", beta=beta, kl="weighted_loss", clip_low=None, clip_high=None
+    )
     losses: dict[str, ExpectedLoss] = {
         "dpo": expected_loss(world, sections.DpoObjective(beta=beta), clean),
         "soft_label": expected_loss(world, soft, (clean > 0).to(clean.dtype)),
@@ -102,6 +107,9 @@ def _consistent(world: TabularWorld, beta: float, flip_rate: float) -> list[Tabu
         f"outlier_mixture, {flips}": expected_loss(world, mixture, flipped),
         f"plackett_luce, K = {k}": lambda x: tabular.expected_ranking_loss(world, x, plackett_luce),
         f"best_of_k, K = {k}": lambda x: tabular.expected_best_loss(world, x, best_of_k),
+        "policy_gradient, weighted_loss": lambda x: expected_sampled_loss(
+            world, x, world.reference_logps, policy_gradient
+        ),
     }
     best = tabular.optimal_logps(world, beta)
     return [TabularObjective(name, loss, best, consistent=True) for name, loss in losses.items()]

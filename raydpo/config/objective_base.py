@@ -8,13 +8,15 @@ from pydantic import Field
 
 from raydpo.config.base import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
-#: What an objective learns from: pairs, rankings of K completions, or single judged completions.
-Unit = Literal["pairs", "rankings", "completions"]
+#: What an objective learns from: pairs, rankings of K completions, single judged completions, or
+#: sampled completions with their rewards.
+Unit = Literal["pairs", "rankings", "completions", "samples"]
 #: The columns of the preferences table that hold each unit.
 COLUMN_OF_UNIT: Final[dict[Unit, str]] = {
     "pairs": "pairs",
     "rankings": "ranking",
     "completions": "desirable",
+    "samples": "sampler_token_logps",
 }
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 

@@ -22,6 +22,7 @@ from raydpo.config.objective_base import (
     TdpoObjective,
     Unit,
 )
+from raydpo.config.policy_gradient import PolicyGradientObjective
 from raydpo.config.reward_model import RewardModelObjective
 
 
@@ -333,6 +334,7 @@ SingleObjective = Annotated[
     | OrpoObjective
     | KtoObjective
     | RewardModelObjective
+    | PolicyGradientObjective
     | FunctionObjective,
     Field(discriminator="name"),
 ]
@@ -370,6 +372,10 @@ class SumObjective(Section):
             raise ValueError("a sum has at least one term: add `{objective: {name: dpo}}`")
         if any(term.objective.scalar_head for term in self.terms):
             raise ValueError("`reward_model` trains another kind of model: it stands alone")
+        if any(term.objective.unit == "samples" for term in self.terms):
+            raise ValueError(
+                "`policy_gradient` also trains on groups without pairs: it stands alone"
+            )
         return self
 
     @property

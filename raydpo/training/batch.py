@@ -47,6 +47,8 @@ class MicroBatch:
         desirable: [J] bool, whether these completions are good ones.
         group_numbers: [G] int64, the groups' places in the data.
         reference_token_logps: [N] float32, or None.
+        sampler_token_logps: [N] float32, under the policy that sampled each completion, or None.
+        rewards: [R] float64, or None.
     """
 
     input_ids: Tensor
@@ -64,6 +66,8 @@ class MicroBatch:
     desirable: Tensor
     group_numbers: Tensor
     reference_token_logps: Tensor | None
+    sampler_token_logps: Tensor | None = None
+    rewards: Tensor | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """Move the batch to another device; copies to CUDA are queued (see `transfer`)."""
@@ -111,7 +115,9 @@ def build_micro_batch(groups: list[Group], shared: bool = False) -> MicroBatch:
         sequence_lengths=lengths,
         sequence_groups=torch.arange(len(counts)).repeat_interleave(counts),
         **preference_tensors(groups),
-        reference_token_logps=_reference(groups),
+        reference_token_logps=_token_logps([group.reference_token_logps for group in groups]),
+        sampler_token_logps=_token_logps([group.sampler_token_logps for group in groups]),
+        rewards=_rewards(groups),
     )
 
 
@@ -145,8 +151,17 @@ def _padded(groups: list[Group]) -> tuple[Tensor, Tensor, None]:
     return input_ids, torch.tensor(predictors), None
 
 
-def _reference(groups: list[Group]) -> Tensor | None:
-    if any(group.reference_token_logps is None for group in groups):
+def _token_logps(by_group: list[list[list[float]] | None]) -> Tensor | None:
+    """Lay the groups' log-probs end to end; None if a group has none."""
+    if any(logps is None for logps in by_group):
         return None
-    flat = [v for g in groups for values in g.reference_token_logps or [] for v in values]
+    flat = [value for logps in by_group for values in logps or [] for value in values]
     return torch.tensor(flat, dtype=torch.float32)
+
+
+def _rewards(groups: list[Group]) -> Tensor | None:
+    """Lay the groups' rewards end to end; None if a group has none."""
+    if any(group.rewards is None for group in groups):
+        return None
+    flat = [reward for group in groups for reward in group.rewards or []]
+    return torch.tensor(flat, dtype=torch.float64)

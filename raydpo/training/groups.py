@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ _SCHEMA: Final = pa.schema(
         ("ranking", pa.list_(pa.int32())),
         ("desirable", pa.list_(pa.bool_())),
         ("reference_token_logps", pa.list_(pa.list_(pa.float32()))),
+        ("rewards", pa.list_(pa.float64())),
+        ("sampler_token_logps", pa.list_(pa.list_(pa.float32()))),
     ]
 )
 
@@ -63,6 +66,9 @@ class Group:
         desirable: one judgement per completion, or None; a completion that answers another prompt
             has None in it.
         number: the group's place in the data, from 0.
+        rewards: one per completion, or None.
+        sampler_token_logps: for each completion one log-prob per token under the policy that
+            sampled it, or None.
     """
 
     group_id: str
@@ -73,6 +79,8 @@ class Group:
     ranking: list[int] | None = None
     desirable: list[bool | None] | None = None
     number: int = 0
+    rewards: list[float] | None = None
+    sampler_token_logps: list[list[float]] | None = None
 
     @property
     def longest(self) -> int:
@@ -87,6 +95,7 @@ class Group:
     def only(self, completions: list[int]) -> Group:
         """Return the group with only these completions, in this order, without pairs or ranking."""
         reference, desirable = self.reference_token_logps, self.desirable
+        rewards, sampler = self.rewards, self.sampler_token_logps
         return replace(
             self,
             completions=[self.completions[i] for i in completions],
@@ -94,6 +103,8 @@ class Group:
             reference_token_logps=reference and [reference[i] for i in completions],
             ranking=None,
             desirable=desirable and [desirable[i] for i in completions],
+            rewards=rewards and [rewards[i] for i in completions],
+            sampler_token_logps=sampler and [sampler[i] for i in completions],
         )
 
 
@@ -110,6 +121,9 @@ class GroupSizes:
         pair_weight: sum of the weights of the pairs.
         rankings: 1 if the group has a ranking, else 0.
         judged: number of completions that were judged individually.
+        rewards: sum of the rewards of the completions; 0 without rewards.
+        sampler_logratios: sum over all completion tokens of the sampler's log-prob minus the
+            reference's, in nats; 0 if one of the two is not there.
     """
 
     sequences: npt.NDArray[np.int32]
@@ -120,6 +134,8 @@ class GroupSizes:
     pair_weight: npt.NDArray[np.float64]
     rankings: npt.NDArray[np.int64]
     judged: npt.NDArray[np.int64]
+    rewards: npt.NDArray[np.float64]
+    sampler_logratios: npt.NDArray[np.float64]
 
 
 class GroupDataset:
@@ -223,6 +239,7 @@ def rows_without_reference(
 
 
 def _group_row(row: Row, reference_token_logps: list[list[float]] | None) -> Row:
+    sampler = row.get("sampler_token_logps")
     return {
         "group_id": row["group_id"],
         "prompt_ids": row["prompt_ids"],
@@ -231,6 +248,8 @@ def _group_row(row: Row, reference_token_logps: list[list[float]] | None) -> Row
         "ranking": row.get("ranking"),
         "desirable": row.get("desirable"),
         "reference_token_logps": reference_token_logps,
+        "rewards": None if sampler is None else row["rewards"],
+        "sampler_token_logps": sampler,
     }
 
 
@@ -251,10 +270,15 @@ def _sizes(reader: Any) -> GroupSizes:
         batch = reader.get_batch(number)
         prompts = batch.column("prompt_ids").value_lengths().to_pylist()
         names = ("completions", "pairs", "ranking", "desirable")
-        for prompt, *row in zip(prompts, *(batch.column(name) for name in names), strict=True):
-            rows.append(_size(prompt, *row))
-    columns = np.array(rows, np.float64).reshape(-1, 8).T
-    sequences, longest, tokens, flat, targets, weight, rankings, judged = columns
+        values = ("rewards", "sampler_token_logps", "reference_token_logps")
+        sized = zip(prompts, *(batch.column(name) for name in names), strict=True)
+        summed = zip(*(batch.column(name) for name in values), strict=True)
+        for row, sums in zip(sized, summed, strict=True):
+            rows.append((*_size(*row), *_sums(*sums)))
+    columns = np.array(rows, np.float64).reshape(-1, 10).T
+    sequences, longest, tokens, flat, targets, weight, rankings, judged, rewards, logratios = (
+        columns
+    )
     return GroupSizes(
         sequences=sequences.astype(np.int32),
         longest=longest.astype(np.int32),
@@ -264,6 +288,8 @@ def _sizes(reader: Any) -> GroupSizes:
         pair_weight=weight,
         rankings=rankings.astype(np.int64),
         judged=judged.astype(np.int64),
+        rewards=rewards,
+        sampler_logratios=logratios,
     )
 
 
@@ -283,3 +309,15 @@ def _size(
         int(ranking.is_valid),
         sum(judgement is not None for judgement in desirable.as_py() or []),
     )
+
+
+def _sums(rewards: Any, sampler: Any, reference: Any) -> tuple[float, float]:
+    """Return the last two of a group's sizes, from Arrow values."""
+    logratios = 0.0
+    if sampler.is_valid and reference.is_valid:
+        logratios = _token_sum(sampler) - _token_sum(reference)
+    return math.fsum(rewards.as_py() or []), logratios
+
+
+def _token_sum(logps: Any) -> float:
+    return float(logps.values.flatten().to_numpy().sum(dtype=np.float64))

@@ -22,6 +22,7 @@ from raydpo.training.head import HeadRequest, TokenOutputs
 from raydpo.training.losses.anchors import sft_term
 from raydpo.training.measures.cringe import cringe_measure
 from raydpo.training.measures.pairs import logratio_measure, reference_free_measure, tdpo_measure
+from raydpo.training.measures.policy_gradient import policy_gradient_measure
 from raydpo.training.measures.rankings import ranking_measure
 from raydpo.training.measures.rewards import reward_measure
 from raydpo.training.measures.surveyed import (
@@ -118,7 +119,7 @@ class PreferenceObjective:
         return replace(self, known=known)
 
     def normalizer(self, groups: list[int], sizes: GroupSizes) -> float:
-        """Return the sum of the pairs' weights, or the number of rankings or judgements."""
+        """Return the sum of the pairs' weights, or the number of rankings, judgements or samples."""
         match self.settings.unit:
             case "pairs":
                 return float(sizes.pair_weight[groups].sum())
@@ -126,6 +127,8 @@ class PreferenceObjective:
                 return float(sizes.rankings[groups].sum())
             case "completions":
                 return float(sizes.judged[groups].sum())
+            case "samples":
+                return _samples(self.settings, groups, sizes)
 
     def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
         """Return the weighted loss sum, and sums of TRL's metrics."""
@@ -157,6 +160,9 @@ def measure_of(settings: sections.SingleObjective, seed: int, known: GlobalBatch
         case sections.BinaryCringeObjective() | sections.PairwiseCringeObjective():
             assert known is not None, "Cringe draws anew in each step"
             return cringe_measure(settings, seed, known.step)
+        case sections.PolicyGradientObjective():
+            assert known is not None, "policy gradient reads sums over the global batch"
+            return policy_gradient_measure(settings, known)
         case sections.RewardModelObjective():
             return reward_measure(settings)
         case sections.TdpoObjective():
@@ -249,6 +255,13 @@ class SftObjective:
     def sums(self, outputs: TokenOutputs, batch: MicroBatch) -> Sums:
         """Return the summed negative log-likelihood, without further metrics."""
         return -outputs.logps.sum(), {}
+
+
+def _samples(settings: sections.SingleObjective, groups: list[int], sizes: GroupSizes) -> float:
+    """Return what a policy gradient is a mean over: the number of completions, or of their tokens."""
+    assert isinstance(settings, sections.PolicyGradientObjective)
+    counted = sizes.targets if settings.loss_per == "token" else sizes.sequences
+    return float(counted[groups].sum())
 
 
 def _anchor(values: Values, outputs: TokenOutputs, batch: MicroBatch) -> Tensor:

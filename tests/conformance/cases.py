@@ -10,6 +10,7 @@ import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,6 +133,7 @@ def _make(kind: str, generator: torch.Generator, grids: Any) -> Tensor:
     made = {
         "group": many[:16] * torch.logspace(-2, 4, 16, dtype=torch.float64)[:, None],
         "batch": many[:8] * torch.logspace(-2, 2, 8, dtype=torch.float64)[:, None],
+        "rewards": many[:8] * torch.logspace(-1, 2, 8, dtype=torch.float64)[:, None],
         "logits": 40 * (uniform - 0.5),
         "logps": -500 * uniform,
         "mean_logps": -(10 ** (6 * uniform - 4)),  # from -1e-4 to -100
@@ -140,12 +142,15 @@ def _make(kind: str, generator: torch.Generator, grids: Any) -> Tensor:
         "lengths": (500 * uniform).ceil(),
         "flags": (uniform < 0.5).double(),
         "shift": 5 * uniform,
+        "token_logp": 3 * (uniform - 1),
+        "sampled": 3 * (uniform - 1),
+        "advantage": 8 * (uniform - 0.5),
     }
     return made[kind]
 
 
 #: Kinds of inputs that a loss does not differentiate by.
-CONSTANT_KINDS = {"probability", "lengths", "flags", "shift"}
+CONSTANT_KINDS = {"probability", "lengths", "flags", "shift", "advantage", "sampled"}
 
 PAIR = ("logratio", "logratio")
 BETA = {"beta": 0.1}
@@ -183,6 +188,38 @@ def f_dpo_call(
 ) -> Tensor:
     chosen, rejected = (function(logratios, **knobs) for logratios in inputs)
     return dpo.sigmoid_loss(chosen, rejected, beta=0.1)
+
+
+def advantages_call(
+    function: Callable[..., Tensor], inputs: list[Tensor], knobs: dict[str, Any]
+) -> Tensor:
+    """Each row is a group; its advantages in one number, in which each has a factor of its own."""
+    (rewards,) = inputs
+    count, size = rewards.shape
+    groups = torch.arange(count).repeat_interleave(size)
+    factors = torch.arange(1, size + 1, dtype=rewards.dtype)
+    return (function(rewards.flatten(), groups).view(count, size) * factors).sum(1)
+
+
+def advantages(name: str, formula: Callable[..., Any]) -> Case:
+    return Case(
+        f"policy_gradient, {name}",
+        f"policy_gradient.{name}_advantages",
+        ("rewards",),
+        partial(formulas.weighed, formula),
+        floor=1,
+        call=advantages_call,
+    )
+
+
+def ppo(what: str, clip_low: float | None, clip_high: float | None) -> Case:
+    return Case(
+        f"policy_gradient{what}",
+        "policy_gradient.clipped_ratio_losses",
+        ("token_logp", "sampled", "advantage"),
+        partial(formulas.clipped_ratio, clip_low=clip_low, clip_high=clip_high),
+        {"clip_low": clip_low, "clip_high": clip_high},
+    )
 
 
 GATE = {"alpha": 0.4, "gate_bias": -10.0, "gate_temperature": 30.0}
@@ -343,4 +380,17 @@ CASES = [
         call=desensitized_call,
     ),
     Case("reward_model", "reward_model.bradley_terry_loss", PAIR, formulas.bradley_terry),
+    ppo("", 0.25, 0.5),
+    ppo(", no limit below", None, 0.5),
+    ppo(", no limit above", 0.25, None),
+    ppo(", no limits", None, None),
+    Case(
+        "policy_gradient, kl",
+        "policy_gradient.kl_estimates",
+        ("token_logp", "token_logp"),
+        formulas.kl_estimate,
+        floor=1,
+    ),
+    advantages("leave_one_out", formulas.leave_one_out),
+    advantages("group_normalized", formulas.group_normalized),
 ]

@@ -7,7 +7,7 @@ here needs to be stable, since it is computed with 320 digits and unbounded expo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mpmath import mp
@@ -233,6 +233,46 @@ def mean(total: Number, length: Number) -> Number:
 def length_desensitized(c: Sequence[Number], r: Sequence[Number], alpha: Number) -> Number:
     """Chosen minus twice rejected, of three tokens and of five."""
     return sum(c[:3]) - 2 * (sum(r[:3]) + alpha * sum(r[3:]))
+
+
+def clipped_ratio(
+    logp: Number, sampler: Number, advantage: Number, clip_low: Any, clip_high: Any
+) -> Number:
+    """PPO's loss of a token."""
+    p = mp.exp(logp) / mp.exp(sampler)
+    limited = p
+    if clip_low is not None:
+        limited = max(limited, 1 - clip_low)
+    if clip_high is not None:
+        limited = min(limited, 1 + clip_high)
+    return -min(p * advantage, limited * advantage)
+
+
+def kl_estimate(logp: Number, reference: Number) -> Number:
+    u = mp.exp(reference) / mp.exp(logp)
+    return u - mp.log(u) - 1
+
+
+def leave_one_out(rewards: Sequence[Number]) -> list[Number]:
+    """Each reward minus the mean of the others; nothing where there are none."""
+    others = [[*rewards[:i], *rewards[i + 1 :]] for i in range(len(rewards))]
+    return [
+        r - sum(rest) / len(rest) if rest else mp.mpf(0)
+        for r, rest in zip(rewards, others, strict=True)
+    ]
+
+
+def group_normalized(rewards: Sequence[Number]) -> list[Number]:
+    """In standard deviations of a sample, to which TRL adds 1e-4."""
+    average = sum(rewards) / len(rewards)
+    squares = sum((r - average) ** 2 for r in rewards)
+    deviation = mp.sqrt(squares / (len(rewards) - 1)) if len(rewards) > 1 else mp.mpf(0)
+    return [(r - average) / (deviation + mp.mpf(10) ** -4) for r in rewards]
+
+
+def weighed(advantages: Callable[..., list[Number]], *rewards: Number) -> Number:
+    """The advantages of a group in one number, in which each has a factor of its own."""
+    return sum((k + 1) * value for k, value in enumerate(advantages(*rewards)))
 
 
 def bradley_terry(r_c: Number, r_r: Number) -> Number:

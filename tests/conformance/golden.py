@@ -88,7 +88,7 @@ def exact(value: Any) -> Any:
     """The very binary number (a list of them, a flag) for mpmath."""
     if isinstance(value, list):
         return [exact(item) for item in value]
-    return value if isinstance(value, bool) else mp.mpf(value)
+    return value if value is None or isinstance(value, bool) else mp.mpf(value)
 
 
 def row_gradients(case: Case, row: list[Any], knobs: dict[str, Any]) -> list[Any]:

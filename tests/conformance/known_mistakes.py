@@ -12,6 +12,7 @@ RANKINGS = "raydpo.training.measures.rankings"
 REWARDS = "raydpo.training.measures.rewards"
 CRINGE = "raydpo.training.measures.cringe"
 VALUES = "raydpo.training.measures.values"
+POLICY_GRADIENT = "raydpo.training.measures.policy_gradient"
 OBJECTIVES = "raydpo.training.objectives"
 LOOP = "raydpo.training.loop"
 GROUPS = "raydpo.training.groups"
@@ -235,6 +236,101 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         CRINGE,
         "gate_temperature=settings.gate_temperature",
         "gate_temperature=settings.gate_bias",
+    ),
+    "policy_gradient: beta ignored in the reward": (
+        POLICY_GRADIENT,
+        "rewards - settings.beta * _sampler_logratios(batch)",
+        "rewards - 0.1 * _sampler_logratios(batch)",
+    ),
+    "policy_gradient: beta ignored in the loss": (
+        POLICY_GRADIENT,
+        "losses + settings.beta * _kl_term",
+        "losses + 0.1 * _kl_term",
+    ),
+    "policy_gradient: a bonus for KL": (
+        POLICY_GRADIENT,
+        "batch.sampler_token_logps - batch.reference_token_logps).double()",
+        "batch.reference_token_logps - batch.sampler_token_logps).double()",
+    ),
+    "policy_gradient: KL in the reward and in the loss": (
+        POLICY_GRADIENT,
+        'if settings.kl == "reward" and batch.reference_token_logps is not None:',
+        "if batch.reference_token_logps is not None:",
+    ),
+    "policy_gradient: weighted KL as GRPO's": (
+        POLICY_GRADIENT,
+        "return (policy - sampler).exp() * kl",
+        "return kl",
+    ),
+    "policy_gradient: no gradient through the KL's weight": (
+        POLICY_GRADIENT,
+        "return (policy - sampler).exp() * kl",
+        "return (policy - sampler).exp().detach() * kl",
+    ),
+    "policy_gradient: lower limit ignored": (
+        POLICY_GRADIENT,
+        '"clip_low": settings.clip_low',
+        '"clip_low": 0.2',
+    ),
+    "policy_gradient: upper limit ignored": (
+        POLICY_GRADIENT,
+        '"clip_high": settings.clip_high}',
+        '"clip_high": 0.2 if settings.clip_high else None}',
+    ),
+    "policy_gradient: one limit for both": (
+        POLICY_GRADIENT,
+        '"clip_low": settings.clip_low',
+        '"clip_low": settings.clip_high',
+    ),
+    "policy_gradient: standard deviations for rewards": (
+        POLICY_GRADIENT,
+        "return leave_one_out_advantages(rewards, batch.sequence_groups)",
+        "return group_normalized_advantages(rewards, batch.sequence_groups)",
+    ),
+    "policy_gradient: rewards for standard deviations": (
+        POLICY_GRADIENT,
+        "return group_normalized_advantages(rewards, batch.sequence_groups)",
+        "return leave_one_out_advantages(rewards, batch.sequence_groups)",
+    ),
+    "policy_gradient: compared over a micro-batch": (
+        POLICY_GRADIENT,
+        "return leave_one_out_advantages(rewards, batch.sequence_groups)",
+        "return leave_one_out_advantages(rewards, 0 * batch.sequence_groups)",
+    ),
+    "policy_gradient: the mean of a micro-batch": (
+        POLICY_GRADIENT,
+        "return rewards - totals.rewards / totals.completions",
+        "return rewards - rewards.mean()",
+    ),
+    "policy_gradient: a mean without the KL": (
+        POLICY_GRADIENT,
+        "rewards -= settings.beta * float(sizes.sampler_logratios[numbers].sum())",
+        "pass",
+    ),
+    "policy_gradient: means for sums of tokens": (
+        POLICY_GRADIENT,
+        '"sum" if settings.loss_per == "completion" else "mean"',
+        '"mean"',
+    ),
+    "policy_gradient: completions for tokens": (
+        POLICY_GRADIENT,
+        'return lengths if settings.loss_per == "token" else torch.ones_like(lengths)',
+        "return torch.ones_like(lengths)",
+    ),
+    "policy_gradient: the mean over completions of all tokens": (
+        OBJECTIVES,
+        'sizes.targets if settings.loss_per == "token" else sizes.sequences',
+        "sizes.sequences",
+    ),
+    "policy_gradient: the sampler's log-probs for the policy's": (
+        POLICY_GRADIENT,
+        "clipped_ratio_losses(policy, sampler, advantages, **limits)",
+        "clipped_ratio_losses(sampler, policy, advantages, **limits)",
+    ),
+    "policy_gradient: always on-policy": (
+        POLICY_GRADIENT,
+        "clipped_ratio_losses(policy, sampler, advantages, **limits)",
+        "clipped_ratio_losses(policy, policy.detach(), advantages, **limits)",
     ),
     "weights of pairs ignored": (
         OBJECTIVES,

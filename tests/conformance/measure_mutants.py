@@ -20,7 +20,7 @@ from tests.conformance.plants import FunctionTree, Plant
 
 MODULES = [
     *(f"raydpo.training.measures.{name}" for name in ("cringe", "pairs", "rankings", "rewards")),
-    *(f"raydpo.training.measures.{name}" for name in ("surveyed", "values")),
+    *(f"raydpo.training.measures.{name}" for name in ("policy_gradient", "surveyed", "values")),
     "raydpo.training.objectives",
 ]
 #: The hash that tokens are drawn by: its parts stand in `known_mistakes.py`. With other shifts in it
@@ -68,6 +68,17 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_measure_rankings",
         "metrics['rewards/accuracies'] = share_in_order(rewards, mask)",
     ): "a comparison has no gradient",
+    (
+        "policy_gradient",
+        "_measure",
+        "nothing = torch.full_like(batch.sequence_lengths, -2)",
+    ): "none, as -1 is",
+    (
+        "policy_gradient",
+        "_sampler_logratios",
+        "return batch.sequence_sums((batch.sampler_token_logps - batch.reference_token_logps)"
+        ".detach()).double()",
+    ): "data has no gradient",
     (
         "surveyed",
         "_measure_kto",

@@ -50,6 +50,8 @@ SWAPPED_OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 SWAPPED_COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.LtE: ast.Lt,
     ast.GtE: ast.Gt,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
     ast.Lt: ast.LtE,
     ast.Gt: ast.GtE,
 }

@@ -32,6 +32,9 @@ JUDGEMENTS: list[list[bool | None]] = [
     [True, None],
     [None, True, False],
 ]
+#: Completions of the groups that a policy sampled; a group whose rewards are equal, by number.
+SAMPLED_SIZES = [1, 3, 4, 2, 3, 2, 4, 3, 2, 3]
+EQUALLY_REWARDED = 9
 #: Columns of `Tables.top_logits`: what the largest `top_k` of the cases asks for.
 MOST_TOP_LOGITS = 8
 
@@ -44,6 +47,7 @@ class Tables:
     reference: list[float] = field(default_factory=list[float])
     kl: list[float] = field(default_factory=list[float])
     target_logits: list[float] = field(default_factory=list[float])
+    sampler: list[float] = field(default_factory=list[float])
     top_logits: list[list[float]] = field(default_factory=list[list[float]])
 
 
@@ -86,6 +90,26 @@ def unpaired() -> Data:
     return data
 
 
+def sampled() -> Data:
+    """Completions with rewards and the log-probs of the policy that sampled them; no pairs."""
+    draw = random.Random(402)
+    data = Data([], Tables())
+    for number, size in enumerate(SAMPLED_SIZES):
+        _add_row(data, number, draw, size, {"pairs": [], "ranking": None, "desirable": None})
+        row = data.rows[-1]
+        for completion in row["completions"]:
+            data.tables.sampler.extend(
+                data.tables.logps[token] + draw.randint(-30, 30) / 64 for token in completion
+            )
+        same = draw.randint(-90, 90) / 64
+        row["rewards"] = [
+            same if number == EQUALLY_REWARDED else draw.randint(-90, 90) / 64 for _ in range(size)
+        ]
+        flat = data.tables.sampler
+        row["sampler_token_logps"] = [[flat[token] for token in c] for c in row["completions"]]
+    return data
+
+
 def _add_row(data: Data, number: int, draw: random.Random, size: int, known: Row) -> None:
     completions = []
     for _ in range(size):
@@ -118,3 +142,6 @@ def _add_token(tables: Tables, draw: random.Random) -> None:
 
 PAIRED = paired()
 UNPAIRED = unpaired()
+SAMPLED = sampled()
+#: What every objective learns from, by name.
+DATA = {"paired": PAIRED, "unpaired": UNPAIRED, "sampled": SAMPLED}

@@ -50,6 +50,15 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "orpo": {"odds_weight": [0.4, 1.1], **SFT},
     "kto": {"desirable_weight": [1.3, 0.6], "undesirable_weight": [0.8, 2.1], **BETA, **SFT},
     "reward_model": {"learns_from": ["pairs", "rankings"], "sft_weight": [0.0]},
+    "policy_gradient": {
+        "beta": [0.3, 0.8, 0.0],
+        "kl": ["reward", "loss", "weighted_loss"],
+        "advantages": ["leave_one_out", "group_normalized", "batch_mean"],
+        "clip_low": [0.1, 0.3, None],
+        "clip_high": [0.2, 0.4, None],
+        "loss_per": ["completion", "token", "completion_mean"],
+        "sft_weight": [0.0],
+    },
 }
 
 
@@ -75,6 +84,18 @@ TOGETHER: dict[str, Section] = {
     },
     "aot, unpaired with label_smoothing: 0.3": base("aot")
     | {"alignment": "unpaired", "label_smoothing": 0.3},
+    **{
+        f"policy_gradient, kl: {kl} with beta: 0.8": base("policy_gradient")
+        | {"kl": kl, "beta": 0.8}
+        for kl in ("loss", "weighted_loss")
+    },
+    "policy_gradient, kl: loss with beta: 0": base("policy_gradient") | {"kl": "loss", "beta": 0.0},
+    "policy_gradient, batch_mean without KL in the reward": base("policy_gradient")
+    | {"advantages": "batch_mean", "kl": "weighted_loss"},
+    "policy_gradient, batch_mean by token": base("policy_gradient")
+    | {"advantages": "batch_mean", "loss_per": "token"},
+    "policy_gradient, as GRPO": base("policy_gradient")
+    | {"advantages": "group_normalized", "kl": "loss", "loss_per": "completion_mean"},
     "pairwise_cringe, gradient through another gate": base("pairwise_cringe")
     | {"gate_gradient": True, "gate_bias": -2.0, "gate_temperature": 8.0},
 }

@@ -112,6 +112,38 @@ def divergences_are_finite_in_float32(space: Namespace) -> None:
         assert (gradient >= 0).all()
 
 
+def tokens_at_a_limit_have_no_gradient(space: Namespace) -> None:
+    """Beyond the limit that the advantage pushes towards, and nowhere else."""
+    ratios = doubles(0.5, 0.5, 2.0, 2.0, 0.9, 1.2, 0.5, 2.0)
+    pushes = doubles(2.0, -0.5, 0.5, -2.0, -3.0, 3.0, 0.0, 0.0)
+    sampler = doubles(-1.0, -2.0, -0.5, -3.0, -1.5, -0.25, -1.0, -2.0)
+    logps = (ratios.log() + sampler).detach().requires_grad_()
+    limits = {"clip_low": 0.25, "clip_high": 0.5}
+    found = space["clipped_tokens"](logps, sampler, pushes, **limits)
+    assert found.tolist() == [False, True, True, False, False, False, False, False]
+    losses = space["clipped_ratio_losses"](logps, sampler, pushes, **limits)
+    (gradient,) = torch.autograd.grad(losses.sum(), logps)
+    close(gradient, [-1.0, 0.0, 0.0, 4.0, 2.7, -3.6, 0.0, 0.0])
+    open_ended = {"clip_low": None, "clip_high": None}
+    assert not space["clipped_tokens"](logps, sampler, pushes, **open_ended).any()
+
+
+def groups_are_compared_with_themselves(space: Namespace) -> None:
+    """Groups of different sizes; one completion, or equal rewards, have no advantage."""
+    rewards = doubles(1.0, 5.0, 6.0, 2.0, 2.0, 2.0, 7.0, 1.0, 2.0)
+    groups = torch.tensor([0, 1, 1, 2, 2, 2, 3, 3, 3])
+    close(space["leave_one_out_advantages"](rewards, groups), [0, -1, 1, 0, 0, 0, 5.5, -3.5, -2])
+    found = space["group_normalized_advantages"](rewards, groups)
+    wide = math.sqrt((121 + 49 + 16) / 18) + 1e-4
+    pair = math.sqrt(0.5) + 1e-4
+    wanted = [0, -0.5 / pair, 0.5 / pair, 0, 0, 0, 11 / 3 / wide, -7 / 3 / wide, -4 / 3 / wide]
+    close(found, wanted)
+    alone = doubles(4.0)
+    only = torch.tensor([0])
+    close(space["leave_one_out_advantages"](alone, only), [0.0])
+    close(space["group_normalized_advantages"](alone, only), [0.0])
+
+
 SMALL_CHECKS: dict[str, list[Callable[[Namespace], None]]] = {
     "cringe": [alternatives_follow_the_softmax, alternatives_stand_at_the_borders],
     "kto": [reference_point_is_never_negative],
@@ -119,4 +151,5 @@ SMALL_CHECKS: dict[str, list[Callable[[Namespace], None]]] = {
     "reference_free": [odds_hold_up_to_certainty],
     "length": [desensitized_sums],
     "f_divergence": [divergences_are_finite_in_float32],
+    "policy_gradient": [tokens_at_a_limit_have_no_gradient, groups_are_compared_with_themselves],
 }

@@ -18,6 +18,7 @@ from raydpo.training.losses import (
     hinge,
     ipo,
     kto,
+    policy_gradient,
     ranking,
     reward_model,
     tdpo,
@@ -79,6 +80,11 @@ VALUES = {
         (LOG2 + 1) / 2,
     ),
     "dpop": (anchors.dpop_loss(ZERO, ZERO, beta=BETA, penalty=5.0), LOG2),
+    "policy_gradient": (
+        policy_gradient.clipped_ratio_losses(ZERO, ZERO, HALF, clip_low=0.2, clip_high=0.2),
+        -0.5,
+    ),
+    "policy_gradient, KL": (policy_gradient.kl_estimates(ZERO, ZERO), 0.0),
     "reward model": (reward_model.bradley_terry_loss(ZERO, ZERO), LOG2),
 }
 

@@ -17,6 +17,7 @@ from raydpo.config.job import TrainingConfig
 from raydpo.training.composition import rank_micro_batches
 from raydpo.training.objectives import make_objective
 from tests.conformance.held import TOLERANCE, expected, largest_error, shipped
+from tests.conformance.preference_data import DATA
 from tests.conformance.sections import OPTIONS, SECTIONS, STEPS, SUMS, USUAL_STEP, base
 from tests.conformance.training_path import (
     MICRO_BATCH_TOKENS,
@@ -26,6 +27,8 @@ from tests.conformance.training_path import (
 )
 
 pytestmark = pytest.mark.thorough
+
+WITHOUT_ANCHOR = ("reward_model", "policy_gradient")
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -49,8 +52,8 @@ def test_two_workers_compute_the_formula(name: str) -> None:
 
 
 def test_one_of_two_workers_has_a_micro_batch_less() -> None:
-    for is_unpaired in (False, True):
-        sizes, groups = dataset(is_unpaired).sizes, PLAN.step_groups(USUAL_STEP)
+    for kind in DATA:
+        sizes, groups = dataset(kind).sizes, PLAN.step_groups(USUAL_STEP)
         shares = [
             rank_micro_batches(groups, sizes, 2, rank, MICRO_BATCH_TOKENS, shared=False)
             for rank in (0, 1)
@@ -79,11 +82,12 @@ def test_every_option_of_every_objective_stands_at_two_values() -> None:
     for name, options in found.items():
         for option in options - {"name"}:
             values = {value for n, o, value in tried if (n, o) == (name, option)}
-            assert len(values) >= 2 or (name, option) == ("reward_model", "sft_weight")
+            assert len(values) >= 2 or (name in WITHOUT_ANCHOR and option == "sft_weight")
 
 
-def test_a_reward_model_has_no_anchor() -> None:
-    section = base("reward_model") | {"sft_weight": 0.5}
+@pytest.mark.parametrize("name", WITHOUT_ANCHOR)
+def test_what_prefers_no_completion_has_no_anchor(name: str) -> None:
+    section = base(name) | {"sft_weight": 0.5}
     with pytest.raises(ValidationError, match="remove `sft_weight`"):
         TrainingConfig.model_validate({"objective": section})
 
@@ -104,5 +108,5 @@ def test_the_step_that_is_looked_at_leaves_groups_out() -> None:
     groups = PLAN.step_groups(USUAL_STEP)
     assert 0 < len(groups) < PLAN.groups
     objective = make_objective(TrainingConfig().objective)
-    data = dataset(is_unpaired=False)
+    data = dataset("paired")
     assert objective.normalizer(groups, data.sizes) < data.sizes.pair_weight.sum()

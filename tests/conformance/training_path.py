@@ -27,7 +27,7 @@ from raydpo.training.loop import Hooks, Step
 from raydpo.training.objectives import Objective, SftObjective, make_objective
 from raydpo.training.sharding import World
 from tests.conformance.batch_formulas import Batch, Place
-from tests.conformance.preference_data import PAIRED, UNPAIRED, Data
+from tests.conformance.preference_data import DATA, PAIRED, Data
 from tests.conformance.sections import FINE_TUNING, USUAL_STEP, Section
 
 SEED = 5
@@ -114,7 +114,11 @@ class ThreadWorld(World):
 def data_of(section: Section) -> Data:
     """What the objective learns from."""
     first = section["terms"][0]["objective"] if section["name"] == "sum" else section
-    return UNPAIRED if first["name"] == "kto" else PAIRED
+    return DATA[_kind_of(first["name"])]
+
+
+def _kind_of(name: str) -> str:
+    return {"kto": "unpaired", "policy_gradient": "sampled"}.get(name, "paired")
 
 
 def batch_of(section: Section, step: int) -> Batch:
@@ -191,7 +195,7 @@ def _of_worker(section: Section, tokens: int, world: World, step: int, shared: b
     train_step = WatchedStep(
         module=policy,
         shared=shared,
-        data=dataset(data_of(section) is UNPAIRED),
+        data=dataset(next(kind for kind, data in DATA.items() if data is data_of(section))),
         objective=objective,
         settings=settings.model_copy(update={"max_tokens_per_micro_batch": tokens}),
         plan=PLAN,
@@ -216,14 +220,14 @@ def _nothing(*_: Any) -> Callable[[], None]:
     return lambda: None
 
 
-def dataset(is_unpaired: bool) -> GroupDataset:
-    """The groups as training reads them."""
-    return GroupDataset(_written(is_unpaired))
+def dataset(kind: str) -> GroupDataset:
+    """The groups of `DATA` as training reads them."""
+    return GroupDataset(_written(kind))
 
 
 @cache
-def _written(is_unpaired: bool) -> Path:
-    rows = (UNPAIRED if is_unpaired else PAIRED).rows
+def _written(kind: str) -> Path:
+    rows = DATA[kind].rows
     return write_groups(rows, hashlib.sha256(repr(rows).encode()).hexdigest())
 
 

@@ -20,7 +20,19 @@ def sizes_of(count: int, seed: int = 0) -> GroupSizes:
     tokens = (sequences * longest).astype(np.int64)
     none = np.zeros(count, np.int64)
     flat, targets = tokens // 2, tokens // 3
-    return GroupSizes(sequences, longest, tokens, flat, targets, np.ones(count), none, none)
+    ones, zeros = np.ones(count), np.zeros(count)
+    return GroupSizes(
+        sequences,
+        longest,
+        tokens,
+        flat,
+        targets,
+        ones,
+        none,
+        none,
+        rewards=zeros,
+        sampler_logratios=zeros,
+    )
 
 
 def test_every_epoch_has_every_group_once_in_another_order() -> None:

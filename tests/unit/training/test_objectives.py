@@ -13,9 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raydpo.config.job import TrainingConfig
-from raydpo.training.batch import build_micro_batch
+from raydpo.training.batch import build_micro_batch, split_by_sequence
 from raydpo.training.composition import Plan
-from raydpo.training.groups import GroupDataset, joined_rows, write_groups
+from raydpo.training.groups import Group, GroupDataset, joined_rows, write_groups
 from raydpo.training.logps import TokenLogps, token_logps
 from raydpo.training.loop import Hooks, Step
 from raydpo.training.objectives import make_objective
@@ -64,6 +64,17 @@ OBJECTIVES: list[tuple[dict[str, Any], float | None]] = [
     ({"name": "simpo"}, None),
     ({"name": "orpo"}, None),
     ({"name": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.0}, 0.5),
+    ({"name": "policy_gradient"}, None),
+    ({"name": "policy_gradient", "advantages": "batch_mean", "loss_per": "token"}, None),
+    (
+        {
+            "name": "policy_gradient",
+            "advantages": "group_normalized",
+            "kl": "weighted_loss",
+            "loss_per": "completion_mean",
+        },
+        None,
+    ),
     ({"name": "dpo", "sft_weight": 0.5}, None),
     ({"name": "kto", "sft_weight": 0.5}, None),
     (
@@ -131,6 +142,34 @@ def unpaired_rows() -> list[dict[str, Any]]:
     return rows
 
 
+def sampled_rows() -> list[dict[str, Any]]:
+    """Groups of 2 to 4 completions with rewards, and their log-probs under the policy."""
+    rng = np.random.default_rng(2)
+    module = TokenLogps(make_model())
+    rows = []
+    for number, k in enumerate(KS):
+        prompt = rng.integers(3, 61, rng.integers(1, 9)).tolist()
+        completions = _completions(rng, k)
+        group = Group("", prompt, completions, [], None)
+        (logps,) = _logps(module, [group])
+        known = {"rewards": rng.normal(size=k).tolist(), "sampler_token_logps": logps}
+        rows.append(_row(number, prompt, completions, {"pairs": [], **known}))
+    return rows
+
+
+#: Rows by the kind of what an objective learns from.
+ROWS = {"pairs": pair_rows, "unpaired": unpaired_rows, "sampled": sampled_rows}
+#: Objectives that learn from something else than pairs.
+KINDS = {"kto": "unpaired", "policy_gradient": "sampled"}
+
+
+@torch.no_grad()
+def _logps(module: TokenLogps, groups: list[Group]) -> list[list[list[float]]]:
+    flat = token_logps(module, batch := build_micro_batch(groups)).tolist()
+    values = iter(split_by_sequence(flat, batch))
+    return [[next(values) for _ in group.completions] for group in groups]
+
+
 def _row(number: int, prompt: list[int], completions: list[list[int]], known: Any) -> Any:
     name = str(number)
     row = {"group_id": name, "prompt_id": name, "prompt_ids": prompt, "completions": completions}
@@ -138,8 +177,8 @@ def _row(number: int, prompt: list[int], completions: list[list[int]], known: An
 
 
 @functools.cache
-def dataset(unpaired: bool, reference_seed: int = 0) -> GroupDataset:
-    rows = unpaired_rows() if unpaired else pair_rows()
+def dataset(kind: str, reference_seed: int = 0) -> GroupDataset:
+    rows = ROWS[kind]()
     plain = GroupDataset(
         write_groups(
             ({k: v for k, v in row.items() if k != "prompt_id"} for row in rows), uuid.uuid4().hex
@@ -148,9 +187,7 @@ def dataset(unpaired: bool, reference_seed: int = 0) -> GroupDataset:
     module = TokenLogps(make_model(reference_seed))
     scored = []
     for number, row in enumerate(rows):
-        with torch.no_grad():
-            flat = iter(token_logps(module, build_micro_batch([plain[number]])).tolist())
-        values = [[next(flat) for _ in completion] for completion in row["completions"]]
+        (values,) = _logps(module, [plain[number]])
         scored.append({"group_id": row["group_id"], "reference_token_logps": values})
     return GroupDataset(write_groups(joined_rows(rows, scored, lambda _: True), uuid.uuid4().hex))
 
@@ -176,7 +213,7 @@ def step_of(
     return Step(
         module=module,
         shared=module.shared,
-        data=dataset(section["name"] == "kto", reference_seed),
+        data=dataset(KINDS.get(section["name"], "pairs"), reference_seed),
         objective=make_objective(settings.objective, seed=5),
         settings=settings,
         plan=Plan(6, 6, 3, 3, seed=0),
@@ -247,6 +284,17 @@ def test_metrics_have_the_names_of_trl() -> None:
     assert pairs - {"rewards/accuracies"} <= kto.keys()
     assert kto["kl"] == pytest.approx(0, abs=1e-4)
     assert "nll_loss" in step_of({"name": "dpo", "sft_weight": 0.1}, 10**9)(0)
+
+
+def test_policy_gradient_where_the_policy_sampled_has_ratios_of_one() -> None:
+    metrics = step_of({"name": "policy_gradient"}, 50, reference_seed=1)(0)
+    rewards = [reward for row in sampled_rows() for reward in row["rewards"]]
+    assert metrics["rewards/mean"] == pytest.approx(np.mean(rewards), rel=1e-6)
+    assert metrics["ratio/mean"] == pytest.approx(1, abs=1e-5)
+    assert metrics["ratio/clipped"] == 0
+    assert metrics["kl"] > 0.01
+    flat = [v for row in sampled_rows() for own in row["sampler_token_logps"] for v in own]
+    assert metrics["entropy"] == pytest.approx(-np.mean(flat), rel=1e-5)
 
 
 def test_kto_metrics_are_means_over_each_side() -> None:
