@@ -97,7 +97,7 @@ def test_a_chain_ends_once_its_first_stage_has_refused_too_much(
     started = time.monotonic()
     with pytest.raises(QuarantineBudgetError, match="refused 1 of 4 rows"):
         in_a_chain(tmp_path, prompts, ("refusing", refuses), ("late", marked("!")))
-    assert time.monotonic() - started < 50
+    assert time.monotonic() - started < 170
     assert not (tmp_path / "refusing/manifest.json").exists()
 
 
@@ -105,10 +105,10 @@ def waits_for(path: Path, number: int) -> Transform:
     """Passes rows on, that of one prompt only once a file is there."""
 
     def wait(rows: list[Row]) -> PartResult:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while rows[0]["prompt_id"] == str(number) and not path.exists():
             if time.monotonic() > deadline:
-                raise DataError(f"no {path.name} in a minute", "parts flow on", "")
+                raise DataError(f"no {path.name} in 180 s", "parts flow on", "")
             time.sleep(0.01)
         return PartResult(rows)
 

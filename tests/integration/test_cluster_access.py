@@ -125,7 +125,7 @@ def client(address: str, home: Path, **variables: str) -> subprocess.Popen[str]:
 def said(process: subprocess.Popen[str]) -> str:
     """All that a client printed; one that still waits is ended."""
     try:
-        return process.communicate(timeout=120)[0]
+        return process.communicate(timeout=400)[0]
     except subprocess.TimeoutExpired:
         process.kill()
         return process.communicate()[0]
@@ -156,6 +156,6 @@ def test_another_command_joins_a_cluster_that_listens_on_loopback_only() -> None
         env={**own, "RAY_AUTH_MODE": "token"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert "got in: 42" in joined.stdout, joined.stderr

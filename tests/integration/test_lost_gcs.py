@@ -58,7 +58,7 @@ def test_a_driver_whose_gcs_is_killed_ends_with_an_error_that_says_how_it_goes_o
         [sys.executable, str(script)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )

@@ -50,7 +50,7 @@ def test_a_fault_in_a_reward_is_told_by_its_line_at_the_end_of_a_run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1100,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )

@@ -255,7 +255,6 @@ def test_prompts_that_the_engine_cannot_take_are_quarantined(
 
 
 @ONE_MODEL
-@pytest.mark.timeout(180)
 def test_a_finished_stage_starts_no_engine(policy: Policy, tmp_path: Path) -> None:
     prompts = make_prompts(tmp_path / "p", list(enumerate(policy.prompts)), rows_per_part=8)
     before = sample(policy, tmp_path / "c", prompts)

@@ -74,7 +74,7 @@ def test_killed_with_its_newest_checkpoint_damaged_it_goes_on_and_leaves_an_adap
     run = job.parent / "run"
     policy = run / "round-000/policy"
     command = [sys.executable, "-m", "tests.integration.drive", "checkpoints", str(run)]
-    killed = subprocess.run([*command, "training", str(job)], timeout=300, cwd=ROOT, check=False)
+    killed = subprocess.run([*command, "training", str(job)], timeout=900, cwd=ROOT, check=False)
     assert killed.returncode == -9
     newest = max((policy / "checkpoints").glob("checkpoint_*/checkpoint.json")).parent
     shard = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)

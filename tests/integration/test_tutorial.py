@@ -51,7 +51,7 @@ def test_the_first_tutorial_and_its_notebook_do_what_they_say(tmp_path: Path) ->
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for name, text in files_of(PAGE).items():

@@ -37,7 +37,7 @@ def set_up(environment: Path, **variables: str) -> subprocess.CompletedProcess[s
         env={**os.environ, "VENV": str(environment), **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -137,7 +137,7 @@ def test_pip_refuses_a_file_whose_hash_is_another(tmp_path: Path) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode != 0
     assert "DO NOT MATCH THE HASHES" in done.stderr

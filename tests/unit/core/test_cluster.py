@@ -87,7 +87,7 @@ def started(address: str, folder: Path, **environment: str) -> subprocess.Comple
         env={**given, "RAY_TMPDIR": str(folder), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
 
 

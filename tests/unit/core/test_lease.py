@@ -71,7 +71,7 @@ def together(turns: list[str]) -> dict[str, object]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=180)
     assert len(outcome) == 2, f"a driver waits for ever: {outcome}"
     return outcome
 

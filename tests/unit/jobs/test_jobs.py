@@ -21,7 +21,7 @@ ENTRY_POINTS = ["demo.py", "offline_dpo.py", "online_dpo.py", "sft.py"]
 
 def run_job(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=400
     )
 
 

@@ -285,11 +285,11 @@ def test_a_wait_of_hours_ends_the_run_at_once() -> None:
 def test_an_answer_that_drips_is_not_waited_for_without_end() -> None:
     begun = time.monotonic()
     with (
-        reward_service(lambda _n, _c: Answer(drip_seconds=0.1)) as service,
+        reward_service(lambda _n, _c: Answer(drip_seconds=0.5)) as service,
         pytest.raises(ServiceError, match=r"gave no answer in 1\.2 s"),
     ):
         judged(service, COMPLETIONS[:8], max_attempts=1)
-    assert time.monotonic() - begun < 12
+    assert time.monotonic() - begun < 60
 
 
 def test_an_answer_without_end_is_not_kept() -> None:

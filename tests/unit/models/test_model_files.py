@@ -199,7 +199,7 @@ def test_a_model_of_a_billion_layers_is_refused_before_one_is_built(
     ):
         with pytest.raises(ModelError, match=r"(?s)asks for \S+ 10+\n.*tensors, the longest of"):
             use(folder)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_many_labels_or_experts_that_the_weights_have_are_no_reason(folder: Path) -> None:

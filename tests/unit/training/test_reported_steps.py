@@ -47,7 +47,7 @@ def write_rows(policy: Folder, last: int) -> None:
 
 
 def wait_for_steps(last: int) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while steps() != rows(last):
         assert time.monotonic() < end, steps()
         time.sleep(0.01)
