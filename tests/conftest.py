@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,6 +159,16 @@ def ray_cluster() -> Iterator[None]:
     start()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test file's SOURCE as a module in the working directory, of a name never imported."""
+    name = f"own_{uuid.uuid4().hex}"
+    (tmp_path / f"{name}.py").write_text(request.module.SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
 
 
 @pytest.fixture(autouse=True)

@@ -58,12 +58,6 @@ def load_callback(path: str, search: Iterable[str] = ()) -> Callable[..., Any]:
             OWED,
             "add the parameter",
         )
-    if inspect.iscoroutinefunction(found) or inspect.isasyncgenfunction(found):
-        raise ConfigError(
-            f"{_WHAT} {path!r} is an `async def`",
-            f"raydpo calls it and awaits nothing; {OWED}",
-            "write it with `def`, and call `asyncio.run` in it",
-        )
     if inspect.isgeneratorfunction(found):
         raise ConfigError(
             f"{_WHAT} {path!r} has a `yield`",

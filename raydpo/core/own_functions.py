@@ -38,8 +38,8 @@ def import_function(path: str, what: str, owed: str, search: Iterable[str]) -> C
         search: folders that its module is looked for in, after Python's own.
 
     Raises:
-        ConfigError: importing raises, there is no such function, it is something else, or it is
-            of Python's own library.
+        ConfigError: importing raises, there is no such function, it is something else, it is a
+            coroutine function, or it is of Python's own library.
     """
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
@@ -66,9 +66,33 @@ def import_function(path: str, what: str, owed: str, search: Iterable[str]) -> C
             owed,
             f"name a function of {module_name}",
         )
+    refuse_coroutines(found, path, what, owed)
     if inspect.isroutine(found):
         _refuse_standard_library(str(found.__module__), path, what, owed)
     return found
+
+
+def refuse_coroutines(function: Callable[..., Any], path: str, what: str, owed: str) -> None:
+    """Refuse `async def`: a call of such a function runs none of its lines.
+
+    Args:
+        function: a function, or an object with `__call__`.
+        path: `package.module:name`, for messages.
+        what: what it is, for messages: "objective function".
+        owed: what such a function takes and returns, for messages.
+
+    Raises:
+        ConfigError: it is a coroutine function or an asynchronous generator function.
+    """
+    inner = getattr(type(function), "__call__", None)  # noqa: B004 - its own code is looked at
+    if any(
+        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, inner)
+    ):
+        raise ConfigError(
+            f"{what} {path!r} is a coroutine function (`async def`)",
+            f"raydpo calls it and awaits nothing; {owed}",
+            "write it with `def`, and call `asyncio.run` in it",
+        )
 
 
 def _refuse_standard_library(module_name: str, path: str, what: str, owed: str) -> None:

@@ -12,6 +12,7 @@ from inspect import Parameter
 from typing import Any, Final
 
 from raydpo.core.errors import ConfigError
+from raydpo.core.own_functions import refuse_coroutines
 
 PROMPTS: Final = "prompts"
 COMPLETIONS: Final = "completions"
@@ -147,16 +148,7 @@ def _refuse_other_callables(function: Callable[..., Any], path: str) -> None:
             OWED,
             "name a function, or an instance of the class that is made in its module",
         )
-    inner = getattr(type(function), "__call__", None)  # noqa: B004 - its own code is looked at
-    if any(
-        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, inner)
-    ):
-        raise ConfigError(
-            f"reward function {path!r} is a coroutine function (`async def`)",
-            OWED,
-            "call it from a plain function: `def reward(prompts, completions): "
-            "return asyncio.run(...)`",
-        )
+    refuse_coroutines(function, path, "reward function", OWED)
 
 
 def _parameters(function: Callable[..., Any], path: str) -> list[Parameter]:

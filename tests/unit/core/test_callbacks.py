@@ -174,7 +174,7 @@ def test_the_log_names_a_callback_that_the_run_waits_for(
         ("seen", "is a list"),
         ("asks_for_more", "nothing is there for its parameter `trainer`"),
         ("takes_nothing", "takes no parameter `event`"),
-        ("is_async", "is an `async def`"),
+        ("is_async", "is a coroutine function (`async def`)"),
         ("yields", "has a `yield`"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +43,11 @@ def nothing(rewards): return None
 def truth(rewards): return [(True, 2)]
 def broken(rewards): return rewards["x"]
 def asks(rewards, prompts): return []
+async def awaited(rewards): return []
 """
 REWARDS = (0.25, 2.0, -1.0, 0.5)
 SCORED = [Scored(number, (number,), reward) for number, reward in enumerate(REWARDS)]
 DRAWS = Draws(seed=3, round_index=0, prompt_id="p")
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module in the working directory, of a name that was never imported."""
-    name = f"builders_{uuid.uuid4().hex}"
-    (tmp_path / f"{name}.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    return name
 
 
 def built(path: str, **values: Any) -> list[tuple[int, int]]:
@@ -93,6 +83,7 @@ def test_draws_are_the_run_s(module: str) -> None:
         ("truth", "returned the match (True, 2)"),
         ("broken", "in broken: def broken"),
         ("asks", "its parameter `prompts`"),
+        ("awaited", "is a coroutine function"),
         ("absent", "has no 'absent'"),
     ],
 )

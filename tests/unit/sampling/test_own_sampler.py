@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +35,10 @@ def broken(prompt_ids, candidates): raise KeyError("all")
 def no_prompts(seeds): return []
 def no_count(prompt_ids): return []
 def asks(prompt_ids, seeds, tokenizer): return []
+async def awaited(prompt_ids, seeds): return []
 WHAT = None
 def returns(prompt_ids, candidates): return [[WHAT] * candidates for _ in prompt_ids]
 """
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module in the working directory, of a name that was never imported."""
-    name = f"samplers_{uuid.uuid4().hex}"
-    (tmp_path / f"{name}.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    return name
 
 
 def sampled(
@@ -83,6 +73,7 @@ def test_it_is_given_what_it_names(module: str) -> None:
     [
         ("no_prompts", (), "would not know what to complete"),
         ("no_count", (), "would not know how many completions"),
+        ("awaited", (), "is a coroutine function"),
         ("asks", (), "its parameter `tokenizer`"),
         ("plain", ("word",), "takes no option `word`"),
         ("absent", (), "has no 'absent'"),

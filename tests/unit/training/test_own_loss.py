@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +51,9 @@ def infinite(chosen_logratios, rejected_logratios):
 def broken(chosen_logratios, rejected_logratios):
     return chosen_logratios @ "x"
 
+async def awaited(chosen_logratios):
+    return -chosen_logratios
+
 def asks(chosen_logratios, temperature):
     return chosen_logratios * temperature
 
@@ -65,16 +67,6 @@ def hangs(chosen_logratios):
 
 NUMBER = 3
 """
-
-
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module in the working directory, of a name that was never imported."""
-    name = f"losses_{uuid.uuid4().hex}"
-    (tmp_path / f"{name}.py").write_text(SOURCE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    return name
 
 
 def section(module: str, name: str, **values: Any) -> dict[str, Any]:
@@ -119,6 +111,7 @@ def test_it_may_be_a_term_of_a_sum(module: str) -> None:
     [
         ("absent", {}, "has no 'absent'"),
         ("NUMBER", {}, "is a int"),
+        ("awaited", {}, "is a coroutine function"),
         ("asks", {}, "nothing is there for its parameter `temperature`"),
         ("dpo", {"options": {"gamma": 1}}, "takes no option `gamma`"),
         ("mean", {}, "without a mean or a sum"),
