@@ -87,6 +87,7 @@ def check_sections_of_rounds(config: Config) -> OnlineConfig:
         _check_broadcast(config.online, config.sampling.engines, config.training)
     if config.training is not None:
         _check_reference(config.online, config.training.objective)
+    _check_displacement(config, config.online)
     limits = config.online.stopping.model_dump(exclude={"max_displacement_nats"}, exclude_none=True)
     if limits and config.evaluation is None:
         raise ConfigError(
@@ -103,6 +104,17 @@ def _check_reference(online: OnlineConfig, objective: Objective) -> None:
             f"online.reference is {online.reference!r}, and the objective is {objective.name}",
             "this objective has no reference that could follow the policy",
             "leave online.reference out",
+        )
+
+
+def _check_displacement(config: Config, online: OnlineConfig) -> None:
+    if config.trains_on_samples and online.stopping.max_displacement_nats is not None:
+        raise ConfigError(
+            f"online.stopping.max_displacement_nats {online.stopping.max_displacement_nats:g} with "
+            "objective 'policy_gradient'",
+            "displacement is the fall of the chosen completions' log-probs, and a policy gradient "
+            "has no chosen completions",
+            "take it out; online.stopping.max_kl_nats limits how far the policy goes",
         )
 
 

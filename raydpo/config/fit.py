@@ -16,6 +16,7 @@ from raydpo.config.objectives import (
     SppoObjective,
     single_objectives,
 )
+from raydpo.config.samples import check_rewards_differ, check_samples_fit
 from raydpo.core.errors import ConfigError
 
 #: Maps what data may offer to its description and the way to get it.
@@ -32,6 +33,11 @@ _KINDS: Final = {
     "completions": (
         "single completions that were judged good or bad",
         "give preferences of the layout `unpaired` (prompt, completion, label), or use `dpo` for pairs",
+    ),
+    "samples": (
+        "sampled completions with their rewards and the sampler's log-probs",
+        "give `prompts` and `labeling` by a reward, so that the run samples and scores; data that "
+        "exists already has no log-probs of a sampler: use `dpo` for it",
     ),
     "soft labels": (
         "pairs with the probability that chosen wins",
@@ -50,7 +56,9 @@ def check_config_fits(config: Config) -> None:
     if config.training is None:
         return
     _check_reward_model(config, config.training)
-    if config.preferences is not None:
+    if config.trains_on_samples:
+        check_samples_fit(config)
+    elif config.preferences is not None:
         layout = config.preferences.layout
         if layout != "auto":  # with `auto`, the layout is known only after the first row is read
             _check(config.training, _of_layout(layout), f"preferences.layout {layout!r}")
@@ -84,6 +92,7 @@ def check_counts_fit(config: Config, counts: Mapping[str, int], *, is_whole: boo
     Raises:
         ConfigError: the table has nothing that the objective learns from, or only one kind of
             label.
+        DataError: all samples of each prompt have the same reward.
     """
     check_config_fits(config)
     if config.training is None:
@@ -93,10 +102,12 @@ def check_counts_fit(config: Config, counts: Mapping[str, int], *, is_whole: boo
         "rankings": counts.get("rankings", 0),
         "completions": counts.get("desirable", 0) + counts.get("undesirable", 0),
         "soft labels": counts.get("soft_labels", 0),
+        "samples": counts.get("samples", 0),
     }
     _check(config.training, {kind for kind, count in offered.items() if count}, "the preferences")
     if is_whole:
         _check_both_judgements(config.training, counts)
+        check_rewards_differ(config.training, counts)
 
 
 def _check_both_judgements(training: TrainingConfig, counts: Mapping[str, int]) -> None:

@@ -30,7 +30,7 @@ from raydpo.config.labeling import (
     PeopleConfig,
     RewardConfig,
 )
-from raydpo.config.objectives import DpoObjective
+from raydpo.config.objectives import DpoObjective, single_objectives
 from raydpo.config.online import OnlineConfig, ReplayConfig, StoppingConfig
 from raydpo.config.paths import LocalPath
 from raydpo.config.reference import ReferenceConfig
@@ -115,6 +115,13 @@ class Config(Section):
             return values
         like = {key: value for key, value in prompts.items() if key not in ("path", "limit")}
         return {**values, "evaluation": {**evaluation, "prompts": {**like, "path": path}}}
+
+    @property
+    def trains_on_samples(self) -> bool:
+        """Whether training reads the rewards and the sampler's log-probs of all sampled completions."""
+        return self.training is not None and any(
+            one.unit == "samples" for one in single_objectives(self.training.objective)
+        )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Config:

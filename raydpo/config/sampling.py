@@ -100,6 +100,8 @@ class SamplerFunctionConfig(FunctionLimits):
     """Further arguments of the function, by name."""
     depends_on: Resolved[OneOrMorePaths] = ()
     """Files and folders that the function reads; if one changes, raydpo samples again."""
+    returns_logprobs: Placement[bool] = False
+    """Whether every completion comes with `logprobs`, which `policy_gradient` needs; one without them is then refused."""
     workers: Placement[PositiveInt] = 1
     """Number of Ray Data workers; each has a process with the function."""
     cpus_per_worker: Placement[PositiveFloat] = 1.0

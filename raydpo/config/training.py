@@ -17,7 +17,7 @@ from raydpo.config.base import (
     SourceFormat,
 )
 from raydpo.config.content import Placement, Resolved
-from raydpo.config.objectives import DpoObjective, Objective
+from raydpo.config.objectives import DpoObjective, Objective, single_objectives
 from raydpo.config.paths import PathOrName
 
 
@@ -153,6 +153,15 @@ class TrainingConfig(TrainerConfig):
             raise ValueError(
                 "lora with objective `reward_model`: its head is new, and an adapter would not "
                 "train it; remove `lora`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> Self:
+        samples = any(one.unit == "samples" for one in single_objectives(self.objective))
+        if samples and self.keep_best_by not in (None, "loss"):
+            raise ValueError(
+                f"keep_best_by {self.keep_best_by!r}: policy_gradient has no pairs to measure it on"
             )
         return self
 

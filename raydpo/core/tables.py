@@ -99,6 +99,18 @@ PREFERENCES: Final = pa.schema(
     ]
 )
 
+#: Preferences whose completions a policy gradient learns from: rewards are there, and for each
+#: completion the log-probs of the policy that sampled it. `pairs` may be empty.
+SAMPLED_PREFERENCES: Final = pa.schema(
+    [
+        *(
+            field.with_nullable(False) if field.name == "rewards" else field
+            for field in PREFERENCES
+        ),
+        pa.field("sampler_token_logps", pa.list_(pa.list_(pa.float32())), nullable=False),
+    ]
+)
+
 #: One row a group, in the order of the preferences: K lists of per-token log-probs.
 REFERENCE: Final = pa.schema(
     [
@@ -143,6 +155,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "scores": SCORES,
     "votes": VOTES,
     "preferences": PREFERENCES,
+    "sampled_preferences": SAMPLED_PREFERENCES,
     "reference": REFERENCE,
     "logps": LOGPS,
     "examples": EXAMPLES,

@@ -67,6 +67,37 @@ def preference_row(
     }
 
 
+def sampled_row(row: Row, candidates: list[Row]) -> Row:
+    """Return the row of `preference_row` with the sampler's log-probs of its candidates."""
+    return {**row, "sampler_token_logps": [one["sampler_token_logps"] for one in candidates]}
+
+
+def sample_counts(rows: list[Row]) -> dict[str, int]:
+    """Count what a policy gradient learns from in rows of sampled preferences."""
+    equal = sum(max(row["rewards"]) == min(row["rewards"]) for row in rows)
+    return {
+        "samples": sum(len(row["completions"]) for row in rows),
+        "groups_with_equal_rewards": equal,
+    }
+
+
+def refuse_zero_samples(preferences: Table) -> Table:
+    """Return a table of sampled preferences if it has a row; otherwise remove its manifest and raise.
+
+    Raises:
+        DataError: no completion has a reward; the message says what was dropped.
+    """
+    if preferences.manifest["counts"]["samples"] > 0:
+        return preferences
+    preferences.folder.delete("manifest.json")
+    raise DataError(
+        f"{preferences.folder.uri}: no completion with a reward at all "
+        f"({describe_counts(preferences.manifest)})",
+        "a policy gradient needs sampled completions with rewards",
+        "see in the quarantine of the scores why no completion has one",
+    )
+
+
 def refuse_zero_pairs(preferences: Table, way_out: str) -> Table:
     """Return the table if it has a pair; otherwise remove its manifest and raise.
 

@@ -3,7 +3,7 @@
 Part by part, the stage reads the tables of candidates and of scores. It writes the table of
 preferences, one group per prompt, with the pairs that the configuration builds. Every candidate
 ends in a group, in the quarantine, or in a count. Counted candidates have no score, or their prompt
-has no pair.
+has no pair. For an objective that learns from samples, the groups without pairs stay.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ from raydpo.core.place import Place
 from raydpo.core.rankings import pair_weight
 from raydpo.core.run import PartResult, Stage
 from raydpo.core.tables import Row
-from raydpo.labeling.groups import by_prompt, candidate_id, preference_row, refuse_zero_pairs
+from raydpo.labeling.groups import (
+    by_prompt,
+    candidate_id,
+    preference_row,
+    refuse_zero_pairs,
+    refuse_zero_samples,
+    sample_counts,
+    sampled_row,
+)
 from raydpo.labeling.own_pairs import load_pairs
 from raydpo.labeling.pairs import Draws, Matches, Scored, build_pairs
 
@@ -59,17 +67,25 @@ Rewards = Mapping[tuple[str, int], float]
 
 @dataclass(frozen=True)
 class Labels:
-    """Inputs of labels in addition to scores: `weights` by scorer, `matches` of an own builder."""
+    """Inputs of labels in addition to scores: `weights` by scorer, `matches` of an own builder.
+
+    With `samples` every group stays, also without pairs, and has the sampler's log-probs.
+    """
 
     pairs: PairsConfig
     weights: dict[str, float]
     seed: int
     round_index: int
     matches: Matches | None = None
+    samples: bool = False
 
 
 def preferences_work(
-    place: Place, candidates: Table, scores: Table, labeling: LabelingConfig
+    place: Place,
+    candidates: Table,
+    scores: Table,
+    labeling: LabelingConfig,
+    samples: bool = False,
 ) -> PartWork:
     """Define the work that builds the pairs of every prompt.
 
@@ -78,16 +94,24 @@ def preferences_work(
         candidates: the completions.
         scores: their scores, in the same parts.
         labeling: the scorers' weights, and how pairs are built.
+        samples: whether training reads all completions with their rewards and the sampler's
+            log-probs (`Config.trains_on_samples`).
     """
-    labels = Labels(labeling.pairs, _weights(labeling), place.seed, place.round_index)
-    stage = preferences_stage(place, candidates, scores, labeling)
+    labels = Labels(
+        labeling.pairs, _weights(labeling), place.seed, place.round_index, samples=samples
+    )
+    stage = preferences_stage(place, candidates, scores, labeling, samples)
     make = functools.partial(_make_transform, labels, search_path())
     job = PartJob(make, Workers(1), stage.begun.key)
     return part_work([PartStage(stage, [candidates, scores])], job)
 
 
 def preferences_stage(
-    place: Place, candidates: Table, scores: Table, labeling: LabelingConfig
+    place: Place,
+    candidates: Table,
+    scores: Table,
+    labeling: LabelingConfig,
+    samples: bool = False,
 ) -> Stage:
     """Describe what these candidates' pairs are made from; arguments as of `preferences_work`."""
     own = labeling.pairs.own_builder
@@ -95,7 +119,7 @@ def preferences_stage(
     return Stage(
         place=place,
         name=STAGE_NAME,
-        table="preferences",
+        table="sampled_preferences" if samples else "preferences",
         inputs={
             "candidates": candidates.fingerprint,
             "scores": scores.fingerprint,
@@ -107,6 +131,7 @@ def preferences_stage(
             "weights": _weights(labeling),
             "seed": place.seed,
             "round": place.round_index,
+            **({"samples": True} if samples else {}),
         },
         parts_of=("candidates", "scores"),
     )
@@ -120,11 +145,14 @@ def finish_preferences(work: PartWork) -> Table:
     """Finish `preferences_work`.
 
     Raises:
-        DataError: no pair resulted.
+        DataError: no pair resulted; or no sample, where those are what is learned from.
         QuarantineBudgetError: too many candidates were refused.
     """
+    made = run_work(work)[0]
+    if made.manifest["table"] == "sampled_preferences":
+        return refuse_zero_samples(made)
     return refuse_zero_pairs(
-        run_work(work)[0],
+        made,
         "where all rewards are equal (ties), take another scorer or a higher "
         "sampling.temperature; where they differ too little (below_margin), lower "
         "labeling.pairs.min_margin; where completions are identical, sample more of them",
@@ -139,8 +167,9 @@ def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> Part
     refused: list[Row] = []
     counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
     for group in by_prompt(candidates):
-        refused += [_empty(row) for row in group if not row["completion_ids"]]
-        filled = [row for row in group if row["completion_ids"]]
+        reasons = [(row, _why_refused(row, labels.samples)) for row in group]
+        refused += [_refused(row, reason) for row, reason in reasons if reason is not None]
+        filled = [row for row, reason in reasons if reason is None]
         kept = [row for row in filled if (row["prompt_id"], row["candidate"]) in rewards]
         row, found = _group(kept, rewards, labels, group[0]["prompt_id"])
         rows += [row] if row is not None else []
@@ -149,6 +178,7 @@ def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> Part
         counts["candidates_without_score"] += len(filled) - len(kept)
         counts["groups_without_pairs"] += row is None
         counts["candidates_in_groups_without_pairs"] += len(kept) if row is None else 0
+    counts |= sample_counts(rows) if labels.samples else {}
     return PartResult(rows, refused, counts)
 
 
@@ -186,7 +216,7 @@ def _make_transform(labels: Labels, search: tuple[str, ...]) -> Transform:
 def _group(
     candidates: list[Row], rewards: Rewards, labels: Labels, prompt_id: str
 ) -> tuple[Row | None, dict[str, int]]:
-    """Return the group's row, or None if it has no pair, and its counts."""
+    """Return the group's row, or None if nothing is learned from it, and its counts."""
     values = [rewards[row["prompt_id"], row["candidate"]] for row in candidates]
     scored = [
         Scored(row["candidate"], tuple(row["completion_ids"]), value)
@@ -195,7 +225,7 @@ def _group(
     draws = Draws(labels.seed, labels.round_index, prompt_id)
     built = build_pairs(scored, labels.pairs, draws, labels.matches)
     counts = {**built.counts, "pairs": len(built.pairs), "soft_labels": len(built.pairs)}
-    if not built.pairs:
+    if not built.pairs and not (labels.samples and candidates):
         return None, {**counts, "rankings": 0}
     row = preference_row(
         candidates,
@@ -203,15 +233,23 @@ def _group(
         built.probabilities,
         rewards=values,
         ranking=built.ranking,
-        weight=pair_weight(len(built.pairs), labels.pairs.weighting),
+        weight=pair_weight(len(built.pairs), labels.pairs.weighting) if built.pairs else 1.0,
     )
-    return row, counts
+    return sampled_row(row, candidates) if labels.samples else row, counts
 
 
-def _empty(candidate: Row) -> Row:
+def _why_refused(candidate: Row, samples: bool) -> str | None:
+    if not candidate["completion_ids"]:
+        return "the completion has no tokens"
+    if samples and candidate["sampler_token_logps"] is None:
+        return "the sampler gave no log-probs, which the objective learns from"
+    return None
+
+
+def _refused(candidate: Row, reason: str) -> Row:
     return {
         "stage": STAGE_NAME,
         "id": candidate_id(candidate),
-        "reason": "the completion has no tokens",
+        "reason": reason,
         "row": json.dumps(candidate, ensure_ascii=False),
     }

@@ -23,6 +23,7 @@ from raydpo.core.progress import logger
 from raydpo.core.run import PartResult, Stage, read_part
 from raydpo.core.storage import canonical_json
 from raydpo.core.tables import Row
+from raydpo.labeling.groups import sample_counts
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def training_groups_stage(
     return Stage(
         place=place,
         name="training_groups",
-        table="preferences",
+        table=own.manifest["table"],
         inputs={
             "preferences": own.fingerprint,
             **{f"round {r}": table.fingerprint for r, table in pool.items()},
@@ -158,6 +159,7 @@ def _kinds_of_labels(rows: list[Row]) -> dict[str, int]:
         "pairs": len(pairs),
         "soft_labels": sum(pair["probability"] is not None for pair in pairs),
         "rankings": sum(row["ranking"] is not None for row in rows),
+        **(sample_counts(rows) if any("sampler_token_logps" in row for row in rows) else {}),
     }
 
 

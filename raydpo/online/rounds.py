@@ -188,7 +188,7 @@ class _Rounds:
             next_sample = beside.submit(self._sample, index + 1, prompts, state, Ledger())
         else:
             next_sample = None
-        trained = self._train(stages, groups, reference, ledger)
+        trained = self._train(stages, groups, reference, candidates, ledger)
         # A round that was finished before may have been the last one.
         state.workers = None if folder.exists(ROUND_FILE) else self._early_workers(index + 1)
         if next_sample is not None:
@@ -301,7 +301,12 @@ class _Rounds:
             return reference
 
     def _train(
-        self, stages: Round, groups: Table, reference: Table | None, ledger: Ledger
+        self,
+        stages: Round,
+        groups: Table,
+        reference: Table | None,
+        candidates: Table,
+        ledger: Ledger,
     ) -> ModelConfig:
         """Train, and separate the time of the steps from the start-up around them."""
         pool = self.engines.current
@@ -310,7 +315,7 @@ class _Rounds:
         folder = stages.folder.child("policy")
         before = read_metrics(folder)  # steps of a stopped run took no time from this one
         with ledger.of("training start-up"):
-            trained = stages.train(groups, reference)
+            trained = stages.train(groups, reference, candidates)
         steps = [row["step_seconds"] for row in read_metrics(folder) if row not in before]
         ledger.move(sum(steps), "training start-up", "training")
         return trained

@@ -142,7 +142,10 @@ class _Walk:
         assert labeling is not None
         scores = self._scores(candidates, labeling)
         return self._look(
-            "preferences", lambda place: preferences_stage(place, candidates, scores, labeling)
+            "preferences",
+            lambda place: preferences_stage(
+                place, candidates, scores, labeling, config.trains_on_samples
+            ),
         )
 
     def _candidates(self) -> Table:

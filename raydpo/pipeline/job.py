@@ -220,7 +220,7 @@ def _run_stages(stages: Round, until: str, sampled: Callable[[], None]) -> Round
     if last < STAGES.index("training"):
         return RoundResult(stages.folder, preferences)
     stages.verify(preferences, reference)
-    policy = stages.train(preferences, reference)
+    policy = stages.train(preferences, reference, candidates)
     if last < STAGES.index("evaluation") or stages.config.evaluation is None:
         return RoundResult(stages.folder, preferences, policy)
     metrics = stages.evaluate(preferences, reference, policy)

@@ -6,6 +6,7 @@ the stages once; `online/rounds.py` runs them round after round.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,16 @@ from raydpo.labeling.people import preferences_of_people
 from raydpo.labeling.preferences import finish_preferences, preferences_work
 from raydpo.labeling.self_play import self_play_preferences
 from raydpo.labeling.stage import scoring_work
-from raydpo.models.loading import adapter_base
+from raydpo.models.loading import adapter_base, weights_fingerprint
 from raydpo.plan import stages_can_stream
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.prompts.stage import run_prompts_stage
-from raydpo.reference.agreement import Agreement, agreement_in, sampler_tolerance
+from raydpo.reference.agreement import (
+    Agreement,
+    agreement_in,
+    check_ratios,
+    sampler_tolerance,
+)
 from raydpo.reference.stage import (
     reference_work,
     sampler_agreement,
@@ -45,7 +51,7 @@ from raydpo.reference.stage import (
 from raydpo.sampling.pool import EnginePool
 from raydpo.sampling.stage import sampling_work
 from raydpo.training.metrics_log import read_metrics
-from raydpo.training.ray_worker import Publish
+from raydpo.training.ray_worker import CheckRatios, Publish
 from raydpo.training.split import is_heldout
 from raydpo.training.stage import train_policy
 from raydpo.training.workers import EarlyWorkers
@@ -183,7 +189,8 @@ class Round:
         return scoring_work([Target(self.place("scores"), candidates)], labeling.reward)
 
     def _preferences(self, candidates: Table, scores: Table, labeling: LabelingConfig) -> PartWork:
-        return preferences_work(self.place("preferences"), candidates, scores, labeling)
+        samples = self.config.trains_on_samples
+        return preferences_work(self.place("preferences"), candidates, scores, labeling, samples)
 
     def self_play(self, candidates: Table, examples: Table) -> Table:
         """Make preferences for the data's completions over the policy's own."""
@@ -269,8 +276,14 @@ class Round:
             scorer = self._reference_model(), self.config.reference
             verify_reference(self.place("reference"), preferences, reference, *scorer)
 
-    def train(self, preferences: Table, reference: Table | None) -> ModelConfig:
-        """Train the policy on the preferences, and return it."""
+    def train(
+        self, preferences: Table, reference: Table | None, candidates: Table | None = None
+    ) -> ModelConfig:
+        """Train the policy on the preferences, and return it.
+
+        If this policy sampled all of `candidates`, and they are all that is trained on, step 0
+        compares its log-probs with the sampler's.
+        """
         return train_policy(
             self.config,
             self.place("policy"),
@@ -278,7 +291,19 @@ class Round:
             reference,
             workers=self.workers,
             publish=self.publish,
+            check_ratios=self._ratio_check(preferences, candidates),
         )
+
+    def _ratio_check(self, preferences: Table, candidates: Table | None) -> CheckRatios | None:
+        config = self.config
+        if candidates is None or not config.trains_on_samples:
+            return None
+        sampler = candidates.manifest["inputs"].get("policy")
+        replayed = preferences.manifest["counts"].get("replayed", 0)
+        if replayed or sampler != weights_fingerprint(config.model):
+            return None  # with replay and with lookahead another policy sampled
+        tolerance = sampler_tolerance(config.model, config.sampling.engines)
+        return functools.partial(check_ratios, tolerance, config.model.path)
 
     def evaluate(
         self, preferences: Table, reference: Table | None, policy: ModelConfig
@@ -311,7 +336,7 @@ class Round:
         stage = Stage(
             self.place("heldout"),
             "heldout",
-            "preferences",
+            preferences.manifest["table"],
             {"preferences": preferences.fingerprint},
             {"heldout_fraction": fraction, "seed": self.config.seed},
         )

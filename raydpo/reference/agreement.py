@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from raydpo.config.base import ROUNDING_NATS
 from raydpo.config.job import EnginesConfig, ModelConfig
-from raydpo.core.errors import EngineError
+from raydpo.core.errors import EngineError, NumericsError
 
 #: The mean over very many tokens may differ by this share of one token's tolerance.
 _MEAN_SHARE: Final = 0.2
@@ -129,6 +129,34 @@ def check_agreement(found: Agreement, tolerance: Tolerance, what: str) -> None:
         "transformers those of its index); where both load the same, vLLM computes this "
         "architecture otherwise: set sampling.engines.dtype, or a larger "
         "sampling.engines.probe_tolerance",
+    )
+
+
+def check_ratios(
+    tolerance: Tolerance, what: str, tokens: int, total_nats: float, largest_nats: float
+) -> None:
+    """Refuse to train on log-probs of the sampler that are not those of the policy at step 0.
+
+    Args:
+        tolerance: the differences that are allowed.
+        what: the model, for the message.
+        tokens: how many were compared.
+        total_nats: sum of the absolute differences.
+        largest_nats: the largest of them.
+
+    Raises:
+        NumericsError: the mean or the largest difference is above the tolerance.
+    """
+    found = Agreement(tokens, total_nats, largest_nats)
+    mean_limit = tolerance.mean_nats(tokens)
+    if found.mean_nats <= mean_limit and largest_nats <= tolerance.largest_nats:
+        return
+    raise NumericsError(
+        f"before the first update the policy's log-probs differ from its sampler's: {found}",
+        f"the model {what!r} sampled these completions, so the ratio of policy and sampler is 1: in "
+        f"{tolerance.dtype} the mean difference is within {mean_limit:.2g} nats",
+        "sampler and trainer compute this model otherwise: set sampling.engines.dtype or "
+        "model.precision alike, or a larger sampling.engines.probe_tolerance",
     )
 
 

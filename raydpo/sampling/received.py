@@ -77,10 +77,18 @@ class Receiver:
             text = str(item["text"])
             ids = self._tokenized(prompt_ids, text, finish)
             self._check(prompt_ids, ids, finish)
-            return Completion(ids, None, finish, text)
+            return self._with_logprobs(Completion(ids, None, finish, text))
         ids: list[int] = item["token_ids"]
         self._check(prompt_ids, ids, finish)
-        return Completion(ids, item.get("logprobs"), finish, self._text(prompt_ids, ids, finish))
+        text = self._text(prompt_ids, ids, finish)
+        return self._with_logprobs(Completion(ids, item.get("logprobs"), finish, text))
+
+    def _with_logprobs(self, completion: Completion) -> Completion:
+        function = self.sampling.function
+        owed = function is not None and function.returns_logprobs
+        if owed and completion.token_logps is None:
+            raise _Unusable("has no `logprobs`, and sampling.function.returns_logprobs is true")
+        return completion
 
     def _tokenized(self, prompt_ids: list[int], text: str, finish: str) -> list[int]:
         """The ids of a text, with the end token if it was finished."""

@@ -147,7 +147,7 @@ class RoundAgain:
             return Planned(self.stages.existing_preferences, stage)
         tables = self.table("candidates"), self.table("scores")
         labeling = section(config.labeling, "labeling", self.run)
-        stage = preferences_stage(place, *tables, labeling)
+        stage = preferences_stage(place, *tables, labeling, config.trains_on_samples)
         return Planned(partial(self.stages.preferences, *tables, labeling), stage)
 
     def _of_people(self) -> Planned:

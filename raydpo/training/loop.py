@@ -44,6 +44,10 @@ def _ignored(_: str) -> None:
     """Ignore a report of progress if nobody watches."""
 
 
+def _ignored_ratios(tokens: int, total_nats: float, largest_nats: float) -> None:
+    """Ignore how far policy and sampler differ if another policy sampled."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A failed step, described for inspection.
@@ -71,6 +75,9 @@ class Hooks:
             it.
         first_step: called on every rank before the first update with the largest logratio of a
             token over all ranks.
+        first_ratios: called on every rank before the first update, if the data have log-probs of
+            the sampler, with the number of tokens over all ranks, and the sum and the maximum of
+            the absolute differences between policy and sampler, in nats.
         failed: called before a non-finite loss stops the run.
         moving: called on every rank with a description of each next action.
     """
@@ -80,6 +87,7 @@ class Hooks:
     first_step: Callable[[float], None]
     failed: Callable[[Failure], None]
     moving: Callable[[str], None] = _ignored
+    first_ratios: Callable[[int, float, float], None] = _ignored_ratios
 
 
 def train(
@@ -243,7 +251,7 @@ class Step:
         """Run backward passes over this rank's micro-batches."""
         batches = self._micro_batches(groups)
         passes: list[_Done] = []
-        largest = 0.0
+        largest, ratios = 0.0, _FirstRatios()
         for number, (numbers, counts) in enumerate(batches):
             self.hooks.moving(f"step {step + 1}, pass {number + 1} of {len(batches)}")
             shown = [objective.view(self.data[g]) for g in numbers]
@@ -255,10 +263,18 @@ class Step:
                 (loss * (self.world.size / normalizer if counts else 0.0)).backward()
             if step == 0:
                 largest = max(largest, _largest_logratio(outputs.logps, batch))
+                ratios = ratios.with_batch(outputs.logps, batch) if counts else ratios
             passes.append(_Done(numbers, counts, {"loss": loss.detach(), **metrics}))
         if step == 0:
             self.hooks.first_step(self.world.max(largest))
+            self._say_ratios(ratios)
         return passes
+
+    def _say_ratios(self, own: _FirstRatios) -> None:
+        tokens, total = self.world.sum([float(own.tokens), own.total_nats])
+        largest = self.world.max(own.largest_nats)
+        if tokens:
+            self.hooks.first_ratios(int(tokens), total, largest)
 
     def _reduced(self, passes: list[_Done], normalizer: float) -> Metrics:
         """Return means over the global batch, whichever rank a micro-batch was on."""
@@ -306,6 +322,26 @@ class Step:
             "it is finite; nothing was updated and no checkpoint was written",
             f"look at the step's groups (first: {suspects[:3]}), lower learning_rate, "
             "or set max_grad_norm",
+        )
+
+
+@dataclass(frozen=True)
+class _FirstRatios:
+    """How far policy and sampler differ: number of tokens, sum and maximum, in nats."""
+
+    tokens: int = 0
+    total_nats: float = 0.0
+    largest_nats: float = 0.0
+
+    def with_batch(self, logps: torch.Tensor, batch: MicroBatch) -> _FirstRatios:
+        """Return it with the tokens of a micro-batch; the same without log-probs of a sampler."""
+        if batch.sampler_token_logps is None:
+            return self
+        apart = (logps.detach() - batch.sampler_token_logps).abs()
+        return _FirstRatios(
+            self.tokens + len(apart),
+            self.total_nats + apart.double().sum().item(),
+            max(self.largest_nats, apart.max().item()),
         )
 
 

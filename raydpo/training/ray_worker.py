@@ -74,6 +74,9 @@ EXPORT_FILE: Final = "export.json"
 #: A function called with a model's folder and this worker's device; it raises nothing.
 Publish = Callable[[Path, torch.device], object]
 
+#: A function called with tokens, and the sum and the maximum of differences in nats.
+CheckRatios = Callable[[int, float, float], None]
+
 #: A folder inside the stage's folder.
 CHECKPOINTS: Final = "checkpoints"
 
@@ -96,6 +99,9 @@ class TrainJob:
             show logratios of 0.
         what: the stage and round, for the log.
         search: folders to search for a user's own loss, after Python's own.
+        check_ratios: called before the first update, if this very model sampled all completions,
+            with the number of tokens, and the sum and the maximum of the absolute differences
+            between its log-probs and the sampler's, in nats; raises NumericsError.
         publish: called by rank 0, during the upload, with the exported model's folder on its own
             disk.
     """
@@ -112,6 +118,7 @@ class TrainJob:
     what: str
     search: tuple[str, ...] = ()
     publish: Publish | None = None
+    check_ratios: CheckRatios | None = None
 
     @property
     def trains_reward_model(self) -> bool:
@@ -218,6 +225,7 @@ def _train_and_export(
         first_step=first_step_check(job),
         failed=_failure_hook(job, world),
         moving=beat.move,
+        first_ratios=job.check_ratios or _ignore_ratios,
     )
     wrapped = train(module, data, _objective(job), job.settings, plan, world, hooks, resume_from)
     beat.move("probe")
@@ -289,6 +297,10 @@ def _metrics_log(job: TrainJob, plan: Plan, start: int) -> MetricsLog:
 
 def _ignore_step(step: int, metrics: Metrics) -> None:
     """Ignore a step: ranks other than 0 keep no log, because metrics are equal on all ranks."""
+
+
+def _ignore_ratios(tokens: int, total_nats: float, largest_nats: float) -> None:
+    """Ignore how far policy and sampler differ: another policy sampled, or none."""
 
 
 def _checkpoint_hook(

@@ -40,7 +40,14 @@ from raydpo.plan import workers_can_wait
 from raydpo.training.checkpoint_files import last_whole_step
 from raydpo.training.export import ADAPTER, MODEL
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
-from raydpo.training.ray_worker import CHECKPOINTS, ERROR_FILE, EXPORT_FILE, Publish, TrainJob
+from raydpo.training.ray_worker import (
+    CHECKPOINTS,
+    ERROR_FILE,
+    EXPORT_FILE,
+    CheckRatios,
+    Publish,
+    TrainJob,
+)
 from raydpo.training.reported_steps import reported_steps
 from raydpo.training.watchdog import stacks_in
 from raydpo.training.workers import EarlyWorkers, as_holder, count, fit
@@ -72,6 +79,7 @@ def train_policy(
     reference: Table | None,
     workers: EarlyWorkers | None = None,
     publish: Publish | None = None,
+    check_ratios: CheckRatios | None = None,
 ) -> ModelConfig:
     """Train the policy on preference groups, and return its location.
 
@@ -83,6 +91,7 @@ def train_policy(
         workers: those of `early_workers`; without them, workers start once there is something to
             do.
         publish: takes the trained model from the worker that exports it, before the stage ends.
+        check_ratios: refuses log-probs of the sampler that differ from the policy's at step 0.
 
     Raises:
         NumericsError: step 0 shows nonzero logratios, or a loss is not finite.
@@ -107,6 +116,7 @@ def train_policy(
         what=place.label,
         search=search_path(),
         publish=publish,
+        check_ratios=check_ratios,
     )
     return _run(job, policy_stage(config, place, preferences, reference), workers)
 

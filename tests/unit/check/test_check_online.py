@@ -73,6 +73,13 @@ def test_limits_on_held_out_numbers_need_an_evaluation() -> None:
     check_sections_of_rounds(job(online={"stopping": {"max_displacement_nats": 2}}))
 
 
+def test_a_policy_gradient_has_no_chosen_completions_to_be_displaced() -> None:
+    online = {"stopping": {"max_displacement_nats": 2}}
+    with pytest.raises(ConfigError, match="max_displacement_nats 2 with objective"):
+        check_sections_of_rounds(job(online=online, training={"objective": "policy_gradient"}))
+    check_sections_of_rounds(job(training={"objective": "policy_gradient"}))
+
+
 def test_self_play_takes_the_data_of_sft_and_nothing_else() -> None:
     sft = {"data": "chat.jsonl"}
     online = {"pairs": "self_play", "reference": "previous"}

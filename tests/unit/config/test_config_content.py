@@ -63,7 +63,10 @@ def test_fields_count_unless_they_are_marked() -> None:
 
 
 def table(name: str) -> Table:
-    return Table(FOLDER.child(name), {"fingerprint": f"content of {name}", "inputs": {}})
+    return Table(
+        FOLDER.child(name),
+        {"fingerprint": f"content of {name}", "inputs": {}, "table": "preferences"},
+    )
 
 
 def job(**sections: object) -> Config:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from raydpo.check.job import check
 from raydpo.config.fit import check_config_fits, check_counts_fit
 from raydpo.config.job import Config
-from raydpo.core.errors import ConfigError
+from raydpo.core.errors import ConfigError, DataError
 
 REWARD = {"reward": {"function": "a.b:c"}}
 PAIR_COUNTS = {"input": 4, "pairs": 4, "rankings": 4, "soft_labels": 0}
@@ -121,3 +122,63 @@ def test_the_check_says_it_and_shows_unpaired_data(tiny_model: Path, tmp_path: P
     assert "  undesirable (in the table below):" in fits.lines
     (problem,) = report("dpo").problems
     assert "dpo learns from pairs" in str(problem)
+
+
+POLICY_GRADIENT = {"name": "policy_gradient"}
+
+
+def sampled(**changes: Any) -> Config:
+    """A job that samples, scores and trains by policy gradient; changes by dotted path."""
+    values = job(POLICY_GRADIENT, labeling=REWARD).model_dump(mode="json", exclude_unset=True)
+    for path, value in changes.items():
+        *sections, name = path.split("__")
+        inner = values
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return Config.model_validate(values)
+
+
+def test_policy_gradient_fits_a_job_that_samples_and_scores() -> None:
+    check_config_fits(sampled())
+    check_config_fits(sampled(sampling__function={"path": "a.b:c", "returns_logprobs": True}))
+    check_config_fits(sampled(sampling__candidates=1, training__objective__advantages="batch_mean"))
+    check_counts_fit(sampled(), {"output": 3, "samples": 9, "groups_with_equal_rewards": 2})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (job(POLICY_GRADIENT, "auto"), "existing `preferences`"),
+        (job(POLICY_GRADIENT), "no reward in `labeling`"),
+        (job(POLICY_GRADIENT, labeling={"people": {}}), "no reward in `labeling`"),
+        (sampled(sampling__temperature=0.7), "sampling.temperature 0.7"),
+        (sampled(sampling__temperature=0.0), "sampling.temperature 0.0"),
+        (sampled(sampling__top_p=0.9), "sampling.top_p 0.9"),
+        (sampled(sampling__top_k=5), "sampling.top_k 5"),
+        (sampled(sampling__min_completion_tokens=2), "sampling.min_completion_tokens 2"),
+        (sampled(sampling__candidates=1), "sampling.candidates 1"),
+        (sampled(sampling__function="a.b:c"), "the sampler function 'a.b:c'"),
+        (sampled(labeling__pairs={"flip_rate": 0.1}), "labeling.pairs.flip_rate 0.1"),
+        (sampled(labeling__pairs={"labels": "bradley_terry"}), "labeling.pairs.labels"),
+    ],
+)
+def test_policy_gradient_refuses_what_it_cannot_learn_from(config: Config, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config_fits(config)
+    assert message in str(caught.value)
+
+
+def test_policy_gradient_stands_alone_and_keeps_no_checkpoints_by_pairs() -> None:
+    terms = {"name": "sum", "terms": [{"objective": "dpo"}, {"objective": POLICY_GRADIENT}]}
+    with pytest.raises(ValidationError, match="stands alone"):
+        job(terms, labeling=REWARD)
+    with pytest.raises(ValidationError, match="keep_best_by 'rewards/margins'"):
+        sampled(training__keep_best_by="rewards/margins")
+
+
+def test_samples_whose_rewards_are_equal_for_each_prompt_are_refused() -> None:
+    counts = {"output": 3, "samples": 9, "groups_with_equal_rewards": 3}
+    with pytest.raises(DataError, match="each of the 3 prompts have the same reward"):
+        check_counts_fit(sampled(), counts)
+    check_counts_fit(sampled(training__objective__advantages="batch_mean"), counts)

@@ -8,13 +8,15 @@ import pytest
 
 from raydpo.config.job import PairsConfig
 from raydpo.core.errors import DataError
-from raydpo.core.tables import PREFERENCES, table_from_rows
-from raydpo.labeling.groups import refuse_zero_pairs
+from raydpo.core.tables import PREFERENCES, SAMPLED_PREFERENCES, table_from_rows
+from raydpo.labeling.groups import refuse_zero_pairs, refuse_zero_samples
 from raydpo.labeling.preferences import Labels, combined_rewards, label_part
 
 
-def labels(weights=None, **pairs) -> Labels:
-    return Labels(PairsConfig(**pairs), weights or {"s": 1.0}, seed=0, round_index=0)
+def labels(weights=None, samples=False, **pairs) -> Labels:
+    return Labels(
+        PairsConfig(**pairs), weights or {"s": 1.0}, seed=0, round_index=0, samples=samples
+    )
 
 
 def scores_of(candidates, values, scorer="s"):
@@ -94,12 +96,53 @@ def test_groups_without_pairs_are_dropped_and_counted(make_candidate):
     assert result.counts["ties"] == 1
 
 
-def test_every_candidate_is_accounted_for(make_candidate):
+def test_for_samples_every_prompt_with_a_reward_stays_with_the_samplers_logps(make_candidate):
+    candidates = [make_candidate(f"p{i}", k) for i in range(4) for k in range(2)]
+    candidates[3]["sampler_token_logps"] = [-2.0, -3.0]
+    values = [1.0, 1.0, 1.0, 2.0, 3.0, None, None, None]
+    settings = labels(samples=True, weighting="group")
+    result = label_part(settings, candidates, scores_of(candidates, values))
+    table_from_rows(result.rows, SAMPLED_PREFERENCES)
+    equal, other, alone = result.rows
+    assert [row["group_id"] for row in result.rows] == ["p0", "p1", "p2"]
+    assert [row["rewards"] for row in result.rows] == [[1.0, 1.0], [1.0, 2.0], [3.0]]
+    assert [len(row["pairs"]) for row in result.rows] == [0, 1, 0]
+    assert other["sampler_token_logps"] == [[-0.5, -0.25], [-2.0, -3.0]]
+    assert len(equal["sampler_token_logps"]) == 2
+    assert alone["sampler_token_logps"] == [[-0.5, -0.25]]
+    assert result.counts["samples"] == 5
+    assert result.counts["groups_with_equal_rewards"] == 2
+    assert result.counts["groups_without_pairs"] == 1
+
+
+def test_a_sample_without_the_samplers_logps_is_quarantined(make_candidate):
+    candidates = [make_candidate("p", k) for k in range(3)]
+    candidates[1]["sampler_token_logps"] = None
+    result = label_part(labels(samples=True), candidates, scores_of(candidates, [1.0, 2.0, 3.0]))
+    ((refused, reason),) = [(row["id"], row["reason"]) for row in result.quarantined]
+    assert refused == "p/1"
+    assert "the sampler gave no log-probs" in reason
+    assert result.rows[0]["rewards"] == [1.0, 3.0]
+
+
+def test_a_table_without_any_sample_is_refused(make_candidate, make_table):
+    candidates = [make_candidate("p", k) for k in range(2)]
+    result = label_part(labels(samples=True), candidates, [])
+    table = make_table("sampled_preferences", [result.rows])
+    table.manifest["counts"].update(result.counts)
+    with pytest.raises(DataError, match="no completion with a reward at all"):
+        refuse_zero_samples(table)
+    assert not table.folder.exists("manifest.json")
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_every_candidate_is_accounted_for(make_candidate, samples):
     candidates = [make_candidate(f"p{i}", k) for i in range(12) for k in range(4)]
     for row in candidates[::7]:
         row["completion_ids"] = []
     values = [None if i % 5 == 0 else float(i % 3) for i in range(48)]
-    result = label_part(labels(min_margin=0.5), candidates, scores_of(candidates, values))
+    settings = labels(samples=samples, min_margin=0.5)
+    result = label_part(settings, candidates, scores_of(candidates, values))
     in_groups = sum(len(row["completions"]) for row in result.rows)
     counts = result.counts
     assert in_groups > 0

@@ -25,16 +25,18 @@ def make_preferences(tmp_path: Path) -> MakeTable:
     """A table of groups of its own folder, whose spreads are the numbers given."""
     from raydpo.core.run import PartResult, Stage, commit, open_stage, write_part
 
-    def make(name: str, spreads: list[float | None]) -> Table:
+    def make(name: str, spreads: list[float | None], sampled: bool = False) -> Table:
         stage = Stage(
             Place(folder_of(str(tmp_path / name)), "test"),
             "preferences",
-            "preferences",
+            "sampled_preferences" if sampled else "preferences",
             {"n": name},
             {},
         )
         open_stage(stage)
         rows = [group(f"{name}-{i}", spread) for i, spread in enumerate(spreads)]
+        logps = {"sampler_token_logps": [[-1.0], [-float(len(name))]]} if sampled else {}
+        rows = [{**row, **logps} for row in rows]
         for index, start in enumerate(range(0, len(rows), 4)):
             write_part(stage, index, PartResult(rows[start : start + 4]))
         return Table(stage.folder, commit(stage, {"input": len(rows)}))
@@ -92,6 +94,19 @@ def test_replayed_groups_have_their_share_their_age_and_their_rounds_name(
     )
     both = mixed(tmp_path, own, earlier, older, folder=folder_of(str(tmp_path / "older")))
     assert {name.split("@")[1] for name in ids(both)[6:]} == {"round-000", "round-001"}
+
+
+def test_replayed_samples_keep_the_logps_of_the_policy_that_sampled_them(
+    tmp_path, make_preferences
+) -> None:
+    own = make_preferences("own", [1.0, 0.0, 1.0], sampled=True)
+    earlier = {1: make_preferences("older", [1.0] * 3, sampled=True)}
+    online = OnlineConfig.model_validate({"replay": {"share": 0.5}})
+    table = mixed(tmp_path, own, earlier, online)
+    rows = list(read_rows(table.folder, table.manifest))
+    assert [row["sampler_token_logps"][1] for row in rows] == [[-3.0]] * 3 + [[-5.0]] * 3
+    assert table.manifest["counts"]["samples"] == 12
+    assert table.manifest["counts"]["groups_with_equal_rewards"] == 1
 
 
 def test_the_replayed_groups_are_a_function_of_seed_and_round(tmp_path, make_preferences) -> None:

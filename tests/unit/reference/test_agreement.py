@@ -7,8 +7,14 @@ import math
 import pytest
 
 from raydpo.config.job import EnginesConfig, ModelConfig
-from raydpo.core.errors import EngineError
-from raydpo.reference.agreement import Agreement, check_agreement, compare_logps, sampler_tolerance
+from raydpo.core.errors import EngineError, NumericsError
+from raydpo.reference.agreement import (
+    Agreement,
+    check_agreement,
+    check_ratios,
+    compare_logps,
+    sampler_tolerance,
+)
 
 FLOAT32 = ModelConfig(path="m")
 BFLOAT16 = ModelConfig(path="m", precision="bfloat16")
@@ -67,3 +73,14 @@ def test_both_the_mean_and_a_single_token_are_held() -> None:
     check_agreement(Agreement(1000, 50.0, 1.5), in_half, "the model 'm'")
     with pytest.raises(EngineError, match=r"mean difference 0\.06"):
         check_agreement(Agreement(1000, 60.0, 0.1), in_half, "the model 'm'")
+
+
+def test_a_policy_trains_on_samples_only_if_step_zero_gives_them_their_sampler_logps() -> None:
+    tolerance = sampler_tolerance(FLOAT32, EnginesConfig())
+    check_ratios(tolerance, "m", 1000, 0.2, 9e-3)
+    with pytest.raises(NumericsError, match=r"mean difference 0\.34 nats a token") as raised:
+        check_ratios(tolerance, "m", 1000, 340.0, 0.9)
+    assert "the model 'm' sampled these completions" in raised.value.rule
+    with pytest.raises(NumericsError, match=r"largest 0\.011"):
+        check_ratios(tolerance, "m", 1000, 0.011, 0.011)
+    check_ratios(sampler_tolerance(BFLOAT16, EnginesConfig()), "m", 1000, 50.0, 1.5)

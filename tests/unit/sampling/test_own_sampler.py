@@ -149,6 +149,10 @@ def received(tiny_model: Path) -> Any:
     return check
 
 
+#: A sampler function that says that it gives log-probs.
+OWES = {"path": "a.b:c", "returns_logprobs": True}
+
+
 def ids(text: str, tiny_model: Path) -> list[int]:
     from raydpo.models.loading import load_tokenizer
 
@@ -191,6 +195,8 @@ def test_ids_keep_what_ended_them_and_the_text_does_not(received: Any, tiny_mode
         ({"token_ids": [], "finish_reason": "length"}, {}, "has no tokens"),
         ({"token_ids": [1, 5], "finish_reason": "length"}, {}, "begins with the token that begins"),
         ({"text": "x", "finish_reason": "stop"}, {"stop": ("zz",)}, "return token_ids, which show"),
+        ({"text": " good", "finish_reason": "length"}, {"function": OWES}, "has no `logprobs`"),
+        ({"token_ids": [5, 2], "finish_reason": "stop"}, {"function": OWES}, "has no `logprobs`"),
     ],
 )
 def test_a_completion_that_no_model_made_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,24 @@ def test_policy_gradient_where_the_policy_sampled_has_ratios_of_one() -> None:
     assert metrics["kl"] > 0.01
     flat = [v for row in sampled_rows() for own in row["sampler_token_logps"] for v in own]
     assert metrics["entropy"] == pytest.approx(-np.mean(flat), rel=1e-5)
+
+
+def test_before_the_first_update_policy_and_sampler_are_compared_on_every_token() -> None:
+    step = step_of({"name": "policy_gradient", "beta": 0.0}, 50)
+    found: list[tuple[int, float, float]] = []
+    hooks = replace(step.hooks, first_ratios=lambda *values: found.append(values))
+    step = replace(step, hooks=hooks)
+    step(0)
+    step(1)
+    ((tokens, total, largest),) = found
+    assert tokens == sum(len(ids) for row in sampled_rows() for ids in row["completions"])
+    assert total < 1e-6 * tokens
+    assert 0 < largest < 1e-5
+    other = replace(step, module=TokenLogps(make_model(seed=3)), shared=False)
+    other(0)
+    assert found[-1][0] == tokens
+    assert found[-1][1] > 0.01 * tokens
+    assert found[-1][2] > found[-1][1] / tokens
 
 
 def test_kto_metrics_are_means_over_each_side() -> None:
