@@ -9,3 +9,12 @@ def count_e(prompts: list[str], completions: list[str]) -> list[float]:
 def constant(prompts: list[str], completions: list[str]) -> list[float]:
     """Every completion is as good as every other."""
     return [1.0 for _ in completions]
+
+
+def count_e_of_some(prompts: list[str], completions: list[str]) -> list[float]:
+    """`count_e`, but all completions of prompts that end with 0 or 1 are rewarded alike."""
+    values = count_e(prompts, completions)
+    return [
+        0.25 if prompt.endswith(("0", "1")) else value
+        for prompt, value in zip(prompts, values, strict=True)
+    ]
