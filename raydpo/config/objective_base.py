@@ -72,6 +72,13 @@ class ReferenceFreeObjective(ObjectiveSection):
         return False
 
 
+class LikelihoodObjective(ReferenceFreeObjective):
+    """What both objectives on likelihoods alone have in common."""
+
+    length: Literal["sum", "mean"] = "sum"
+    """How a completion's log-prob is formed: `sum` over its tokens, or `mean` per token."""
+
+
 class ReferenceObjective(ObjectiveSection):
     """An objective that compares the policy with the reference."""
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raydpo.config.base import NonNegativeFloat, OwnFunction, PositiveFloat, Section
+from raydpo.config.base import Fraction, NonNegativeFloat, OwnFunction, PositiveFloat, Section
 from raydpo.config.objective_base import (
     CringeObjective,
+    LikelihoodObjective,
     LogratioObjective,
     RankingObjective,
     ReferenceFreeObjective,
@@ -272,6 +273,26 @@ class OrpoObjective(ReferenceFreeObjective):
     """Weight of the odds-ratio term: the paper's lambda."""
 
 
+class PreferredSftObjective(LikelihoodObjective):
+    """Preferred-FT: cross-entropy on the chosen completions alone (arXiv:2305.18290, section 6)."""
+
+    name: Literal["preferred_sft"]
+    """The objective."""
+
+
+class UnlikelihoodObjective(LikelihoodObjective):
+    """Chosen more likely, rejected less, without a bound (arXiv:2305.18290, section 6; after arXiv:1908.04319).
+
+    It is there to compare with: it degenerates, because nothing limits how unlikely rejected
+    completions become.
+    """
+
+    name: Literal["unlikelihood"]
+    """The objective."""
+    alpha: Fraction = 0.5
+    """Weight of the rejected completion's log-prob."""
+
+
 class KtoObjective(ReferenceObjective):
     """Kahneman-Tversky optimization (arXiv:2402.01306), on unpaired data."""
 
@@ -332,6 +353,8 @@ SingleObjective = Annotated[
     | PairwiseCringeObjective
     | SimpoObjective
     | OrpoObjective
+    | PreferredSftObjective
+    | UnlikelihoodObjective
     | KtoObjective
     | RewardModelObjective
     | PolicyGradientObjective

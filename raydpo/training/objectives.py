@@ -21,7 +21,12 @@ from raydpo.training.groups import Group, GroupSizes
 from raydpo.training.head import HeadRequest, TokenOutputs
 from raydpo.training.losses.anchors import sft_term
 from raydpo.training.measures.cringe import cringe_measure
-from raydpo.training.measures.pairs import logratio_measure, reference_free_measure, tdpo_measure
+from raydpo.training.measures.pairs import (
+    likelihood_measure,
+    logratio_measure,
+    reference_free_measure,
+    tdpo_measure,
+)
 from raydpo.training.measures.policy_gradient import policy_gradient_measure
 from raydpo.training.measures.rankings import ranking_measure
 from raydpo.training.measures.rewards import reward_measure
@@ -169,6 +174,8 @@ def measure_of(settings: sections.SingleObjective, seed: int, known: GlobalBatch
             return tdpo_measure(settings)
         case sections.SimpoObjective() | sections.OrpoObjective():
             return reference_free_measure(settings)
+        case sections.PreferredSftObjective() | sections.UnlikelihoodObjective():
+            return likelihood_measure(settings)
         case sections.PlackettLuceObjective() | sections.BestOfKObjective():
             return ranking_measure(settings)
         case sections.LogratioObjective():

@@ -263,6 +263,23 @@ def _mean_logp_units(
     return units
 
 
+def _likelihoods(section: Section, batch: Batch) -> Iterator[Unit]:
+    """Units of a formula of two log-probs, of which Preferred-FT reads the first."""
+    for _, row, pair in _pairs(batch):
+        c, r = (
+            batch.tokens("logps", row, pair[side], section["length"])
+            for side in ("chosen", "rejected")
+        )
+        logps = _pair_logps(batch, row, pair)
+        margin = logps["logps/chosen"] - logps["logps/rejected"]
+        metrics = {**logps, "logps/margins": margin, "logps/accuracies": mp.mpf(margin > 0)}
+        if section["name"] == "preferred_sft":
+            bound, inputs = formulas.preferred_sft, [c]
+        else:
+            bound, inputs = partial(formulas.unlikelihood, **_knobs(section, "alpha")), [c, r]
+        yield Unit(mp.mpf(pair["weight"]), bound, inputs, (row, pair["chosen"]), metrics)
+
+
 def _bco(section: Section, batch: Batch) -> Iterator[Unit]:
     """The shift is the mean reward of chosen and rejected in the global batch, as a number."""
     beta = mp.mpf(section["beta"])
@@ -494,6 +511,8 @@ UNITS: dict[str, Callable[[Section, Batch], Iterator[Unit]]] = {
     "pairwise_cringe": _cringe,
     "simpo": _mean_logp_units(formulas.simpo, "beta", "beta", "gamma"),
     "orpo": _mean_logp_units(formulas.orpo, "odds_weight", "odds_weight"),
+    "preferred_sft": _likelihoods,
+    "unlikelihood": _likelihoods,
     "kto": _kto,
     "reward_model": _reward_model,
     "policy_gradient": sampled_units,

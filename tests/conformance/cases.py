@@ -326,6 +326,20 @@ CASES = [
         {"odds_weight": 0.1},
     ),
     Case(
+        "preferred_sft",
+        "likelihood.preferred_sft_loss",
+        ("logps",),
+        formulas.preferred_sft,
+    ),
+    Case(
+        "unlikelihood",
+        "likelihood.unlikelihood_loss",
+        ("logps", "logps"),
+        formulas.unlikelihood,
+        {"alpha": 0.3},
+        floor=1,
+    ),
+    Case(
         "kto",
         "kto.kto_loss",
         ("logratio", "flags", "shift"),

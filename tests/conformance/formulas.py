@@ -159,6 +159,14 @@ def simpo(m_c: Number, m_r: Number, beta: Number, gamma: Number) -> Number:
     return -log_sigma(beta * m_c - beta * m_r - gamma)
 
 
+def preferred_sft(m_c: Number) -> Number:
+    return -m_c
+
+
+def unlikelihood(m_c: Number, m_r: Number, alpha: Number) -> Number:
+    return -m_c + alpha * m_r
+
+
 def odds(m: Number) -> Number:
     return mp.exp(m) / (1 - mp.exp(m))
 

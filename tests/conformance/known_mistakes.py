@@ -27,6 +27,26 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         '{"temperature": 0.05}',
     ),
     "orpo: weight ignored": (PAIRS, "odds_weight=settings.odds_weight)", "odds_weight=0.1)"),
+    "unlikelihood: alpha ignored": (
+        PAIRS,
+        "alpha=settings.alpha)\n            return",
+        "alpha=0.5)\n            return",
+    ),
+    "unlikelihood: length ignored": (
+        PAIRS,
+        "pair_sums(outputs.logps, batch, settings.length)",
+        'pair_sums(outputs.logps, batch, "sum")',
+    ),
+    "preferred_sft: rejected for chosen": (
+        PAIRS,
+        "return preferred_sft_loss(chosen)",
+        "return preferred_sft_loss(rejected)",
+    ),
+    "preferred_sft for unlikelihood": (
+        PAIRS,
+        "return partial(_measure_likelihoods, settings, loss)",
+        "return partial(_measure_likelihoods, settings, _of_chosen)",
+    ),
     "tdpo2: alpha ignored": (PAIRS, "alpha=settings.alpha)\n    else", "alpha=0.5)\n    else"),
     "tdpo: KLs exchanged": (PAIRS, "chosen_kl, rejected_kl = ", "rejected_kl, chosen_kl = "),
     "tdpo2 as tdpo1": (

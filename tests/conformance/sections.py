@@ -48,6 +48,8 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     },
     "simpo": {"beta": [2.0, 0.7], "gamma": [0.5, 1.2], **SFT},
     "orpo": {"odds_weight": [0.4, 1.1], **SFT},
+    "preferred_sft": {"length": ["sum", "mean"], **SFT},
+    "unlikelihood": {"alpha": [0.5, 0.2], "length": ["sum", "mean"], **SFT},
     "kto": {"desirable_weight": [1.3, 0.6], "undesirable_weight": [0.8, 2.1], **BETA, **SFT},
     "reward_model": {"learns_from": ["pairs", "rankings"], "sft_weight": [0.0]},
     "policy_gradient": {

@@ -22,12 +22,14 @@ from raydpo.training.losses.contrastive import exo_loss, nca_loss
 from raydpo.training.losses.discopop import discopop_loss
 from raydpo.training.losses.hinge import hinge_loss
 from raydpo.training.losses.ipo import ipo_loss, sppo_loss
+from raydpo.training.losses.likelihood import preferred_sft_loss, unlikelihood_loss
 from raydpo.training.losses.reference_free import orpo_loss, simpo_loss
 from raydpo.training.losses.tdpo import tdpo1_loss, tdpo2_loss
 from raydpo.training.measures.values import (
     Measure,
     Values,
     mean_logps,
+    pair_logps,
     pair_metrics,
     pair_sums,
     token_logratios,
@@ -52,6 +54,33 @@ def reference_free_measure(settings: ReferenceFreeSection) -> Measure:
         return partial(_measure_means, loss, settings.beta)
     loss = partial(orpo_loss, odds_weight=settings.odds_weight)
     return partial(_measure_means, loss, settings.odds_weight)
+
+
+def likelihood_measure(settings: sections.LikelihoodObjective) -> Measure:
+    """Build the measure of an objective on likelihoods alone."""
+    match settings:
+        case sections.UnlikelihoodObjective():
+            loss = partial(unlikelihood_loss, alpha=settings.alpha)
+            return partial(_measure_likelihoods, settings, loss)
+        case _:
+            return partial(_measure_likelihoods, settings, _of_chosen)
+
+
+def _of_chosen(chosen: Tensor, rejected: Tensor) -> Tensor:
+    return preferred_sft_loss(chosen)
+
+
+def _measure_likelihoods(
+    settings: sections.LikelihoodObjective,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    outputs: TokenOutputs,
+    batch: MicroBatch,
+) -> Values:
+    chosen, rejected = pair_sums(outputs.logps, batch, settings.length)
+    metrics = pair_logps(outputs, batch)
+    margins = metrics["logps/chosen"] - metrics["logps/rejected"]
+    metrics |= {"logps/margins": margins, "logps/accuracies": (margins > 0).float()}
+    return Values(loss(chosen, rejected), batch.pair_weights, batch.pairs[:, 0], metrics)
 
 
 def tdpo_measure(settings: sections.TdpoObjective) -> Measure:

@@ -64,6 +64,8 @@ OBJECTIVES: list[tuple[dict[str, Any], float | None]] = [
     ({"name": "pairwise_cringe", "gate_gradient": True}, None),
     ({"name": "simpo"}, None),
     ({"name": "orpo"}, None),
+    ({"name": "preferred_sft"}, None),
+    ({"name": "unlikelihood", "length": "mean"}, None),
     ({"name": "kto", "desirable_weight": 1.0, "undesirable_weight": 1.0}, 0.5),
     ({"name": "policy_gradient"}, None),
     ({"name": "policy_gradient", "advantages": "batch_mean", "loss_per": "token"}, None),
