@@ -22,7 +22,7 @@ from raydpo.training.objectives import make_objective
 from raydpo.training.reward import TokenRewards
 from raydpo.training.sharding import current_world, full_parameters
 from tests.integration.training_runs import CPU, assert_same, fail, run_ranks
-from tests.unit.training.test_objectives import dataset, make_model
+from tests.unit.training.test_objectives import KINDS, dataset, make_model
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ def train_with(section: dict[str, Any], strategy: str) -> tuple[list[float], dic
         first_step=lambda _: None,
         failed=lambda failure: fail(str(failure)),
     )
-    data = dataset(section["name"] == "kto", reference_seed=1)
+    data = dataset(KINDS.get(section["name"], "pairs"), reference_seed=1)
     objective = make_objective(config.objective, seed=5)
     wrapped = train(module, data, objective, config, Plan(6, 6, 3, 3, seed=0), world, hooks)
     return losses, full_parameters(wrapped)
