@@ -22,7 +22,7 @@ def check_samples_fit(config: Config) -> None:
 
     Raises:
         ConfigError: nothing is sampled or scored, the sampler's log-probs are not those of the
-            distribution that it samples from, or settings change only pairs.
+            distribution that it samples from, settings change only pairs, or `beta` has no effect.
     """
     assert config.training is not None
     objective = config.training.objective
@@ -31,6 +31,27 @@ def check_samples_fit(config: Config) -> None:
     _check_sampling(config.sampling, objective)
     assert config.labeling is not None
     _check_labels(config.labeling)
+    if objective.kl == "reward" and objective.beta:
+        _check_reference(config)
+
+
+def _check_reference(config: Config) -> None:
+    """Refuse a reference that is the sampler itself: the KL in the reward would always be 0."""
+    online, reference = config.online, config.reference.model
+    if online is None:
+        same = reference is None or reference == config.model
+        what = "one round, whose sampler is the reference"
+    else:
+        every = online.reference_every_rounds or 1
+        same = online.reference == "previous" and every == 1
+        what = "online.reference 'previous', so that each round's sampler is its reference"
+    if same:
+        raise ConfigError(
+            f"objective 'policy_gradient' with kl 'reward' and {what}",
+            "kl 'reward' takes the KL of the sampler from the reference, which is 0 here: beta would "
+            "have no effect",
+            "set `kl: weighted_loss`, another reference, or beta to 0",
+        )
 
 
 def check_rewards_differ(training: TrainingConfig, counts: Mapping[str, int]) -> None:

@@ -128,8 +128,9 @@ POLICY_GRADIENT = {"name": "policy_gradient"}
 
 
 def sampled(**changes: Any) -> Config:
-    """A job that samples, scores and trains by policy gradient; changes by dotted path."""
+    """Rounds that sample, score and train by policy gradient; changes by dotted path."""
     values = job(POLICY_GRADIENT, labeling=REWARD).model_dump(mode="json", exclude_unset=True)
+    values["online"] = {}
     for path, value in changes.items():
         *sections, name = path.split("__")
         inner = values
@@ -143,6 +144,11 @@ def test_policy_gradient_fits_a_job_that_samples_and_scores() -> None:
     check_config_fits(sampled())
     check_config_fits(sampled(sampling__function={"path": "a.b:c", "returns_logprobs": True}))
     check_config_fits(sampled(sampling__candidates=1, training__objective__advantages="batch_mean"))
+    check_config_fits(sampled(online=None, training__objective__kl="weighted_loss"))
+    check_config_fits(sampled(online=None, training__objective__beta=0))
+    check_config_fits(sampled(online=None, reference={"model": "another"}))
+    check_config_fits(sampled(online={"reference": "previous", "reference_every_rounds": 2}))
+    check_config_fits(sampled(online__reference="ema"))
     check_counts_fit(sampled(), {"output": 3, "samples": 9, "groups_with_equal_rewards": 2})
 
 
@@ -161,6 +167,9 @@ def test_policy_gradient_fits_a_job_that_samples_and_scores() -> None:
         (sampled(sampling__function="a.b:c"), "the sampler function 'a.b:c'"),
         (sampled(labeling__pairs={"flip_rate": 0.1}), "labeling.pairs.flip_rate 0.1"),
         (sampled(labeling__pairs={"labels": "bradley_terry"}), "labeling.pairs.labels"),
+        (sampled(online=None), "one round, whose sampler is the reference"),
+        (sampled(online=None, reference={"model": "m"}), "one round, whose sampler is"),
+        (sampled(online__reference="previous"), "online.reference 'previous'"),
     ],
 )
 def test_policy_gradient_refuses_what_it_cannot_learn_from(config: Config, message: str) -> None:
