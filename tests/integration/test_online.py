@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -88,6 +91,16 @@ def logps_of(model: Any, row: dict[str, Any], completion: list[int]) -> list[flo
     return logps[len(row["prompt_ids"]) - 1 :, 0].tolist()
 
 
+def record_of_files(stage: Path, name: str) -> None:
+    """Let a stage's manifest say of a file what it is now: else it is a damaged file."""
+    written = read_checked(folder_of(str(stage)), "manifest.json")
+    for file in written["files"]:
+        if file["name"] == name:
+            file.update(size_and_hash((stage / name).read_bytes()))
+    del written["checksum"]
+    write_checked(folder_of(str(stage)), "manifest.json", written)
+
+
 def policies(run: Path) -> list[dict[str, Any]]:
     return json.loads((run / "online.json").read_text())["policies"]
 
@@ -164,13 +177,7 @@ def test_an_engine_that_disagrees_with_the_trainer_ends_the_run(
     rows = json.loads(probe.read_text())
     rows[0]["token_logps"][0][0] -= 0.01
     probe.write_text(json.dumps(rows))
-    policy = folder_of(str(run / "round-000/policy"))
-    written = read_checked(policy, "manifest.json")
-    for file in written["files"]:  # else the probe is a damaged file, which is made again
-        if file["name"] == "model/probe.json":
-            file.update(size_and_hash(probe.read_bytes()))
-    del written["checksum"]
-    write_checked(policy, "manifest.json", written)
+    record_of_files(run / "round-000/policy", "model/probe.json")
     assert main(["online", str(work / "job.yaml"), "--set", "name=doubted"]) == 1
     assert "differs by 0.01 nats from the trainer's" in capsys.readouterr().err
     assert not (run / "round-001/candidates/manifest.json").exists()
@@ -219,6 +226,42 @@ def test_a_finished_run_has_nothing_to_do_and_starts_no_engine(
     assert "engines were started 0 time(s)" in printed.out
     assert "starting" not in printed.err
     assert {p: p.read_bytes() for p in run.rglob("*.json")} == kept
+
+
+def test_replay_makes_every_stage_of_both_rounds_equal_and_names_a_row_that_was_changed(
+    undisturbed, ray_cluster, capsys
+) -> None:
+    run, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in run.parent.rglob("*")}
+    assert main(["replay", str(run)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert {state for _, state in lines} == {"equal"}
+    finished = {str(path.parent.relative_to(run)) for path in run.rglob("manifest.json")}
+    assert {name for name, _ in lines} == finished >= {"round-001/reference-model", "prompts"}
+    assert {path: path.stat().st_mtime_ns for path in run.parent.rglob("*")} == before
+
+    folder = run / "round-001/training-groups"
+    part = sorted(folder.glob("part-*.parquet"))[0]
+    table = pq.read_table(part)
+    changed = table.to_pylist()
+    pair = changed[1]["pairs"][0]
+    pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
+    kept = {path: path.read_bytes() for path in (part, folder / "manifest.json")}
+    pq.write_table(pa.Table.from_pylist(changed, table.schema), part)
+    try:
+        # Nothing is trained on a row that was changed, and nothing else is begun.
+        assert main(["replay", str(run), "round-001/policy"]) == 1
+        assert f"{part} was changed" in capsys.readouterr().err
+        record_of_files(folder, part.name)
+        assert main(["replay", str(run), "training-groups"]) == 1
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    shutil.rmtree(next(run.parent.glob("run.replay-*")))
+    said = capsys.readouterr().out
+    assert re.search(r"^round-000/training-groups +equal$", said, re.MULTILINE)
+    assert re.search(r"^round-001/training-groups +differs$", said, re.MULTILINE)
+    assert f"first row that differs: 1 (group_id {changed[1]['group_id']}), 'pairs" in said
 
 
 def test_engines_that_sleep_between_their_stages_change_no_table(
