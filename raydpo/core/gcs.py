@@ -1,7 +1,9 @@
 """End a run whose cluster lost its GCS, with an error of raydpo's own.
 
 Without its GCS (Global Control Service) a cluster places no work and starts no process. Ray ends
-the driver after a minute, from C++: no exception is raised, and no `finally` runs.
+the driver after a minute, from C++: no exception is raised, and no `finally` runs. Clients of the
+GCS that Ray makes early keep the time that was set when Ray was imported, so raydpo cannot move
+that end; it leaves before.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from raydpo.core.progress import logger
 #: Ray's setting for how long a process waits for a GCS that is gone, and its default.
 _SECONDS_OF_RAY: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _DEFAULT_SECONDS: Final = 60.0
+#: The share of that time after which raydpo leaves; the rest is for leaving.
+_SHARE_OF_SECONDS: Final = 0.75
 #: How long the main thread may take to leave a run and the cluster; Ray must wait for longer.
 _LEAVE_SECONDS: Final = 30.0
 _MORE_SECONDS_OF_RAY: Final = 60.0
@@ -103,7 +107,7 @@ def needing_gcs() -> Generator[Watch]:
     """Leave the block with an error once the GCS of the connected cluster is gone.
 
     A cluster that this process started has lost it when the process of the GCS has ended. One
-    that was joined may get it back: it has the time that Ray gives it. If the block does not run
+    that was joined may get it back, within three quarters of the time that Ray gives it. If the block does not run
     in the main thread, only what it raises by itself becomes this error.
 
     Raises:
@@ -130,7 +134,7 @@ def needing_gcs() -> Generator[Watch]:
 def ray_waits_longer() -> Generator[None]:
     """In a process that connects in the block, let Ray end the driver later than raydpo does."""
     before = os.environ.get(_SECONDS_OF_RAY)
-    os.environ[_SECONDS_OF_RAY] = str(round(_seconds_to_come_back() + _MORE_SECONDS_OF_RAY))
+    os.environ[_SECONDS_OF_RAY] = str(round(_seconds_of_ray() + _MORE_SECONDS_OF_RAY))
     try:
         yield
     finally:
@@ -140,8 +144,8 @@ def ray_waits_longer() -> Generator[None]:
             os.environ[_SECONDS_OF_RAY] = before
 
 
-def _seconds_to_come_back() -> float:
-    """How long a cluster that was joined may be without its GCS: as long as Ray would wait."""
+def _seconds_of_ray() -> float:
+    """How long Ray lets a process wait for a GCS that is gone."""
     try:
         return float(os.environ[_SECONDS_OF_RAY])
     except (KeyError, ValueError):
@@ -177,28 +181,33 @@ class _Joined:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._limit = _seconds_of_ray() * _SHARE_OF_SECONDS
         self._answered = time.monotonic()
 
     def gone(self) -> ClusterError | None:
-        """The error if it has not answered for as long as Ray waits for it."""
+        """The error if it has not answered for too long."""
         if self._answers():
             self._answered = time.monotonic()
             return None
-        limit = _seconds_to_come_back()
-        if time.monotonic() - self._answered < limit:
+        if time.monotonic() - self._answered < self._limit:
             return None
         return ClusterError(
-            f"the GCS of the Ray cluster at {self._address} has not answered for {limit:.0f} s",
+            f"the GCS of the Ray cluster at {self._address} has not answered for {self._limit:.0f} s",
             _RULE,
             f"see why (`ray status --address {self._address}`) and start it again; {_GO_ON}. For a "
             f"GCS that takes longer to come back, set {_SECONDS_OF_RAY}",
         )
 
+    @property
+    def _patience(self) -> float:
+        """How long a look waits for an answer, in seconds."""
+        return min(_ANSWER_SECONDS, self._limit / 4)
+
     def _answers(self) -> bool:
         """Whether its port does; if not, whether a call over Ray's open connection does."""
         host, _, port = self._address.rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), self._patience).close()
         except OSError:
             return self._answers_ray()
         return True
@@ -206,7 +215,7 @@ class _Joined:
     def _answers_ray(self) -> bool:
         client: Any = getattr(worker.global_worker, "gcs_client", None)
         try:
-            client.internal_kv_get(b"raydpo", namespace=None, timeout=_ANSWER_SECONDS)
+            client.internal_kv_get(b"raydpo", namespace=None, timeout=self._patience)
         except Exception:  # noqa: BLE001 - whatever it raises, there was no answer
             return False
         return True
