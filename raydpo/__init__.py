@@ -2,7 +2,7 @@
 
 This is the Python API, for notebooks and other programs; docs/python.md shows it. `load_job`
 reads a configuration, `check_job` reports what would go wrong, `run_job` and `run_rounds` run it,
-and `open_run` reads the results.
+`open_run` reads the results, and `compare_runs` puts runs side by side.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-__all__ = ["Event", "__version__", "check_job", "load_job", "open_run", "run_job", "run_rounds"]
+__all__ = [
+    "Event",
+    "__version__",
+    "check_job",
+    "compare_runs",
+    "load_job",
+    "open_run",
+    "run_job",
+    "run_rounds",
+]
 
 
 def load_job(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -101,6 +110,25 @@ def open_run(path: str) -> Run:
     from raydpo.pipeline import results
 
     return results.open_run(path)
+
+
+def compare_runs(
+    paths: Sequence[str], output: str | None = None, seed: int = 0, resamples: int = 10_000
+) -> dict[str, Any]:
+    """Compare evaluated runs, as `raydpo compare` does; docs/compare.md describes the result.
+
+    Args:
+        paths: two or more run directories, as paths or URIs.
+        output: folder for comparison.html and comparison.json; without it nothing is written.
+        seed: of the resamples.
+        resamples: number of bootstrap resamples of the prompts.
+
+    Raises:
+        RaydpoError: with the value, the rule and what to do.
+    """
+    from raydpo.show import compare
+
+    return compare.compare_runs(paths, output, seed, resamples)
 
 
 def _refuse_problems(config: Config) -> None:

@@ -94,6 +94,7 @@ def command_parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=_from(0), default=2, help="rows to show of each table")
     show.set_defaults(command=_show)
     _add_replay(commands)
+    _add_compare(commands)
     text = "delete what finished stages were set aside as"
     clean = commands.add_parser("clean", help=text, description=text)
     clean.add_argument("run", help="the run directory")
@@ -164,6 +165,25 @@ def _add_replay(commands: Any) -> None:
     )
     replay.add_argument("--verbose", action="store_true", help="log more")
     replay.set_defaults(command=_replay)
+
+
+def _add_compare(commands: Any) -> None:
+    text = "put evaluated runs side by side: scores, win rates, KL, lengths, curves, samples"
+    compare = commands.add_parser("compare", help=text, description=text)
+    compare.add_argument("run", nargs="+", help="two or more run directories, which are read only")
+    compare.add_argument(
+        "--output",
+        help="folder for comparison.html and comparison.json; without it "
+        "comparisons/RUN-and-RUN in the working directory",
+    )
+    compare.add_argument("--seed", type=_from(0), default=0, help="seed of the resamples")
+    compare.add_argument(
+        "--resamples",
+        type=_from(1),
+        default=10_000,
+        help="bootstrap resamples of the prompts, and exchanges of the test",
+    )
+    compare.set_defaults(command=_compare)
 
 
 def _add_annotate(commands: Any) -> None:
@@ -370,6 +390,18 @@ def _replay(options: argparse.Namespace) -> int:
         print(found, flush=True)
         status = 1 if found.problems else status
     return status
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from raydpo.core.storage import folder_of
+    from raydpo.evaluation.comparison_page import comparison_text
+    from raydpo.show.compare import PAGE_FILE, compare_runs, default_output
+
+    output = options.output or default_output(options.run)
+    comparison = compare_runs(options.run, output, options.seed, options.resamples)
+    print(comparison_text(comparison))
+    print(f"page: {folder_of(output).uri}/{PAGE_FILE}")
+    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -204,16 +204,31 @@ def win_rate(
     Every policy sample is compared with every reference sample of its prompt; a tie counts one
     half. The standard error takes prompts as the units.
     """
-    ours, theirs = _by_prompt(policy, policy_prompts), _by_prompt(reference, reference_prompts)
-    wins: list[float] = []
-    meetings: list[float] = []
-    shared = [prompt for prompt in ours if prompt in theirs]
-    for prompt in shared:
-        gaps = np.sign(np.subtract.outer(np.array(ours[prompt]), np.array(theirs[prompt])))
-        wins.append(float((gaps + 1).sum()) / 2)
-        meetings.append(float(gaps.size))
-    estimate = clustered_ratio(wins, meetings, shared)
+    met = outcomes_by_prompt(policy, policy_prompts, reference, reference_prompts)
+    wins, meetings = zip(*met.values(), strict=True)
+    estimate = clustered_ratio(wins, meetings, list(met))
     return replace(estimate, observations=int(math.fsum(meetings)), share=True)
+
+
+def outcomes_by_prompt(
+    first: Sequence[float],
+    first_prompts: Sequence[str],
+    second: Sequence[float],
+    second_prompts: Sequence[str],
+) -> dict[str, tuple[float, float]]:
+    """Compare all completions of a prompt with all of another model's, of each shared prompt.
+
+    Returns:
+        By prompt: how many comparisons the first model wins, a tie counting one half, and how many
+        there are.
+    """
+    ours, theirs = _by_prompt(first, first_prompts), _by_prompt(second, second_prompts)
+    met: dict[str, tuple[float, float]] = {}
+    for prompt in ours:
+        if prompt in theirs:
+            gaps = np.sign(np.subtract.outer(np.array(ours[prompt]), np.array(theirs[prompt])))
+            met[prompt] = float((gaps + 1).sum()) / 2, float(gaps.size)
+    return met
 
 
 def pair_accuracy(

@@ -8,7 +8,8 @@ object.
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Sequence
+import itertools
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +40,16 @@ _STYLE: Final[dict[Any, Any]] = {
     # A "$" in a judge's or label's name is a dollar sign, never the start of a formula.
     "text.parse_math": False,
 }
+#: Colour, line and marker of each run in a comparison; further runs begin anew.
+_LOOKS: Final = (
+    ("#D55E00", "-", "o"),
+    ("#0072B2", "--", "s"),
+    ("#009E73", "-.", "^"),
+    ("#CC79A7", ":", "D"),
+    ("#E69F00", "-", "v"),
+    ("#56B4E9", "--", "P"),
+    ("#333333", "-.", "X"),
+)
 _CURVES: Final = (
     ("loss", "loss (nats)"),
     ("rewards/margins", "implicit reward margin (nats × beta)"),
@@ -197,6 +208,109 @@ def rewards_by_round(runs: dict[str, Sequence[dict[str, Any]]], unit: str) -> by
     axes[2].set_xlabel("KL (nats per completion)")
     if len(runs) > 1:
         axes[0].legend(loc="best")
+    return _png(figure)
+
+
+@_styled()
+def scores_against_kl(
+    runs: dict[str, tuple[dict[str, Any], dict[str, Any]]], unit: str, comparable: bool
+) -> bytes:
+    """Plot judge score against KL of several runs; bars are 95 % intervals.
+
+    Args:
+        runs: for each label, the estimates of score and KL.
+        unit: the meaning of the score.
+        comparable: whether all KLs are from one model.
+    """
+    figure, (axis,) = _figure(width=5.6, height=3.6)
+    for (label, (score, kl)), look in zip(runs.items(), itertools.cycle(_LOOKS), strict=False):
+        colour, _, marker = look
+        axis.errorbar(
+            [kl["mean"]],
+            [score["mean"]],
+            xerr=_bar(kl),
+            yerr=_bar(score),
+            color=colour,
+            marker=marker,
+            markersize=7,
+            capsize=4,
+            linestyle="none",
+            label=label,
+        )
+    axis.margins(x=0.12, y=0.18)
+    whose = "reference" if comparable else "each run's own reference"
+    axis.set_xlabel(f"KL(policy || {whose}) (nats per completion)")
+    axis.set_ylabel(f"judge score\n({unit})")
+    _legend_above(axis)
+    return _png(figure)
+
+
+@_styled()
+def differences(pairs: dict[str, dict[str, Any]], unit: str) -> bytes:
+    """Plot the difference of judge scores of each pair of runs, with its 95 % interval."""
+    figure, (axis,) = _figure(width=5.6, height=max(1.8, 0.9 + 0.42 * len(pairs)))
+    for place, estimate in enumerate(pairs.values()):
+        axis.errorbar(
+            [estimate["mean"]], [place], xerr=_bar(estimate), fmt="o", color=_INK, capsize=4
+        )
+    axis.axvline(0, color="#999999", linestyle=":", linewidth=1.2)
+    axis.set_yticks(range(len(pairs)), list(pairs))
+    axis.set_ylim(len(pairs) - 0.5, -0.5)
+    axis.set_xlabel(f"difference of judge scores\n({unit})")
+    return _png(figure)
+
+
+@_styled()
+def curves_of_runs(runs: dict[str, dict[str, list[Any]]]) -> bytes | None:
+    """Plot loss, margins and accuracies of several trainings on shared axes; None without any.
+
+    Args:
+        runs: for each label, columns of the metrics by name; a value may be None.
+    """
+    named = [(key, label) for key, label in _CURVES if any(key in of for of in runs.values())]
+    if not named:
+        return None
+    figure, axes = _figure(width=10.0, height=3.2, columns=len(named))
+    for axis, (key, title) in zip(axes, named, strict=True):
+        for (label, of), look in zip(runs.items(), itertools.cycle(_LOOKS), strict=False):
+            if key in of:
+                points = [p for p in zip(of["step"], of[key], strict=True) if p[1] is not None]
+                colour, line, _ = look
+                axis.plot(
+                    *zip(*points, strict=True),
+                    color=colour,
+                    linestyle=line,
+                    linewidth=1.6,
+                    label=label,
+                )
+        axis.set_xlabel("optimizer step")
+        axis.set_title(title, loc="left")
+        _whole_numbers(axis)
+    axes[0].legend(loc="best")
+    return _png(figure)
+
+
+@_styled()
+def distributions(runs: Mapping[str, Sequence[float]], what: str, bins: int = 24) -> bytes:
+    """Plot the distribution of a quantity over the completions of each run, with means as lines."""
+    figure, (axis,) = _figure(width=5.6, height=3.6)
+    edges = _edges([value for values in runs.values() for value in values], bins)
+    for (label, values), look in zip(runs.items(), itertools.cycle(_LOOKS), strict=False):
+        colour, line, _ = look
+        mean, weights = float(np.mean(values)), np.full(len(values), 100 / len(values))
+        shares, _ = np.histogram(values, bins=edges, weights=weights)
+        axis.stairs(
+            shares,
+            edges,
+            color=colour,
+            linestyle=line,
+            linewidth=1.6,
+            label=f"{label} (mean {mean:.3g})",
+        )
+        axis.axvline(mean, color=colour, linestyle=line, linewidth=1.0)
+    axis.set_xlabel(what)
+    axis.set_ylabel("share of completions (%)")
+    _legend_above(axis)
     return _png(figure)
 
 
