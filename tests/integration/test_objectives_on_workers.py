@@ -30,6 +30,7 @@ SECTIONS: list[dict[str, Any]] = [
     {"name": "kto"},
     {"name": "aot", "alignment": "unpaired"},
     {"name": "tdpo2"},
+    {"name": "policy_gradient", "advantages": "batch_mean", "loss_per": "token"},
     {"name": "pairwise_cringe"},
     {"name": "sum", "terms": [{"objective": "ipo"}, {"objective": "plackett_luce"}]},
     {"name": "reward_model"},

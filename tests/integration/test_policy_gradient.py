@@ -119,6 +119,43 @@ def test_without_replay_every_round_begins_with_ratios_of_one(
     )
 
 
+def test_its_stages_are_made_again_with_the_same_rows_and_weights(
+    undisturbed, ray_cluster, capsys
+) -> None:
+    stages = ["round-000/preferences", "round-001/training-groups", "round-001/policy"]
+    assert main(["replay", str(undisturbed), *stages]) == 0
+    assert capsys.readouterr().out.count("equal") >= 3
+
+
+def test_one_round_is_evaluated_on_held_out_groups_with_and_without_pairs(
+    work, ray_cluster
+) -> None:
+    values = yaml.safe_load((work / "job.yaml").read_text())
+    objective = {"name": "policy_gradient", "kl": "weighted_loss", "advantages": "batch_mean"}
+    values["training"]["objective"] = objective
+    values["evaluation"] = {
+        "prompts": {"path": str(work / "heldout.jsonl"), "max_prompt_tokens": 32},
+        "judge": {"function": "tests.integration.rewards:count_e"},
+        "samples_per_prompt": 2,
+        "heldout_fraction": 0.4,
+    }
+    (work / "once.yaml").write_text(yaml.safe_dump({**values, "name": "once", "online": None}))
+    assert main(["run", str(work / "once.yaml")]) == 0
+    heldout, groups = (rows(work / "once", stage) for stage in ("heldout", "preferences"))
+    assert len(groups) == 24
+    assert {len(group["pairs"]) for group in heldout} == {0, 1}
+    trained = sum(row["num_tokens"] for row in steps(work / "once", 0))
+    names = {group["group_id"] for group in heldout}
+    assert trained == sum(
+        len(group["prompt_ids"]) + sum(map(len, group["completions"]))
+        for group in groups
+        if group["group_id"] not in names
+    )
+    metrics = json.loads((work / "once/round-000/evaluation/metrics.json").read_text())
+    pairs = sum(len(group["pairs"]) for group in heldout)
+    assert metrics["heldout"]["accuracy"]["observations"] == pairs
+
+
 def test_a_sampler_that_is_not_the_policy_is_refused_before_the_first_update(
     undisturbed, work, ray_cluster, capsys
 ) -> None:
