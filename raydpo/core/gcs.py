@@ -28,9 +28,11 @@ from raydpo.core.progress import logger
 #: Ray's setting for how long a process waits for a GCS that is gone, and its default.
 _SECONDS_OF_RAY: Final = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _DEFAULT_SECONDS: Final = 60.0
-#: The share of that time after which raydpo leaves; the rest is for leaving.
-_SHARE_OF_SECONDS: Final = 0.75
-#: How long the main thread may take to leave a run and the cluster; Ray must wait for longer.
+#: The share of that time after which raydpo leaves, and the one that leaving may take. What ends
+#: actors and placement groups asks the GCS, and may not return.
+_SHARE_OF_SECONDS: Final = 2 / 3
+_SHARE_FOR_LEAVING: Final = 0.1
+#: How long leaving may take on a cluster that this process started.
 _LEAVE_SECONDS: Final = 30.0
 _MORE_SECONDS_OF_RAY: Final = 60.0
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
@@ -54,11 +56,15 @@ class Watch:
     Args:
         gone: the error to raise if the GCS is gone, otherwise None.
         calls_main: whether the block runs in the main thread, which alone can be called.
+        leave_seconds: how long the main thread may take to leave the run and the cluster.
     """
 
-    def __init__(self, gone: Callable[[], ClusterError | None], calls_main: bool) -> None:
+    def __init__(
+        self, gone: Callable[[], ClusterError | None], calls_main: bool, leave_seconds: float
+    ) -> None:
         self._gone = gone
         self._calls_main = calls_main
+        self._leave_seconds = leave_seconds
         self._lock = threading.Lock()
         self._open = True
         self._leave_before = 0.0
@@ -71,7 +77,7 @@ class Watch:
             if self.found is not None:
                 # The whole error: where the cluster was joined, Ray may end the process meanwhile.
                 logger.error("[cluster] the run ends: %s", self.found)
-                self._leave_before = time.monotonic() + _LEAVE_SECONDS
+                self._leave_before = time.monotonic() + self._leave_seconds
                 self._call()
         elif self.found is not None and self._calls_main and time.monotonic() > self._leave_before:
             self._end(self.found)
@@ -107,15 +113,15 @@ def needing_gcs() -> Generator[Watch]:
     """Leave the block with an error once the GCS of the connected cluster is gone.
 
     A cluster that this process started has lost it when the process of the GCS has ended. One
-    that was joined may get it back, within three quarters of the time that Ray gives it. If the block does not run
+    that was joined may get it back, within two thirds of the time that Ray gives it. If the block does not run
     in the main thread, only what it raises by itself becomes this error.
 
     Raises:
         ClusterError: the GCS is gone.
     """
-    gone = _look_of_this_cluster()
+    gone, leave_seconds = _look_of_this_cluster()
     in_main = gone is not None and threading.current_thread() is threading.main_thread()
-    watch = Watch(gone or (lambda: None), in_main)
+    watch = Watch(gone or (lambda: None), in_main, leave_seconds)
     before = signal.signal(_SIGNAL, watch.called) if in_main else None
     try:
         with periodically("raydpo-gcs", watch.look, _SECONDS_BETWEEN_LOOKS, 1.0):
@@ -152,15 +158,19 @@ def _seconds_of_ray() -> float:
         return _DEFAULT_SECONDS
 
 
-def _look_of_this_cluster() -> Callable[[], ClusterError | None] | None:
-    """How to look after the GCS of the connected cluster; None if only its client server is known."""
+def _look_of_this_cluster() -> tuple[Callable[[], ClusterError | None] | None, float]:
+    """How to look after the GCS of the connected cluster, and how long leaving it may take.
+
+    There is no look if only the cluster's client server is known.
+    """
     node: Any = getattr(worker.global_worker, "node", None)
     if node is None or getattr(worker.global_worker, "gcs_client", None) is None:
-        return None
+        return None, _LEAVE_SECONDS
     started = node.all_processes.get(ray_constants.PROCESS_TYPE_GCS_SERVER)
     if started:
-        return lambda: _ended(started[0].process, node.get_logs_dir_path())
-    return _Joined(ray.get_runtime_context().gcs_address).gone
+        return lambda: _ended(started[0].process, node.get_logs_dir_path()), _LEAVE_SECONDS
+    joined = _Joined(ray.get_runtime_context().gcs_address, _seconds_of_ray())
+    return joined.gone, _seconds_of_ray() * _SHARE_FOR_LEAVING
 
 
 def _ended(process: Any, logs: str) -> ClusterError | None:
@@ -177,11 +187,11 @@ def _ended(process: Any, logs: str) -> ClusterError | None:
 
 
 class _Joined:
-    """The GCS of a cluster that was joined, at `address`."""
+    """The GCS of a cluster that was joined, at `address`; Ray waits for it for so many seconds."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, seconds_of_ray: float) -> None:
         self._address = address
-        self._limit = _seconds_of_ray() * _SHARE_OF_SECONDS
+        self._limit = seconds_of_ray * _SHARE_OF_SECONDS
         self._answered = time.monotonic()
 
     def gone(self) -> ClusterError | None:
@@ -201,7 +211,7 @@ class _Joined:
     @property
     def _patience(self) -> float:
         """How long a look waits for an answer, in seconds."""
-        return min(_ANSWER_SECONDS, self._limit / 4)
+        return min(_ANSWER_SECONDS, self._limit / 10)
 
     def _answers(self) -> bool:
         """Whether its port does; if not, whether a call over Ray's open connection does."""

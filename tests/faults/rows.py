@@ -283,7 +283,7 @@ ROWS = (
     ),
     Row(
         "the GCS of the cluster is killed",
-        "the driver ends with an error that says so: at once on a cluster that it started, and on one that it joined after three quarters of the time that Ray gives the GCS; nothing finished is lost, and the same command resumes",
+        "the driver ends with an error that says so: at once on a cluster that it started, and on one that it joined after two thirds of the time that Ray gives the GCS; nothing finished is lost, and the same command resumes",
         (
             "integration/test_lost_gcs.py::test_a_driver_whose_gcs_is_killed_ends_with_an_error_that_says_how_it_goes_on",
         ),
