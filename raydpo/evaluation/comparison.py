@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -229,7 +230,12 @@ def _curves(rows: list[Json]) -> dict[str, list[Any]]:
     by_step = {row["step"]: row for row in rows if any(key in row for key in _CURVES)}
     ordered = [by_step[step] for step in sorted(by_step)]
     named = [key for key in _CURVES if any(key in row for row in ordered)]
-    return {key: [row.get(key) for row in ordered] for key in ("step", *named)}
+    return {key: [_finite(row.get(key)) for row in ordered] for key in ("step", *named)}
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a value that JSON can say; None for the NaN of a loss that exploded."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _most_different(sides: Sequence[_Side]) -> list[Json]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from raydpo.config.content import content_of
 from raydpo.config.job import Config, EvaluationConfig
+from raydpo.core.differences import changes
 from raydpo.core.errors import RunError
 from raydpo.core.parts import Table
 from raydpo.core.run import read_manifest, read_rows, round_folder
@@ -69,6 +71,7 @@ def _read(run: Run, label: str) -> EvaluatedRun:
     ours, theirs = ("", "") if online else ("policy_", "reference_")
     samples, scores = _table(folder, f"{ours}samples"), _table(folder, f"{ours}scores")
     _refuse_other_judges(evaluation, folder, scores)
+    _refuse_later_job(config, evaluation, folder, samples)
     reference = _table(original, f"{theirs}samples"), _table(original, f"{theirs}scores")
     kl_prompts, kl_nats = _online_kl(folder, samples) if online else _kl(folder)
     measured_from = _table(folder, _LAST_OF_ROUND if online else "kl_reference")
@@ -86,7 +89,7 @@ def _read(run: Run, label: str) -> EvaluatedRun:
         evaluated_with=_evaluated_with(samples, measured_from),
         shares=are_shares(evaluation.judge),
         unit=score_unit(evaluation.judge),
-        beta=config.training.objective.kl_beta if config.training else None,
+        beta=_beta(config),
         settings=_dotted(config.model_dump(mode="json")),
         training=_training(run, index, online),
     )
@@ -132,9 +135,15 @@ def _table(folder: Folder, name: str) -> Table:
 
 
 def _refuse_other_policy(folder: Folder, online: bool, policy: Folder) -> None:
-    """Raise if the round's policy was trained again after it was evaluated."""
-    found = read_manifest(folder.child("samples") if online else folder)
+    """Raise if the round's policy was trained again after it was evaluated, or is being trained."""
     trained = read_manifest(policy)
+    if trained is None and policy.exists():
+        raise RunError(
+            f"{policy.uri} is not finished, and {folder.uri} is of an earlier policy",
+            "the evaluation of a run is that of its policy",
+            "give the command of the run again, and wait for its end",
+        )
+    found = read_manifest(folder.child("samples") if online else folder)
     evaluated = (found or {}).get("inputs", {}).get("policy" if online else "policy_weights")
     if trained is not None and evaluated is not None and evaluated != trained["fingerprint"]:
         raise RunError(
@@ -157,6 +166,28 @@ def _refuse_other_judges(evaluation: EvaluationConfig, folder: Folder, scores: T
             "the job of a run's last command says how its samples were judged",
             "give the command of the run again: it evaluates with the judge of its job",
         )
+
+
+def _refuse_later_job(
+    config: Config, evaluation: EvaluationConfig, folder: Folder, samples: Table
+) -> None:
+    """Raise if config.yaml is of a later command that samples otherwise, or has another beta."""
+    wanted = content_of(evaluation.sampling(config.sampling))
+    wanted["candidates"] = evaluation.samples_per_prompt
+    found = {name: samples.manifest["settings"].get(name) for name in wanted}
+    if (manifest := read_manifest(folder)) is not None:
+        wanted["beta"], found["beta"] = _beta(config), manifest["settings"]["beta"]
+    if differ := changes(found, wanted):
+        raise RunError(
+            f"{folder.uri} was made by another job than {folder.uri.partition('/round-')[0]}/"
+            f"config.yaml, which is of a later command: {', '.join(differ)}",
+            "a comparison names the settings of the job that made the policy and its samples",
+            "give the command of the run again: it does again what is stale",
+        )
+
+
+def _beta(config: Config) -> float | None:
+    return config.training.objective.kl_beta if config.training else None
 
 
 def _judged(samples: Table, scores: Table, evaluation: EvaluationConfig) -> list[Sample]:

@@ -210,8 +210,14 @@ def test_the_page_escapes_texts_and_loads_nothing():
 
 
 def test_curves_of_trainings_without_a_metric_are_left_out():
-    runs = [make_run("a", 0.7, 0.1, training=[]), make_run("b", 0.5, 0.2)]
+    exploded = [
+        {"step": 1, "loss": 0.7},
+        {"step": 2, "loss": float("nan")},
+        {"step": 3, "epoch": 1},
+    ]
+    runs = [make_run("a", 0.7, 0.1, training=[]), make_run("b", 0.5, 0.2, training=exploded)]
     found = compared(*runs)
+    assert found["curves"]["b"]["loss"] == [0.7, None]
     assert found["curves"]["a"] == {"step": []}
     assert found["curves"]["b"]["step"] == [1, 2]
     assert len(draw_comparison(found, runs)) == 5

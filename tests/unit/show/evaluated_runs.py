@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from raydpo.config.content import content_of
+from raydpo.config.job import Config, SamplingConfig
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
 from raydpo.core.run import PartResult, Stage, commit, commit_files, open_stage, write_part
@@ -17,7 +19,8 @@ from raydpo.evaluation.samples import groups_of_samples
 PROMPTS = ("a", "b", "c", "d")
 JUDGE = "judges:first"
 POLICY = "f" * 64
-SETTINGS = {"candidates": 2, "temperature": 1.0, "seed": 0, "round": 0, "longest_prompt_tokens": 8}
+SAMPLING = SamplingConfig(candidates=2)
+SETTINGS = {**content_of(SAMPLING), "candidates": 2, "seed": 0, "longest_prompt_tokens": 8}
 
 
 def make_job(name: str, **sections: Any) -> dict[str, Any]:
@@ -40,7 +43,8 @@ def write_run(folder: Path, name: str, gain: float, **changes: Any) -> Path:
         folder: the run directory.
         name: of the job.
         gain: of the policy over its reference.
-        changes: `job`, `inputs` of the samples, `scorer` settings, `weights` of the evaluated policy.
+        changes: `job`, `inputs` of the samples, `scorer` settings, `weights` of the evaluated policy,
+            `beta` of its job.
     """
     _write_job(folder, changes.get("job", make_job(name)))
     there = folder / "round-000/evaluation"
@@ -52,7 +56,10 @@ def write_run(folder: Path, name: str, gain: float, **changes: Any) -> Path:
     _write_logps(there / "kl_policy", gain - 1.0)
     _write_logps(there / "kl_reference", -1.0)
     evaluated = {"policy_weights": changes.get("weights", POLICY)}
-    settings = {"judges": [{"name": JUDGE, "weight": 1.0}]}
+    job = Config.model_validate(changes.get("job", make_job(name)))
+    assert job.training is not None
+    beta = changes.get("beta", job.training.objective.kl_beta)
+    settings = {"judges": [{"name": JUDGE, "weight": 1.0}], "beta": beta}
     stage = Stage(_place(there), "evaluation", None, evaluated, settings)
     open_stage(stage, keep_folders=True)
     stage.folder.write_bytes("report.html", b"<html>")

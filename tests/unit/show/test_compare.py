@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from evaluated_runs import make_job, write_online_run, write_run
 
 import raydpo
@@ -110,6 +111,24 @@ def test_an_evaluation_that_config_or_policy_outran_is_refused(tmp_path: Path) -
     none = write_run(tmp_path / "none", "none", 0.1, job=make_job("none", evaluation=None))
     with pytest.raises(RunError, match="has no `evaluation` section"):
         read_evaluated([str(none)])
+
+
+def test_a_job_that_came_after_the_evaluation_is_refused(tmp_path: Path) -> None:
+    later = write_run(tmp_path / "later", "later", 0.1, beta=0.3)
+    with pytest.raises(RunError, match=r"'beta' changed: 0\.3 -> 0\.1"):
+        read_evaluated([str(later)])
+    sampling = make_job("hot", sampling={"top_p": 0.5})
+    hot = write_run(tmp_path / "hot", "hot", 0.1, job=sampling)
+    with pytest.raises(RunError, match=r"'top_p' changed: 1\.0 -> 0\.5"):
+        read_evaluated([str(hot)])
+    online = write_online_run(tmp_path / "online", "online", [0.1])
+    (online / "config.yaml").write_text(yaml.safe_dump(sampling))
+    with pytest.raises(RunError, match=r"'top_p' changed: 1\.0 -> 0\.5"):
+        read_evaluated([str(online)])
+    begun = write_run(tmp_path / "begun", "begun", 0.1)
+    (begun / "round-000/policy/manifest.json").unlink()
+    with pytest.raises(RunError, match="policy is not finished"):
+        read_evaluated([str(begun)])
 
 
 def test_judges_with_other_settings_are_refused(runs: tuple[str, str], tmp_path: Path) -> None:
