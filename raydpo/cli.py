@@ -251,7 +251,14 @@ def _run(options: argparse.Namespace) -> int:
         training = config.training
         reward = training is not None and training.objective.scalar_head
         print(f"{'reward model' if reward else 'policy'}: {result.policy.path}")
+        _say_verdict(result.report)
     return 0
+
+
+def _say_verdict(report: dict[str, Any] | None) -> None:
+    """Print what the report of a measured training says, and where it is."""
+    if report is not None:
+        print(f"{report['verdict']}\nreport: {report['report']}")
 
 
 def _dry_run(config: Config, options: argparse.Namespace) -> int:
@@ -310,7 +317,9 @@ def _sft(options: argparse.Namespace) -> int:
     with uncollected():
         from raydpo.pipeline.job import run_sft
 
-    print(f"model: {run_sft(config).path}")
+    model, report = run_sft(config)
+    print(f"model: {model.path}")
+    _say_verdict(report)
     return 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from raydpo.config.job import Config, RewardConfig
+from raydpo.config.job import Config, RewardConfig, TrainingConfig
 from raydpo.core.progress import logger
 from raydpo.core.resources import Resources
 
@@ -122,6 +122,13 @@ def largest_beside(
     )
 
 
+def what_heldout_groups_are_for(training: TrainingConfig) -> str:
+    """Describe what online rounds do with the groups that they keep out of training."""
+    if training.evaluates_heldout:
+        return "the training is measured on them"
+    return "rounds measure nothing on them (evaluation.heldout_fraction)"
+
+
 def announce(config: Config, cluster: Resources) -> None:
     """Log what each stage will hold, and which of them ask for more than there is."""
     cuda = cluster.gpus > 0
@@ -140,12 +147,10 @@ def announce(config: Config, cluster: Resources) -> None:
             logger.warning(
                 text + "more than the cluster has (%s), until it grows", kept, asked, cluster
             )
-    if config.online is not None and config.evaluation and config.evaluation.heldout_fraction:
-        logger.info(
-            "[plan] %.0f%% of each round's groups are left out of its training, and rounds measure "
-            "nothing on them (evaluation.heldout_fraction)",
-            100 * config.evaluation.heldout_fraction,
-        )
+    training = config.training
+    if config.online is not None and config.heldout_fraction and training:
+        text = "[plan] %.0f%% of each round's groups are left out of its training, and %s"
+        logger.info(text, 100 * config.heldout_fraction, what_heldout_groups_are_for(training))
     if config.training is not None:
         early = "with the round, and wait for its data"
         late = "when their data are there: the other stages need what they hold"

@@ -16,7 +16,7 @@ from raydpo.core.errors import ConfigError
 from raydpo.core.resources import Resources
 from raydpo.evaluation.caveats import sampling_caveats
 from raydpo.models.loading import adapter_base
-from raydpo.plan import largest_beside
+from raydpo.plan import largest_beside, what_heldout_groups_are_for
 
 
 def check_online(config: Config, findings: Findings) -> None:
@@ -24,10 +24,10 @@ def check_online(config: Config, findings: Findings) -> None:
     if config.online is None:
         return
     findings.attempt(check_sections_of_rounds, config)
-    if config.evaluation is not None and config.evaluation.heldout_fraction > 0:
+    if config.heldout_fraction > 0 and config.training is not None:
         findings.facts.append(
-            f"note: {config.evaluation.heldout_fraction:.0%} of the preference groups are kept out of "
-            "training (evaluation.heldout_fraction), and rounds measure nothing on them"
+            f"note: {config.heldout_fraction:.0%} of the preference groups are kept out of "
+            f"training, and {what_heldout_groups_are_for(config.training)}"
         )
     _note_cut_samples(config, findings)
     models = {"model": config.model, "reference.model": config.reference.model}

@@ -35,12 +35,19 @@ from raydpo.config.online import OnlineConfig, ReplayConfig, StoppingConfig
 from raydpo.config.paths import LocalPath
 from raydpo.config.reference import ReferenceConfig
 from raydpo.config.sampling import EnginesConfig, SamplingConfig
-from raydpo.config.training import LoraSettings, SftConfig, TrainerConfig, TrainingConfig
+from raydpo.config.training import (
+    EarlyStoppingConfig,
+    LoraSettings,
+    SftConfig,
+    TrainerConfig,
+    TrainingConfig,
+)
 
 __all__ = [
     "Builder",
     "Config",
     "DpoObjective",
+    "EarlyStoppingConfig",
     "EnginesConfig",
     "EvaluationConfig",
     "LabelingConfig",
@@ -135,3 +142,33 @@ class Config(Section):
                 "`preferences` (data that exists already) or `sft`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Config:
+        own = self.training.heldout_fraction if self.training else None
+        if own is not None and self.evaluation and own != self.evaluation.heldout_fraction:
+            raise ValueError(
+                f"training.heldout_fraction {own:g}, evaluation.heldout_fraction "
+                f"{self.evaluation.heldout_fraction:g}: both mean the same groups. With an "
+                "`evaluation` section, set the share there and remove training.heldout_fraction"
+            )
+        sft = self.sft.heldout_fraction if self.sft else None
+        trainers = (
+            ("training", self.training, self.heldout_fraction),
+            ("sft", self.sft, sft),
+        )
+        for name, trainer, fraction in trainers:
+            if trainer is not None and trainer.evaluate_every_steps and not fraction:
+                raise ValueError(
+                    f"{name}.evaluate_every_steps measures on held-out data, and nothing is held "
+                    f"out: set {name}.heldout_fraction, such as 0.1"
+                )
+        return self
+
+    @property
+    def heldout_fraction(self) -> float:
+        """Share of the prompts whose preference groups are kept out of training."""
+        own = self.training.heldout_fraction if self.training else None
+        if own is not None:
+            return own
+        return self.evaluation.heldout_fraction if self.evaluation else 0.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from raydpo.config.base import (
     Fraction,
@@ -41,6 +41,22 @@ class LoraSettings(Section):
                 "log-probabilities, and no random numbers are drawn in training"
             )
         return self
+
+
+class EarlyStoppingConfig(Section):
+    """Ends a training that no longer improves on held-out data, and exports its best step."""
+
+    metric: Literal["loss", "rewards/accuracies", "rewards/margins"] = "loss"
+    """The held-out metric that decides; for the loss, lower is better."""
+    patience: PositiveInt | None = 3
+    """Evaluations in a row without an improvement after which training stops; null trains to the end and still exports the best step."""
+    min_delta: NonNegativeFloat = 0.0
+    """Smallest change of the metric that counts as an improvement, in the metric's own unit."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller value of the metric is the better one."""
+        return self.metric == "loss"
 
 
 class TrainerConfig(Section):
@@ -104,6 +120,12 @@ class TrainerConfig(Section):
     """Seconds without a sign of life after which a worker is ended. This counts as its death: all workers then resume from the last checkpoint."""
     progress_within_seconds: Placement[PositiveFloat] = 1800.0
     """Seconds without progress, such as in a collective that never ends, after which a live worker writes the stacks of its threads into the run and ends. All workers then resume likewise. Collectives of NCCL and gloo end a minute later."""
+    heldout_fraction: Resolved[Annotated[float, Field(ge=0, lt=1)] | None] = None
+    """Share of the data that is kept out of training; raydpo measures loss, accuracy, margins and log-probs on it before and after. Without it, `evaluation.heldout_fraction` says what training on preferences leaves out."""
+    evaluate_every_steps: Resolved[PositiveInt | None] = None
+    """Steps between two such measurements during training; given alone, it also adds those before and after."""
+    early_stopping: Resolved[EarlyStoppingConfig | None] = None
+    """When training stops before its last step; with this section, raydpo exports the best measured step instead of the last one."""
     log_every_steps: Placement[PositiveInt] = 1
     """Steps between logged lines of metrics."""
     trackers: Placement[tuple[Literal["tensorboard", "wandb", "mlflow"], ...]] = ("tensorboard",)
@@ -118,6 +140,26 @@ class TrainerConfig(Section):
     def most_workers(self) -> int:
         """The maximum number of workers to train with."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    @property
+    def evaluates_heldout(self) -> bool:
+        """Whether the training is measured on held-out data."""
+        return bool(self.heldout_fraction) or self.evaluate_every_steps is not None
+
+    @model_validator(mode="after")
+    def _best_step_is_known(self) -> Self:
+        if self.early_stopping is None:
+            return self
+        if self.evaluate_every_steps is None:
+            raise ValueError(
+                "early_stopping compares measurements on held-out data: set evaluate_every_steps"
+            )
+        if self.keep_best_by is not None:
+            raise ValueError(
+                "early_stopping keeps the checkpoint that is best on held-out data, and "
+                "keep_best_by goes by batches of the training: remove keep_best_by"
+            )
+        return self
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Self:
@@ -163,6 +205,13 @@ class TrainingConfig(TrainerConfig):
             raise ValueError(
                 f"keep_best_by {self.keep_best_by!r}: policy_gradient has no pairs to measure it on"
             )
+        unpaired = any(one.unit == "completions" for one in single_objectives(self.objective))
+        metric = self.early_stopping.metric if self.early_stopping else "loss"
+        if (samples and metric != "loss") or (unpaired and metric == "rewards/accuracies"):
+            raise ValueError(
+                f"early_stopping.metric {metric!r}: this objective has no pairs to measure it on; "
+                "set it to `loss`"
+            )
         return self
 
 
@@ -197,4 +246,9 @@ class SftConfig(SftTrainerConfig):
     def _metric_exists(self) -> Self:
         if self.keep_best_by not in (None, "loss"):
             raise ValueError(f"keep_best_by {self.keep_best_by!r}: fine-tuning has only a loss")
+        stopping = self.early_stopping
+        if stopping is not None and stopping.metric != "loss":
+            raise ValueError(
+                f"early_stopping.metric {stopping.metric!r}: fine-tuning has only a loss"
+            )
         return self

@@ -26,6 +26,8 @@ OWED: Final = (
     "a callback is `def on_event(event)`: `event` is a `raydpo.Event`; what it returns is not used"
 )
 _WHAT: Final = "callback"
+#: Kinds of events that happen while a training goes on.
+_IN_TRAINING: Final = ("step", "heldout")
 #: While a callback runs, the log says so this often.
 SECONDS_BETWEEN_WARNINGS: Final = 30.0
 
@@ -100,7 +102,7 @@ def notify(kind: Kind, folder: Folder, metrics: dict[str, Any], step: int | None
         kind: what ended.
         folder: the folder of what ended.
         metrics: its numbers; each callback gets its own copy.
-        step: the step, counted from 1, if a step ended.
+        step: the step, counted from 1, if a step ended or was measured after; 0 before the first.
 
     Raises:
         RunError: a callback raised.
@@ -111,9 +113,9 @@ def notify(kind: Kind, folder: Folder, metrics: dict[str, Any], step: int | None
         with callbacks.lock:
             if callbacks.failed is None:
                 callbacks.failed = _first_failure(callbacks.functions, event)
-                if callbacks.failed is not None and kind == "step":
+                if callbacks.failed is not None and kind in _IN_TRAINING:
                     logger.error("%s", callbacks.failed)
-            if callbacks.failed is not None and kind != "step":
+            if callbacks.failed is not None and kind not in _IN_TRAINING:
                 raise callbacks.failed
 
 

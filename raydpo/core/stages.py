@@ -20,7 +20,7 @@ FOLDERS: Final = {
     "labeling": ("preferences",),
     "reference": ("reference",),
     "training": ("policy",),
-    "evaluation": ("evaluation", "evaluation-prompts"),
+    "evaluation": ("evaluation", "evaluation-prompts", "report"),
 }
 
 #: The folders of a round, and what the log calls the work that fills each.
@@ -40,6 +40,7 @@ LABELS: Final = {
     "heldout": "evaluation, held-out groups",
     "evaluation-prompts": "evaluation, prompts",
     "evaluation": "evaluation",
+    "report": "evaluation, report",
 }
 
 #: The words of version 0.1, which commands and `--redo` accept as well.

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from raydpo.core.metric_names import heldout_values
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -55,6 +57,16 @@ _CURVES: Final = (
     ("rewards/margins", "implicit reward margin (nats × beta)"),
     ("rewards/accuracies", "implicit reward accuracy"),
 )
+_MEASURED: Final = (
+    ("loss", "loss (nats)"),
+    ("perplexity", "perplexity"),
+    ("rewards/accuracies", "accuracy"),
+    ("rewards/margins", "margin"),
+    ("rewards/chosen", "reward of chosen"),
+    ("rewards/rejected", "reward of rejected"),
+    ("logps/chosen", "log-prob of chosen (nats)"),
+    ("logps/rejected", "log-prob of rejected (nats)"),
+)
 
 
 @contextmanager
@@ -89,6 +101,60 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> bytes | None:
             axis.axhline(0.5, color="#999999", linestyle=":", linewidth=1.2)
             axis.set_ylim(-0.02, 1.02)
     return _png(figure)
+
+
+@_styled()
+def heldout_curves(rows: Sequence[dict[str, Any]], exported: int | None = None) -> bytes | None:
+    """Plot metrics on held-out data and on training batches against steps; None without the former.
+
+    Args:
+        rows: rows of metrics.jsonl, with that of step 0 if there is one.
+        exported: the step that was exported, to mark it; None if it is the last one.
+    """
+    by_step = {row["step"]: row for row in rows}
+    points = {step: heldout_values(row) for step, row in sorted(by_step.items())}
+    named = [(k, label) for k, label in _MEASURED if any(k in values for values in points.values())]
+    if not named:
+        return None
+    rows_of_axes = -(-len(named) // 3)
+    figure, axes = _figure(
+        width=10.0, height=3.0 * rows_of_axes, columns=min(3, len(named)), rows=rows_of_axes
+    )
+    for axis, (key, label) in zip(axes, named, strict=False):
+        _train_and_heldout(axis, key, by_step, points)
+        axis.set_title(label, loc="left")
+        axis.set_xlabel("optimizer step")
+        _whole_numbers(axis)
+        if exported is not None:
+            axis.axvline(exported, color=_INK, linestyle=":", linewidth=1.2, label="exported")
+    for axis in axes[len(named) :]:
+        axis.set_axis_off()
+    axes[0].legend(loc="best")
+    return _png(figure)
+
+
+def _train_and_heldout(
+    axis: Axes,
+    key: str,
+    by_step: dict[int, dict[str, Any]],
+    points: dict[int, dict[str, float]],
+) -> None:
+    trained = [(step, row[key]) for step, row in sorted(by_step.items()) if key in row]
+    if trained:
+        steps, values = zip(*trained, strict=True)
+        axis.plot(
+            steps,
+            values,
+            color=REFERENCE_COLOUR,
+            alpha=0.55,
+            linewidth=1.2,
+            label="training batches",
+        )
+    measured = [(step, values[key]) for step, values in points.items() if key in values]
+    steps, values = zip(*measured, strict=True)
+    axis.plot(
+        steps, values, "o-", color=POLICY_COLOUR, markersize=4, linewidth=1.6, label="held-out data"
+    )
 
 
 @_styled()
@@ -369,11 +435,13 @@ def _whole_numbers(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(
+    width: float, height: float, columns: int = 1, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    return figure, [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
+    return figure, [figure.add_subplot(rows, columns, n + 1) for n in range(rows * columns)]
 
 
 def _png(figure: Figure) -> bytes:

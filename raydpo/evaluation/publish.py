@@ -132,6 +132,7 @@ def draw_figures(
     )
     by_prompt = plots.scores_by_prompt(*mean_scores(reference, policy), unit)
     training = [Figure("training", curves, "Training, step by step.", wide=True)] if curves else []
+    training += heldout_figures(training_log)
     return [
         Figure("scores", scores, "Judge scores of all completions; lines mark the means."),
         Figure("score_against_kl", kl, "What was gained, against how far the policy moved; bars are 95 % confidence intervals."),
@@ -139,6 +140,13 @@ def draw_figures(
         Figure("lengths", lengths, "Lengths of all completions, EOS included; lines mark the means."),
         *training,
     ]  # fmt: skip
+
+
+def heldout_figures(rows: list[Json], exported: int | None = None) -> list[Figure]:
+    """Draw the curves on held-out data, one figure or none; arguments as in `heldout_curves`."""
+    curves = plots.heldout_curves(rows, exported)
+    caption = "Training batches and held-out data, step by step."
+    return [Figure("heldout", curves, caption, wide=True)] if curves else []
 
 
 def _agreement_facts(agreements: dict[str, Agreement | None]) -> list[tuple[str, str]]:

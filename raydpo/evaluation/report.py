@@ -9,12 +9,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Final
 
-from raydpo import __version__
 from raydpo.core.cut_counts import cut_warnings
 from raydpo.core.storage import fingerprint
+from raydpo.evaluation.page import render_page
 from raydpo.evaluation.samples import Sample
 
 Json = dict[str, Any]
@@ -128,23 +127,16 @@ def headline(metrics: Json) -> str:
 
 def render(inputs: ReportInputs) -> str:
     """Render the report as one HTML document."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files("raydpo.evaluation").joinpath("report.html.j2")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        "report.html.j2",
         inputs=inputs,
         headline=headline(inputs.metrics),
         lines=number_lines(inputs.metrics),
         warnings=[*warnings(inputs.metrics), *_cut_lines(inputs.counts)],
         price=price(inputs.metrics["kl"]),
         glossary=_GLOSSARY,
-        counts=_count_lines(inputs.counts),
+        counts=count_lines(inputs.counts),
         number=number,
-        version=__version__,
     )
 
 
@@ -345,7 +337,7 @@ def _cut_lines(counts: dict[str, dict[str, int]]) -> list[str]:
     ]
 
 
-def _count_lines(counts: dict[str, dict[str, int]]) -> list[tuple[str, list[str], str]]:
+def count_lines(counts: dict[str, dict[str, int]]) -> list[tuple[str, list[str], str]]:
     """Return for each stage its name, the counts common to all stages, and the others in words."""
     main = ("input", "output", "quarantined")
     return [

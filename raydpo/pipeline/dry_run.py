@@ -19,6 +19,7 @@ from raydpo.core.run import Stage, look_at, read_manifest, round_folder, run_fol
 from raydpo.core.stages import FOLDERS, STAGES
 from raydpo.core.storage import Folder, fingerprint
 from raydpo.evaluation.stage import evaluation_stage
+from raydpo.evaluation.training_report import training_report_stage
 from raydpo.labeling.implicit import implicit_stage
 from raydpo.labeling.kept_votes import votes_files
 from raydpo.labeling.people import people_stage
@@ -29,6 +30,7 @@ from raydpo.pipeline.job import (
     refuse_to_replace_people,
     waits_for_people,
 )
+from raydpo.pipeline.measured import policy_record
 from raydpo.pipeline.round import Round
 from raydpo.prompts.preferences import existing_preferences_stage
 from raydpo.prompts.stage import prompts_stage
@@ -112,8 +114,12 @@ class _Walk:
         policy = self._look(
             "policy", lambda place: policy_stage(self.config, place, preferences, reference)
         )
-        if last >= STAGES.index("evaluation") and self.config.evaluation is not None:
+        if last < STAGES.index("evaluation"):
+            return
+        if self.config.evaluation is not None:
             self._evaluation(policy, reference)
+        else:
+            self._report(policy)
 
     def _look(self, name: str, stage_at: Callable[[Place], Stage]) -> Table:
         """Record what would happen to a stage; return its table, or one that is not known yet."""
@@ -215,6 +221,20 @@ class _Walk:
             "evaluation",
             lambda place: evaluation_stage(config, place, prompts, models, heldout, inputs),
         )
+
+    def _report(self, policy: Table) -> None:
+        """Look at the report of a training that is measured on held-out data."""
+        training = self.config.training
+        if training is None or not training.evaluates_heldout:
+            return
+        if not _known(policy):
+            there = read_manifest(self.folder.child("report")) is not None
+            again = Outlook("report", "done again", "the model is trained first")
+            self.found.append(again if there else Outlook("report", "done"))
+            return
+        record = policy_record(self.config, self.folder, self.stages.counts())
+        if record is not None:
+            self._look("report", lambda place: training_report_stage(self.config, place, record))
 
 
 def _known(table: Table) -> bool:

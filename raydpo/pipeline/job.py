@@ -25,7 +25,9 @@ from raydpo.core.run import look_at, read_manifest, round_folder, run_folder
 from raydpo.core.set_aside import set_aside
 from raydpo.core.stages import FOLDERS, STAGES, refuse_other_stages
 from raydpo.core.storage import Folder
+from raydpo.evaluation.training_report import report_training
 from raydpo.labeling.kept_votes import refuse_other_labels
+from raydpo.pipeline.measured import sft_record
 from raydpo.pipeline.replan import may_start_engines, replanning
 from raydpo.pipeline.round import Round, place_in
 from raydpo.plan import announce, engines_can_stay
@@ -41,12 +43,17 @@ from raydpo.training.workers import EarlyWorkers
 
 @dataclass(frozen=True)
 class RoundResult:
-    """The results of a round; None for those that were not requested."""
+    """The results of a round; None for those that were not requested.
+
+    `metrics` are those of the evaluation, and `report` is the content of the report of a training
+    that was measured on held-out data and not evaluated.
+    """
 
     folder: Folder
     preferences: Table | None = None
     policy: ModelConfig | None = None
     metrics: dict[str, Any] | None = None
+    report: dict[str, Any] | None = None
     waits_for: str | None = None
 
 
@@ -87,7 +94,7 @@ def run_round(
                     sampled = engines.idle if engines else lambda: None
                     result = _run_stages(replace(stages, workers=workers), until, sampled)
             if until == STAGES[-1] and result.waits_for is None:
-                notify("round", folder, result.metrics or {})
+                notify("round", folder, result.metrics or result.report or {})
             return result
 
 
@@ -123,8 +130,12 @@ def waits_for_people(config: Config) -> bool:
     return config.preferences is None and not (config.labeling and config.labeling.reward)
 
 
-def run_sft(config: Config) -> ModelConfig:
-    """Run supervised fine-tuning from text to a model in `<run>/sft/`."""
+def run_sft(config: Config) -> tuple[ModelConfig, dict[str, Any] | None]:
+    """Run supervised fine-tuning from text to a model in `<run>/sft/`.
+
+    Returns:
+        The model, and the content of its report; None if nothing was held out.
+    """
     if config.sft is None:
         raise ConfigError(
             "the configuration has no `sft` section",
@@ -136,7 +147,10 @@ def run_sft(config: Config) -> ModelConfig:
         run.write_bytes("config.yaml", config_to_yaml(config).encode())
         with connected(config.ray_address):
             examples = run_examples_stage(config, place_in(config, run, "sft/examples"))
-            return train_sft(config, place_in(config, run, "sft/policy"), examples)
+            model = train_sft(config, place_in(config, run, "sft/policy"), examples)
+            record = sft_record(run)
+            place = place_in(config, run, "sft/report")
+            return model, record and report_training(config, place, record)
 
 
 def run_score(config: Config) -> tuple[dict[str, float], Table]:
@@ -221,8 +235,10 @@ def _run_stages(stages: Round, until: str, sampled: Callable[[], None]) -> Round
         return RoundResult(stages.folder, preferences)
     stages.verify(preferences, reference)
     policy = stages.train(preferences, reference, candidates)
-    if last < STAGES.index("evaluation") or stages.config.evaluation is None:
+    if last < STAGES.index("evaluation"):
         return RoundResult(stages.folder, preferences, policy)
+    if stages.config.evaluation is None:
+        return RoundResult(stages.folder, preferences, policy, report=stages.report_training())
     metrics = stages.evaluate(preferences, reference, policy)
     return RoundResult(stages.folder, preferences, policy, metrics)
 
@@ -273,7 +289,10 @@ def check_sections(config: Config, until: str, redo: Collection[str] = ()) -> No
         raise _missing("training", "an objective and its hyperparameters")
     check_config_fits(config)
     if config.evaluation is None and until == "evaluation":
-        logger.info("no `evaluation` section: the run ends with the policy")
+        measured = config.training is not None and config.training.evaluates_heldout
+        end = "a report on held-out data" if measured else "the policy"
+        hint = "" if measured else "; training.heldout_fraction adds a report"
+        logger.info("no `evaluation` section: the run ends with %s%s", end, hint)
 
 
 def _missing(section: str, what: str) -> ConfigError:

@@ -30,7 +30,7 @@ from raydpo.core.run import (
 )
 from raydpo.core.storage import Folder, folder_of
 from raydpo.core.tables import SCHEMAS, Row
-from raydpo.training.metrics_log import read_metrics
+from raydpo.training.metrics_log import read_heldout, read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,17 +123,24 @@ class Run:
         """Return the metrics of each training step."""
         return read_metrics(self._finished("policy", round_index)[0])
 
+    def heldout_metrics(self, round_index: int = 0) -> list[dict[str, Any]]:
+        """Return the training's measurements on held-out data: `step`, and values by their names."""
+        return read_heldout(self._finished("policy", round_index)[0])
+
     def evaluation(self, round_index: int = 0) -> dict[str, Any]:
         """Return the content of `metrics.json`: judge, KL, win rate, held-out values."""
         return json.loads(held_bytes(self._finished("evaluation", round_index)[0], "metrics.json"))
 
     def report(self, round_index: int = 0) -> str:
-        """Return the path or URI of the report, an HTML page."""
-        return f"{self._finished('evaluation', round_index)[0].uri}/report.html"
+        """Return the path or URI of the report, an HTML page.
+
+        It is that of the evaluation, or of a training that was only measured on held-out data.
+        """
+        return f"{self._finished(self._reported(round_index), round_index)[0].uri}/report.html"
 
     def figures(self, round_index: int = 0) -> dict[str, bytes]:
         """Return the figures of the report as PNG files, by name."""
-        folder, manifest = self._finished("evaluation", round_index)
+        folder, manifest = self._finished(self._reported(round_index), round_index)
         names = sorted(f["name"] for f in manifest["files"] if f["name"].endswith(".png"))
         return {PurePosixPath(name).stem: held_bytes(folder, name) for name in names}
 
@@ -149,6 +156,13 @@ class Run:
 
         policy = self.policy(round_index)
         return load_causal_lm(policy), load_tokenizer(policy)
+
+    def _reported(self, round_index: int) -> str:
+        """Return the name of the stage that has the report."""
+        report = round_folder(self.folder, round_index).child("report")
+        evaluation = round_folder(self.folder, round_index).child("evaluation")
+        only_measured = read_manifest(evaluation) is None and read_manifest(report) is not None
+        return "report" if only_measured else "evaluation"
 
     def _finished(self, name: str, round_index: int) -> tuple[Folder, dict[str, Any]]:
         folder = round_folder(self.folder, round_index).child(name)

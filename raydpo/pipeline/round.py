@@ -25,6 +25,7 @@ from raydpo.core.storage import Folder
 from raydpo.core.tables import Row
 from raydpo.evaluation.samples import groups_of_samples
 from raydpo.evaluation.stage import evaluate
+from raydpo.evaluation.training_report import report_training
 from raydpo.labeling.implicit import implicit_scores, refuse_equal_models
 from raydpo.labeling.kept_votes import refuse_other_candidates, refuse_other_labels
 from raydpo.labeling.people import preferences_of_people
@@ -32,6 +33,7 @@ from raydpo.labeling.preferences import finish_preferences, preferences_work
 from raydpo.labeling.self_play import self_play_preferences
 from raydpo.labeling.stage import scoring_work
 from raydpo.models.loading import adapter_base, weights_fingerprint
+from raydpo.pipeline.measured import policy_record
 from raydpo.plan import stages_can_stream
 from raydpo.prompts.preferences import run_preferences_stage
 from raydpo.prompts.stage import run_prompts_stage
@@ -322,6 +324,11 @@ class Round:
             agreement=self.agreement(reference),
             pool=self.pool,
         )
+
+    def report_training(self) -> dict[str, Any] | None:
+        """Write the report of a training on held-out data; None if the training was not measured."""
+        record = policy_record(self.config, self.folder, self.counts())
+        return record and report_training(self.config, self.place("report"), record)
 
     def evaluation_prompts(self) -> Table:
         """Return the prompts on which policy and reference are compared."""

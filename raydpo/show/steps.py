@@ -14,13 +14,20 @@ from typing import Final
 from raydpo.config.job import Config, PromptsConfig
 from raydpo.core.errors import RunError
 from raydpo.core.parts import Table
+from raydpo.core.place import Place
 from raydpo.core.run import Stage, read_manifest, round_folder
 from raydpo.core.storage import Folder, fingerprint
 from raydpo.evaluation.stage import evaluate, evaluation_stage
+from raydpo.evaluation.training_report import (
+    TrainingRecord,
+    report_training,
+    training_report_stage,
+)
 from raydpo.labeling.implicit import implicit_stage
 from raydpo.labeling.kept_votes import is_of_people, votes_files
 from raydpo.labeling.preferences import preferences_stage
 from raydpo.labeling.stage import scores_stage
+from raydpo.pipeline.measured import policy_record, sft_record
 from raydpo.pipeline.round import Round, place_in
 from raydpo.prompts.examples import examples_stage, run_examples_stage
 from raydpo.prompts.preferences import existing_preferences_stage, run_preferences_stage
@@ -99,6 +106,7 @@ class RoundAgain:
             "heldout": self._heldout,
             "evaluation-prompts": self._evaluation_prompts,
             "evaluation": self._evaluation,
+            "report": self._report,
         }
         return [Step(f"{folder_name(self.there)}/{name}", plans[name]) for name in names]
 
@@ -220,6 +228,25 @@ class RoundAgain:
         )
         return Planned(make, evaluation_stage(config, place, prompts, models, heldout, of))
 
+    def _report(self) -> Planned:
+        section(self.config.training, "training", self.run)
+        counts = Round(self.config, self.there, self.index).counts()
+        record = policy_record(self.config, self.there, counts)
+        return _planned_report(self.config, self.stages.place("report"), record, self.there)
+
+
+def _planned_report(
+    config: Config, place: Place, record: TrainingRecord | None, there: Folder
+) -> Planned:
+    if record is None:
+        raise RunError(
+            f"{there.uri} has no training that was measured on held-out data",
+            "a report is made again from the measurements of the training",
+            "give the command of the run again: it makes what is missing",
+        )
+    stage = training_report_stage(config, place, record)
+    return Planned(partial(report_training, config, place, record), stage)
+
 
 #: The stages of a run of one round, in their order.
 _OF_ONE_ROUND: Final = (
@@ -233,6 +260,7 @@ _OF_ONE_ROUND: Final = (
     "heldout",
     "evaluation-prompts",
     "evaluation",
+    "report",
 )
 
 
@@ -256,7 +284,15 @@ def sft_steps(again: Again) -> list[Step]:
             partial(train_sft, config, place, examples), sft_stage(config, place, examples)
         )
 
-    return [examples_step(again, "sft/examples"), Step("sft/policy", policy)]
+    def report() -> Planned:
+        place = place_in(config, again.scratch, "sft/report")
+        return _planned_report(config, place, sft_record(again.run), again.run.child("sft"))
+
+    return [
+        examples_step(again, "sft/examples"),
+        Step("sft/policy", policy),
+        Step("sft/report", report),
+    ]
 
 
 def score_steps(again: Again) -> list[Step]:

@@ -2,7 +2,8 @@
 
 Module, optimizer and step become a folder with each rank's shard and a manifest with the hash of
 every file. The forward pass draws no random numbers (dropout is off), and the step determines its
-groups. So the trainable parameters, the optimizer and the step are the whole state.
+groups. So the trainable parameters, the optimizer and the step are the whole state, with what early
+stopping has seen, if it is on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -47,6 +48,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     step: int,
     in_background: bool = False,
+    record: Tensor | None = None,
 ) -> Callable[[], None]:
     """Begin to write this rank's share; every rank calls this, and then the function it returns.
 
@@ -56,11 +58,12 @@ def save_checkpoint(
         optimizer: the optimizer of its trainable parameters.
         step: the number of steps that are done.
         in_background: whether to return once the state is copied, and write it meanwhile.
+        record: numbers that are equal on all ranks, to save beside them.
 
     Returns:
         A function that waits for the end and writes the manifest (on rank 0).
     """
-    state = _state(module, optimizer, step)
+    state = _state(module, optimizer, step, record)
     alone = not dist.is_initialized()
     writing: Future[Any] | None = None
     if in_background:
@@ -73,17 +76,20 @@ def save_checkpoint(
     return functools.partial(_finish, folder, step, writing)
 
 
-def load_checkpoint(folder: Path, module: nn.Module, optimizer: Optimizer) -> int:
+def load_checkpoint(
+    folder: Path, module: nn.Module, optimizer: Optimizer, record: Tensor | None = None
+) -> int:
     """Restore module and optimizer from a checkpoint; return the number of steps done.
 
-    The number of workers may differ from that of the run that saved the checkpoint.
+    The number of workers may differ from that of the run that saved the checkpoint. If a `record`
+    was saved, a tensor of its shape and dtype takes its values.
 
     Raises:
         DataError: the checkpoint's metadata is damaged, or contains more than plain records.
     """
     reader = SafeReader(str(folder))
     reader.read_metadata()  # an error raised inside `load` would arrive as text only
-    state = _state(module, optimizer, 0)
+    state = _state(module, optimizer, 0, record)
     load(
         state,
         storage_reader=reader,
@@ -148,11 +154,14 @@ def _is_mine(path: Path) -> bool:
     return path.name == ".metadata" and _rank() == 0
 
 
-def _state(module: nn.Module, optimizer: Optimizer, step: int) -> dict[str, Any]:
+def _state(
+    module: nn.Module, optimizer: Optimizer, step: int, record: Tensor | None
+) -> dict[str, Any]:
     model, optim = get_state_dict(module, optimizer, options=_TRAINABLE)
     for name in frozen_names(module) & model.keys():  # torch leaves out tied parameters
         del model[name]
-    return {"model": model, "optimizer": optim, "step": torch.tensor(step)}
+    state = {"model": model, "optimizer": optim, "step": torch.tensor(step)}
+    return state if record is None else {**state, "record": record}
 
 
 @functools.cache

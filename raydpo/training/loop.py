@@ -11,7 +11,8 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,14 +25,15 @@ from raydpo.training.batch import MicroBatch, build_micro_batch
 from raydpo.training.checkpoints import load_checkpoint, save_checkpoint
 from raydpo.training.composition import Plan, rank_micro_batches
 from raydpo.training.groups import GroupDataset
+from raydpo.training.heldout import Evaluation, Evaluator, Watch
 from raydpo.training.logps import TokenLogps, token_outputs
 from raydpo.training.lora import add_adapter
-from raydpo.training.measures.values import GlobalBatch
 from raydpo.training.objectives import Objective
 from raydpo.training.optimizer import make_optimizer
 from raydpo.training.schedule import learning_rate
 from raydpo.training.sharding import World, clip_gradients, gradient_sync, parallelize
-from raydpo.training.survey import survey_logps
+from raydpo.training.stopping import Best, best_of
+from raydpo.training.survey import at_global_batch
 
 Metrics = dict[str, float]
 EndSave = Callable[[], None]
@@ -46,6 +48,31 @@ def _ignored(_: str) -> None:
 
 def _ignored_ratios(tokens: int, total_nats: float, largest_nats: float) -> None:
     """Ignore how far policy and sampler differ if another policy sampled."""
+
+
+def _no_measurement(_: Evaluation) -> None:
+    """Ignore a measurement if nobody keeps it."""
+
+
+def _no_checkpoints(step: int) -> AbstractContextManager[Path]:
+    raise AssertionError(f"nobody knows where the checkpoint of step {step} is")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training leaves.
+
+    Attributes:
+        exported_step: the step whose parameters are left in the module.
+        done: steps that were done.
+        planned: steps of the whole training; more than `done` if training stopped early.
+        evaluation: the measurement of these parameters on held-out data; None if none is held out.
+    """
+
+    exported_step: int
+    done: int
+    planned: int
+    evaluation: Evaluation | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +96,8 @@ class Hooks:
     """Where the loop's results go.
 
     Attributes:
-        log: called on every rank after each step with the step (from 1) and its metrics.
+        log: called on every rank after each step with the step (from 1) and its metrics, and if
+            data are held out, with 0 and the metrics before the first step.
         checkpoint: called on every rank with the step, its metrics and a function that begins to
             write this rank's share of a checkpoint into a folder; returns a function that finishes
             it.
@@ -80,6 +108,9 @@ class Hooks:
             the absolute differences between policy and sampler, in nats.
         failed: called before a non-finite loss stops the run.
         moving: called on every rank with a description of each next action.
+        before: called on every rank with the measurement on held-out data before the first step.
+        checkpoint_of: returns a block in which this machine has the checkpoint of a step.
+        ended: called on every rank when the module holds the parameters to export.
     """
 
     log: Callable[[int, Metrics], None]
@@ -88,6 +119,9 @@ class Hooks:
     failed: Callable[[Failure], None]
     moving: Callable[[str], None] = _ignored
     first_ratios: Callable[[int, float, float], None] = _ignored_ratios
+    before: Callable[[Evaluation], None] = _no_measurement
+    checkpoint_of: Callable[[int], AbstractContextManager[Path]] = _no_checkpoints
+    ended: Callable[[Outcome], None] = lambda _: None
 
 
 def train(
@@ -100,33 +134,73 @@ def train(
     hooks: Hooks,
     resume_from: Path | None = None,
     around: Parallelize = parallelize,
+    heldout: GroupDataset | None = None,
 ) -> nn.Module:
     """Train to the end of the plan, and return the module, which may be wrapped.
 
     Every rank calls this with the same arguments except `world`. `around` makes the module
-    parallel; `sharding.wrap` does so even for one rank.
+    parallel; `sharding.wrap` does so even for one rank. With `heldout`, groups that are not
+    trained on, the module is measured as the settings say. With early stopping, the returned
+    module holds the parameters of the best step.
 
     Raises:
         NumericsError: a loss, reward or gradient is not finite; no rank has updated anything.
+        ConfigError: early stopping goes by a metric that the objective does not have.
     """
     module.eval()  # without dropout, like the reference, so that step 0 shows no difference
     if settings.lora is not None:
         add_adapter(module.model, settings.lora, plan.seed)
     wrapped = around(module, settings, world)
     optimizer = make_optimizer(wrapped, settings)
-    start = load_checkpoint(resume_from, wrapped, optimizer) if resume_from else 0
+    evaluator = None
+    if heldout is not None:
+        evaluator = Evaluator(
+            wrapped, module.shared, heldout, objective, settings, world, hooks.moving
+        )
+    watch = Watch(evaluator, settings, plan.total_steps)
+    done = _resume(resume_from, wrapped, optimizer, watch)
+    if done == 0 and (metrics := watch.before()) and watch.newest is not None:
+        hooks.before(watch.newest)
+        hooks.log(0, metrics)
     step = Step(wrapped, module.shared, data, objective, settings, plan, world, optimizer, hooks)
     saver = _Saver(wrapped, optimizer, hooks, settings.background_checkpoints)
-    for index in range(start, plan.total_steps):
-        metrics = step(index)
-        hooks.moving(f"after step {index + 1}")
+    while done < plan.total_steps and not watch.stops:
+        metrics = step(done)
+        done += 1
+        hooks.moving(f"after step {done}")
         saver.end()  # the checkpoint begun after the last step was written during this step
-        done = index + 1
+        metrics |= watch.after(done)
         hooks.log(done, metrics)
-        if done == plan.total_steps or done % settings.checkpoint_every_steps == 0:
+        last = done == plan.total_steps or watch.stops
+        if last or done % settings.checkpoint_every_steps == 0 or watch.is_best(done):
             hooks.moving(f"checkpoint of step {done}")
-            saver.begin(done, metrics, last=done == plan.total_steps)
+            saver.begin(done, metrics | watch.rank(done), watch.best, last)
+    _end(wrapped, optimizer, plan, hooks, watch, done)
     return wrapped
+
+
+def _resume(folder: Path | None, module: nn.Module, optimizer: Optimizer, watch: Watch) -> int:
+    """Restore a checkpoint, with what was best until then; return the number of steps done."""
+    if folder is None:
+        return 0
+    if watch.evaluate is None or watch.settings.early_stopping is None:
+        return load_checkpoint(folder, module, optimizer)
+    record = Best(0, 0.0, 0.0, 0).as_tensor()
+    done = load_checkpoint(folder, module, optimizer, record)
+    watch.best = best_of(record)
+    return done
+
+
+def _end(
+    module: nn.Module, optimizer: Optimizer, plan: Plan, hooks: Hooks, watch: Watch, done: int
+) -> None:
+    """Go back to the best step if that is to be exported, and say what the module holds."""
+    exported = done if watch.best is None else watch.best.step
+    if exported != done:
+        hooks.moving(f"checkpoint of step {exported}, the best one")
+        with hooks.checkpoint_of(exported) as folder:
+            load_checkpoint(folder, module, optimizer)
+    hooks.ended(Outcome(exported, done, plan.total_steps, watch.exported(exported)))
 
 
 @dataclass
@@ -139,7 +213,7 @@ class _Saver:
     in_background: bool
     pending: EndSave | None = None
 
-    def begin(self, step: int, metrics: Metrics, last: bool) -> None:
+    def begin(self, step: int, metrics: Metrics, best: Best | None, last: bool) -> None:
         """Begin a checkpoint, and also finish it if no work is left to do meanwhile."""
         save = functools.partial(
             save_checkpoint,
@@ -147,6 +221,7 @@ class _Saver:
             optimizer=self.optimizer,
             step=step,
             in_background=self.in_background and not last,
+            record=best and best.as_tensor(),
         )
         self.pending = self.hooks.checkpoint(step, metrics, save)
         if last or not self.in_background:
@@ -189,7 +264,16 @@ class Step:
         """Do step number `step` (from 0), and return its metrics, equal on all ranks."""
         started = time.perf_counter()
         groups = self.plan.step_groups(step)
-        objective = self._objective(step, groups)
+        objective = at_global_batch(
+            self.objective,
+            step,
+            self.module,
+            self.shared,
+            self.data,
+            groups,
+            lambda: self._micro_batches(groups),
+            self.world,
+        )
         normalizer = objective.normalizer(groups, self.data.sizes)
         done = self._accumulate(step, objective, groups, normalizer)
         self.hooks.moving(f"step {step + 1}, sums over all ranks")
@@ -215,25 +299,6 @@ class Step:
             "tokens_per_second": tokens / seconds,
             "groups_per_second": len(groups) / seconds,
         }
-
-    def _objective(self, step: int, groups: list[int]) -> Objective:
-        """Return the objective with what it must know of the whole global batch."""
-        known = GlobalBatch(step, groups, self.data.sizes)
-        if self.objective.surveyed(self.data[groups[0]]):
-            logps = self._survey(groups)
-            known = replace(known, groups=[self.data[g] for g in groups], logps=logps)
-        return self.objective.at_step(known)
-
-    def _survey(self, groups: list[int]) -> dict[int, list[float]]:
-        return survey_logps(
-            self.module,
-            self.shared,
-            self.data,
-            groups,
-            self._micro_batches(groups),
-            self.objective.surveyed,
-            self.world,
-        )
 
     def _micro_batches(self, groups: list[int]) -> list[tuple[list[int], bool]]:
         return rank_micro_batches(

@@ -2,7 +2,8 @@
 
 Rank 0 gives one row of metrics per step. It becomes one line of JSON in the stage's folder, without
 gaps or repeats even if a resumed run repeated steps. TensorBoard, wandb or mlflow get the same
-numbers.
+numbers. Measurements on held-out data are in the rows of the steps after which they were made, and
+in a row of step 0 without a loss.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from raydpo.core.artifacts import held_bytes
 from raydpo.core.errors import ConfigError, DataError
+from raydpo.core.metric_names import heldout_values
 from raydpo.core.progress import Progress
 from raydpo.core.storage import Folder
 
@@ -62,7 +64,9 @@ class MetricsLog:
         what: str,
     ) -> None:
         self._folder = folder
-        self._rows = [row for row in read_metrics(folder) if row["step"] <= start_step]
+        # A training that starts anew measures step 0 again.
+        self._rows = [row for row in read_rows(folder) if row["step"] <= start_step and start_step]
+        self._measured = _shown_heldout(self._rows[-1]) if self._rows else ""
         self._every_steps = every_steps
         self._progress = Progress(
             what, "steps", total_steps, start_step, every_seconds=3.0, tell=self._show
@@ -71,11 +75,14 @@ class MetricsLog:
         self._written = time.monotonic()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record the metrics of a step, counted from 1."""
+        """Record the metrics of a step, counted from 1, or those before the first step as step 0."""
         self._rows.append({"step": step, **metrics})
+        measured = _shown_heldout(self._rows[-1])
+        self._measured = measured or self._measured
         note = ", ".join(f"{s} {metrics[n]:.4f}" for n, s in _SHOWN.items() if n in metrics)
-        self._progress.add(1, note)
-        if step % self._every_steps == 0:
+        if step > 0:
+            self._progress.add(1, note + self._measured)
+        if measured or step % self._every_steps == 0:
             for tracker in self._trackers:
                 tracker.log(step, metrics)
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
@@ -98,7 +105,33 @@ class MetricsLog:
 
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
-    """Return the rows of a stage's metrics.jsonl; an empty list if it does not exist.
+    """Return the rows of a training's steps from metrics.jsonl; an empty list if it does not exist.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    return [row for row in read_rows(folder) if row["step"] > 0]
+
+
+def read_heldout(folder: Folder) -> list[dict[str, Any]]:
+    """Return the measurements on held-out data in metrics.jsonl: `step` and values by their names.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    found = [(row["step"], heldout_values(row)) for row in read_rows(folder)]
+    return [{"step": step, **values} for step, values in found if values]
+
+
+def _shown_heldout(row: dict[str, Any]) -> str:
+    """Return the end of a line of progress that shows a row's held-out metrics; else empty."""
+    values = heldout_values(row)
+    shown = ", ".join(f"{s} {values[n]:.4f}" for n, s in _SHOWN.items() if n in values)
+    return f"; held-out after step {row['step']}: {shown}" if shown else ""
+
+
+def read_rows(folder: Folder) -> list[dict[str, Any]]:
+    """Return all rows of metrics.jsonl, with that of step 0; an empty list if it does not exist.
 
     Raises:
         DataError: the file is damaged.
@@ -153,8 +186,9 @@ class _TensorBoard:
         self._local = (
             self._target.local_path() if folder.is_local else Path(tempfile.mkdtemp(prefix="tb-"))
         )
-        # Steps of lost work, which are done again, appear only once.
-        self._writer = SummaryWriter(str(self._local), purge_step=start_step + 1)
+        # Steps of lost work, which are done again, appear only once; so does step 0.
+        purged = start_step + 1 if start_step else 0
+        self._writer = SummaryWriter(str(self._local), purge_step=purged)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import ray.train
@@ -42,6 +43,7 @@ from raydpo.models.loading import (
 )
 from raydpo.training.attention.backends import IMPLEMENTATIONS
 from raydpo.training.attention.interface import attention_of, set_attention
+from raydpo.training.checkpoint_files import MANIFEST as CHECKPOINT_MANIFEST
 from raydpo.training.checkpoints import newest_whole
 from raydpo.training.composition import Plan
 from raydpo.training.export import MODEL, Trained, export
@@ -53,8 +55,10 @@ from raydpo.training.groups import (
     write_groups,
 )
 from raydpo.training.handover import AwaitedJob, GivenJob
+from raydpo.training.heldout import Evaluation
+from raydpo.training.heldout_files import BEFORE_FILE, EXPORTED_FILE, write_evaluation
 from raydpo.training.logps import TokenLogps
-from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, train
+from raydpo.training.loop import BeginSave, EndSave, Failure, Hooks, Metrics, Outcome, train
 from raydpo.training.metrics_log import MetricsLog
 from raydpo.training.objectives import Objective, SftObjective, make_objective
 from raydpo.training.own_loss import load_loss
@@ -62,7 +66,7 @@ from raydpo.training.probe import probe
 from raydpo.training.reward import ended_by_eos, reward_module
 from raydpo.training.sharding import World, current_world, full_parameters
 from raydpo.training.sharing import token_module
-from raydpo.training.split import is_heldout
+from raydpo.training.split import is_heldout, source_of_example
 from raydpo.training.watchdog import ends_without_progress
 
 #: File for errors that would recur, such as a numerical failure. The workers write it and end,
@@ -150,7 +154,7 @@ def run_worker(arguments: dict[str, Any]) -> None:
 
 
 def _train(job: TrainJob, world: World, beat: Beat) -> None:
-    data = _dataset(job)
+    data, heldout = _dataset(job), _heldout(job)
     plan = _plan(job, len(data))
     beat.move("loading the model")
     module = _module(job, world)
@@ -158,7 +162,7 @@ def _train(job: TrainJob, world: World, beat: Beat) -> None:
         frozen = load_causal_lm(job.reference_model)
         module.put_beside(token_module(frozen, job.reference_model, world.device))
     with _resume_point(job) as (folder, start):
-        _train_and_export(job, world, data, module, plan, folder, start, beat)
+        _train_and_export(job, world, (data, heldout), module, plan, folder, start, beat)
 
 
 def _module(job: TrainJob, world: World) -> TokenLogps:
@@ -208,16 +212,46 @@ def _checkpoints(job: TrainJob) -> list[Checkpoint]:
     return [Checkpoint(f"{path}/{name}", filesystem) for name in reversed(names)]
 
 
+@contextmanager
+def _checkpoint_of(job: TrainJob, step: int) -> Generator[Path]:
+    """Yield the checkpoint of a step, on this machine; every rank calls this.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    with ExitStack() as stack:
+        found = (one for one in _checkpoints(job) if _step_in(job, one) == step)
+        local = (Path(stack.enter_context(one.as_directory())) for one in found)
+        whole = newest_whole(local)
+        if whole is None:
+            raise DataError(
+                f"{job.folder.uri}/{CHECKPOINTS} has no whole checkpoint of step {step}",
+                "early stopping exports the best step, and keeps its checkpoint until then",
+                "restore the files; or train again: `--redo training`",
+            )
+        yield whole[0]
+
+
+def _step_in(job: TrainJob, checkpoint: Checkpoint) -> int | None:
+    """Return a checkpoint's step by its manifest alone; None if that cannot be read."""
+    folder = job.folder.child(CHECKPOINTS, PurePosixPath(checkpoint.path).name)
+    try:
+        return folder.read_json(CHECKPOINT_MANIFEST)["step"]
+    except (DataError, OSError, KeyError):
+        return None
+
+
 def _train_and_export(
     job: TrainJob,
     world: World,
-    data: GroupDataset,
+    sides: tuple[GroupDataset, GroupDataset | None],
     module: TokenLogps,
     plan: Plan,
     resume_from: Path | None,
     start: int,
     beat: Beat,
 ) -> None:
+    data, heldout = sides
     log = _metrics_log(job, plan, start) if world.rank == 0 else None
     hooks = Hooks(
         log=log.log if log else _ignore_step,
@@ -226,8 +260,14 @@ def _train_and_export(
         failed=_failure_hook(job, world),
         moving=beat.move,
         first_ratios=job.check_ratios or _ignore_ratios,
+        before=_keep_before(job) if log else _ignore,
+        checkpoint_of=partial(_checkpoint_of, job),
+        ended=_keep_outcome(job) if log else _ignore,
     )
-    wrapped = train(module, data, _objective(job), job.settings, plan, world, hooks, resume_from)
+    objective = _objective(job)
+    wrapped = train(
+        module, data, objective, job.settings, plan, world, hooks, resume_from, heldout=heldout
+    )
     beat.move("probe")
     probed = probe(wrapped, module.shared, job.trains_reward_model, data, plan, world)
     lora, rewards = job.settings.lora, job.trains_reward_model
@@ -238,30 +278,64 @@ def _train_and_export(
         _export(job, trained, world.device)
 
 
-def _dataset(job: TrainJob) -> GroupDataset:
+def _dataset(job: TrainJob, heldout: bool = False) -> GroupDataset:
+    """Return the groups to train on, or those that are held out of it."""
     rows = read_rows(job.table.folder, job.table.manifest)
     if not isinstance(job.settings, TrainingConfig):
-        return GroupDataset(write_groups(example_rows(rows), fingerprint([job.table.fingerprint])))
+        return GroupDataset(_examples(job, rows, heldout))
     needed: list[Unit] = sorted({one.unit for one in single_objectives(job.settings.objective)})
     key = [job.table.fingerprint, job.heldout_fraction, job.seed, needed]
 
-    def trained_on(row: Row) -> bool:
-        heldout = is_heldout(row["prompt_id"], job.heldout_fraction, job.seed)
-        return not heldout and all(row[COLUMN_OF_UNIT[unit]] for unit in needed)
+    def wanted(row: Row) -> bool:
+        on_its_side = is_heldout(row["prompt_id"], job.heldout_fraction, job.seed) == heldout
+        return on_its_side and all(row[COLUMN_OF_UNIT[unit]] for unit in needed)
 
     if job.trains_reward_model:
         key.append("ended by EOS")
         eos_id = load_tokenizer(job.model).eos_token_id
         assert isinstance(eos_id, int)  # `raydpo check` refuses a tokenizer without one
         ended = (ended_by_eos(row, eos_id) for row in rows)
-        kept = rows_without_reference(ended, trained_on)
+        kept = rows_without_reference(ended, wanted)
     elif job.reference is None:
-        kept = rows_without_reference(rows, trained_on)
+        kept = rows_without_reference(rows, wanted)
     else:
         key.append(job.reference.fingerprint)
         reference = read_rows(job.reference.folder, job.reference.manifest)
-        kept = joined_rows(rows, reference, trained_on)
-    return GroupDataset(write_groups(kept, fingerprint(key)))
+        kept = joined_rows(rows, reference, wanted)
+    return GroupDataset(write_groups(kept, fingerprint([*key, "held out"] if heldout else key)))
+
+
+def _examples(job: TrainJob, rows: Iterable[Row], heldout: bool) -> Path:
+    """Write the SFT examples of one side of the split; return the file."""
+    if not job.heldout_fraction:
+        return write_groups(example_rows(rows), fingerprint([job.table.fingerprint]))
+    kept = (
+        row
+        for row in rows
+        if is_heldout(source_of_example(row["example_id"]), job.heldout_fraction, job.seed)
+        == heldout
+    )
+    key = [job.table.fingerprint, job.heldout_fraction, job.seed, heldout]
+    return write_groups(example_rows(kept), fingerprint(key))
+
+
+def _heldout(job: TrainJob) -> GroupDataset | None:
+    """Return the groups to measure on; None if the settings ask for no measurement.
+
+    Raises:
+        DataError: measurements are asked for, and no row is held out.
+    """
+    if not job.settings.evaluates_heldout:
+        return None
+    data = _dataset(job, heldout=True)
+    if len(data) == 0:
+        raise DataError(
+            f"{job.table.folder.uri} leaves no rows to measure on: a share of "
+            f"{job.heldout_fraction:g} is held out",
+            "a measurement on held-out data needs at least one row",
+            "give more data, or hold out a larger share (heldout_fraction)",
+        )
+    return data
 
 
 def _plan(job: TrainJob, groups: int) -> Plan:
@@ -270,7 +344,7 @@ def _plan(job: TrainJob, groups: int) -> Plan:
         raise DataError(
             f"{job.table.folder.uri} leaves no rows to train on",
             "training needs at least one",
-            "give more data, or hold out a smaller share (evaluation.heldout_fraction)",
+            "give more data, or hold out a smaller share (heldout_fraction)",
         )
     if isinstance(settings, TrainingConfig):
         batch = settings.global_batch_groups
@@ -293,6 +367,23 @@ def _metrics_log(job: TrainJob, plan: Plan, start: int) -> MetricsLog:
     return MetricsLog(
         job.folder, start, plan.total_steps, settings.log_every_steps, settings.trackers, job.what
     )
+
+
+def _keep_before(job: TrainJob) -> Callable[[Evaluation], None]:
+    return lambda evaluation: write_evaluation(job.folder, BEFORE_FILE, evaluation)
+
+
+def _keep_outcome(job: TrainJob) -> Callable[[Outcome], None]:
+    def keep(outcome: Outcome) -> None:
+        if outcome.evaluation is not None:
+            steps = {"done": outcome.done, "planned": outcome.planned}
+            write_evaluation(job.folder, EXPORTED_FILE, outcome.evaluation, steps)
+
+    return keep
+
+
+def _ignore(_: object) -> None:
+    """Ignore a result: ranks other than 0 write nothing, because results are equal on all ranks."""
 
 
 def _ignore_step(step: int, metrics: Metrics) -> None:

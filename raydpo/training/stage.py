@@ -39,6 +39,7 @@ from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint
 from raydpo.plan import workers_can_wait
 from raydpo.training.checkpoint_files import last_whole_step
 from raydpo.training.export import ADAPTER, MODEL
+from raydpo.training.heldout_files import BEFORE_FILE, EXPORTED_FILE, Measured, read_evaluation
 from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
 from raydpo.training.ray_worker import (
     CHECKPOINTS,
@@ -55,6 +56,8 @@ from raydpo.training.workers import EarlyWorkers, as_holder, count, fit
 #: Errors that workers leave in a file, by name.
 _RECORDED: Final = {one.__name__: one for one in (NumericsError, ModelError, RunError)}
 _SECONDS_BETWEEN_LOOKS: Final = 1.0
+#: Held-out metrics that the log shows.
+_SHOWN: Final = ("loss", "perplexity", "rewards/accuracies", "rewards/margins")
 
 
 def early_workers(config: Config, place: Place) -> AbstractContextManager[EarlyWorkers | None]:
@@ -111,7 +114,7 @@ def train_policy(
         reference_model=live,
         folder=place.folder,
         seed=place.seed,
-        heldout_fraction=_heldout_fraction(config),
+        heldout_fraction=config.heldout_fraction,
         starts_at_reference=starts_at_reference,
         what=place.label,
         search=search_path(),
@@ -131,7 +134,7 @@ def policy_stage(
         inputs["reference"] = reference.fingerprint
     for section in own_objectives(config.training.objective):
         inputs |= {f"objective, {k}": v for k, v in function_hashes(section.function).items()}
-    return _stage(config, config.training, place, inputs, _heldout_fraction(config))
+    return _stage(config, config.training, place, inputs, config.heldout_fraction)
 
 
 def train_sft(config: Config, place: Place, examples: Table) -> ModelConfig:
@@ -149,7 +152,7 @@ def train_sft(config: Config, place: Place, examples: Table) -> ModelConfig:
         reference_model=None,
         folder=place.folder,
         seed=place.seed,
-        heldout_fraction=0.0,
+        heldout_fraction=config.sft.heldout_fraction or 0.0,
         starts_at_reference=False,
         what=place.label,
     )
@@ -159,7 +162,8 @@ def train_sft(config: Config, place: Place, examples: Table) -> ModelConfig:
 def sft_stage(config: Config, place: Place, examples: Table) -> Stage:
     """Describe what a model that is fine-tuned on these examples is made from."""
     assert config.sft is not None
-    return _stage(config, config.sft, place, {"examples": examples.fingerprint}, 0.0)
+    inputs, fraction = {"examples": examples.fingerprint}, config.sft.heldout_fraction or 0.0
+    return _stage(config, config.sft, place, inputs, fraction)
 
 
 def _stage(
@@ -183,12 +187,19 @@ def _stage(
             **content_of(config.model),
             "seed": place.seed,
             "heldout_fraction": heldout_fraction,
+            **_stopping(settings),
         },
     )
 
 
-def _heldout_fraction(config: Config) -> float:
-    return config.evaluation.heldout_fraction if config.evaluation else 0.0
+def _stopping(settings: TrainerConfig) -> dict[str, Any]:
+    """Return what decides which step is exported; nothing if that is always the last one."""
+    if settings.early_stopping is None:
+        return {}
+    return {
+        "early_stopping": content_of(settings.early_stopping),
+        "evaluate_every_steps": settings.evaluate_every_steps,
+    }
 
 
 def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> ModelConfig:
@@ -208,19 +219,50 @@ def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> Mo
     _raise_recorded_error(job.folder)
     rows = read_metrics(job.folder)
     held = job.folder.read_json(EXPORT_FILE)
-    facts = {"steps": len(rows), "last_metrics": rows[-1], "export": held}
+    exported = read_evaluation(job.folder, EXPORTED_FILE)
+    facts = {"steps": len(rows), "last_metrics": rows[-1], "export": held, **_facts(exported)}
     commit_files(stage, weights_fingerprint(trained), facts)
     text = (
         "[%s] the exported model, loaded again: %d values, largest difference %.2g (tolerance %g)"
     )
     logger.info(text, job.what, held["values"], held["largest_difference"], held["tolerance"])
     logger.info("[%s] done: %d steps, loss %.4f", job.what, len(rows), rows[-1]["loss"])
+    if exported is not None:
+        _log_heldout(job, exported)
     return trained
+
+
+def _facts(exported: Measured | None) -> dict[str, Any]:
+    """Return what the manifest says of a training that was measured on held-out data."""
+    if exported is None:
+        return {}
+    return {
+        "exported_step": exported.step,
+        "planned_steps": exported.steps["planned"],
+        "heldout": exported.means,
+    }
+
+
+def _log_heldout(job: TrainJob, exported: Measured) -> None:
+    before = read_evaluation(job.folder, BEFORE_FILE)
+    changes = ", ".join(
+        f"{name} {before.means[name]:.4f} -> {exported.means[name]:.4f}"
+        for name in _SHOWN
+        if before is not None and name in exported.means
+    )
+    text = "[%s] on %d held-out groups: %s"
+    logger.info(text, job.what, len(exported.weights), changes)
+    done, planned = exported.steps["done"], exported.steps["planned"]
+    stopping = job.settings.early_stopping
+    if stopping is not None:
+        end = "to its last step" if done == planned else f"to step {done} of {planned}"
+        text = "[%s] training went %s; exported is step %d, the best by held-out %s"
+        logger.info(text, job.what, end, exported.step, stopping.metric)
 
 
 def _refuse_to_mend(job: TrainJob, damaged: list[str], manifest: dict[str, Any]) -> str | None:
     """Return why an export alone cannot rewrite damaged files of a finished training."""
-    exported = (f"{MODEL}/", f"{ADAPTER}/", EXPORT_FILE)
+    exported = (f"{MODEL}/", f"{ADAPTER}/", EXPORT_FILE, EXPORTED_FILE)
     trained = [name for name in damaged if not name.startswith(exported)]
     if trained:
         return f"{trained[0]} is made by the training itself"

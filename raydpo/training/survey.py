@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,7 +17,32 @@ from torch import nn
 from raydpo.training.batch import build_micro_batch
 from raydpo.training.groups import Group, GroupDataset
 from raydpo.training.logps import token_logps
+from raydpo.training.measures.values import GlobalBatch
+from raydpo.training.objectives import Objective
 from raydpo.training.sharding import World
+
+
+def at_global_batch(
+    objective: Objective,
+    step: int,
+    module: nn.Module,
+    shared: bool,
+    data: GroupDataset,
+    groups: list[int],
+    micro_batches: Callable[[], Iterable[tuple[list[int], bool]]],
+    world: World,
+) -> Objective:
+    """Return the objective with what it must know of the whole global batch, by a survey if need be.
+
+    Every rank calls this with the number of the step. The other arguments are those of
+    `survey_logps`; `micro_batches` is called only if there is a survey.
+    """
+    known = GlobalBatch(step, groups, data.sizes)
+    if objective.surveyed(data[groups[0]]):
+        surveyed = objective.surveyed
+        logps = survey_logps(module, shared, data, groups, micro_batches(), surveyed, world)
+        known = replace(known, groups=[data[g] for g in groups], logps=logps)
+    return objective.at_step(known)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from raydpo.core.progress import logger
 from raydpo.core.storage import Folder, locate
 from raydpo.core.waiting import holding
 from raydpo.training.handover import AwaitedJob, GivenJob, Handover
+from raydpo.training.heldout import CHECKPOINT_RANK
 from raydpo.training.ray_worker import CHECKPOINTS, TrainJob, run_worker
 from raydpo.training.rendezvous import LocalTorchConfig
 from raydpo.training.watchdog import COLLECTIVES_LATER_SECONDS
@@ -219,6 +220,12 @@ def _let_ray_train_ask(settings: TrainerConfig) -> None:
 
 
 def _checkpoint_config(settings: TrainerConfig) -> CheckpointConfig:
+    if settings.early_stopping is not None:
+        return CheckpointConfig(
+            num_to_keep=settings.keep_checkpoints,
+            checkpoint_score_attribute=CHECKPOINT_RANK,
+            checkpoint_score_order="max",
+        )
     return CheckpointConfig(
         num_to_keep=settings.keep_checkpoints,
         checkpoint_score_attribute=settings.keep_best_by,

@@ -12,6 +12,7 @@ from tests.integration.training_runs import (
     assert_same,
     make_data,
     run,
+    run_measured,
     run_poisoned,
     run_ranks,
 )
@@ -119,3 +120,29 @@ def test_infinite_loss_on_one_rank_stops_all_before_the_update(tmp_path) -> None
         assert sorted(found["groups"]) == ["0", "1", "2", "3", "4"]
         assert len(found["culprits"]) == 1  # the other rank's losses were finite
         assert "2" in next(iter(found["culprits"].values()))
+
+
+def test_two_workers_measure_stop_and_leave_the_same_step_as_one(data, tmp_path) -> None:
+    measured: dict[str, Any] = {
+        "data": data,
+        "heldout": make_data(7, reverse=True),  # so that training makes its loss rise
+        "evaluate_every_steps": 1,
+        "early_stopping": {"patience": 2},
+    }
+    alone = run_measured(**measured, save_to=tmp_path / "alone")
+    assert alone[0][0] == pytest.approx(math.log(2), abs=1e-6)
+    exported, done = alone[2]
+    assert exported < done, "else nothing is restored"
+    names = ("ddp", "fsdp", "small")
+    layouts: list[dict[str, Any]] = [
+        {"strategy": "ddp"},
+        {"strategy": "fsdp"},
+        {"strategy": "fsdp", "reshard_after_forward": False, **SMALL},
+    ]
+    cases = [
+        {**measured, **layout, "save_to": tmp_path / name}
+        for name, layout in zip(names, layouts, strict=True)
+    ]
+    for result in run_ranks(tmp_path, 2, cases, run_measured):
+        assert_same(result, alone, 1e-5)
+        assert result[2] == alone[2]

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -79,9 +80,16 @@ def preference_rows(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def make_data(count: int = 10, poison: int | None = None, precision: str = "float32") -> Path:
-    """Groups with the reference log-probs of the untrained model; one may be infinite."""
+def make_data(
+    count: int = 10, poison: int | None = None, precision: str = "float32", reverse: bool = False
+) -> Path:
+    """Groups with the reference log-probs of the untrained model; one may be infinite.
+
+    With `reverse`, all judgements are turned round.
+    """
     rows = preference_rows(count)
+    for pair in (pair for row in rows for pair in row["pairs"] if reverse):
+        pair["chosen"], pair["rejected"] = pair["rejected"], pair["chosen"]
     plain = GroupDataset(
         write_groups(
             ({**_arrow_columns(row), "reference_token_logps": None} for row in rows),
@@ -146,6 +154,37 @@ def run(
         start and start[0],
     )
     return losses, full_parameters(wrapped)
+
+
+def run_measured(
+    data: Path, heldout: Path, save_to: Path, max_tokens: int = 400, **settings: Any
+) -> tuple[list[float], dict[str, torch.Tensor], list[int]]:
+    """Train with early stopping; returns held-out losses, final parameters, exported and done steps."""
+    config = _config(max_tokens, **settings)
+    losses: list[float] = []
+    steps: list[int] = []
+
+    @contextmanager
+    def checkpoint_of(step: int) -> Generator[Path]:
+        yield save_to / str(step)
+
+    hooks = Hooks(
+        log=lambda _, metrics: losses.append(metrics["heldout/loss"]),
+        checkpoint=lambda step, _, save: save(save_to / str(step)),
+        first_step=lambda _: None,
+        failed=lambda failure: fail(str(failure)),
+        checkpoint_of=checkpoint_of,
+        ended=lambda outcome: steps.extend((outcome.exported_step, outcome.done)),
+    )
+    module = TokenLogps(_model_for(config), "float32", "segments")
+    wrapped = train(
+        module,
+        *_job(data, config),
+        current_world(CPU),
+        hooks,
+        heldout=GroupDataset(heldout),
+    )
+    return losses, full_parameters(wrapped), steps
 
 
 def saves(folder: Path) -> list[Path]:

@@ -16,7 +16,13 @@ from raydpo.config.base import PositiveInt, Section
 from raydpo.config.content import Placement, Resolved, content_of
 from raydpo.config.file import config_from_values
 from raydpo.config.http import HttpConfig
-from raydpo.config.job import Config, PeopleConfig, PromptsConfig, RewardConfig
+from raydpo.config.job import (
+    Config,
+    EarlyStoppingConfig,
+    PeopleConfig,
+    PromptsConfig,
+    RewardConfig,
+)
 from raydpo.config.sampling import SamplerFunctionConfig
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
@@ -317,6 +323,10 @@ ELSEWHERE: dict[str, Any] = {
     "model.chat_template": __file__,
     "prompts.path": ASSETS / "heldout-prompts.jsonl",
     "prompts.format": "text",
+    "training.heldout_fraction": 0.25,
+    "training.early_stopping": EarlyStoppingConfig(),
+    "sft.heldout_fraction": 0.25,
+    "sft.early_stopping": EarlyStoppingConfig(),
     "sft.data": ASSETS / "heldout-prompts.jsonl",
     "sft.format": "text",
     "evaluation.prompts.path": ASSETS / "prompts.jsonl",
@@ -342,6 +352,8 @@ CHOICES = {
     ),
     *("online.rounds", "online.pairs", "online.reference", "online.reference_every_rounds"),
     *("online.ema_alpha", "online.lookahead"),
+    # They decide which step is exported only with early stopping.
+    *("training.evaluate_every_steps", "sft.evaluate_every_steps"),
 }
 
 
@@ -351,3 +363,29 @@ CHOICES = {
 def test_what_a_resolved_field_comes_to_is_in_a_key(path: str, name: str) -> None:
     value = ELSEWHERE.get(f"{path}.{name}")
     assert changed_by(path, name, STAGES, str(value) if isinstance(value, Path) else value)
+
+
+@pytest.mark.parametrize(("section", "stage"), [("training", "policy"), ("sft", "sft")])
+def test_measuring_changes_no_key_but_what_early_stopping_goes_by_does(
+    section: str, stage: str
+) -> None:
+    def key(**values: Any) -> str:
+        data = {"data": str(ASSETS / "prompts.jsonl")} if section == "sft" else {}
+        held_out = {"heldout_fraction": 0.1}
+        config = job(**{section: {**data, **held_out, **values}})
+        return STAGES[stage](config).key
+
+    assert key() == key(evaluate_every_steps=5)
+    stopping = [
+        key(evaluate_every_steps=5, early_stopping={}),
+        key(evaluate_every_steps=6, early_stopping={}),
+        key(evaluate_every_steps=5, early_stopping={"patience": 4}),
+    ]
+    assert len({key(), *stopping}) == 4
+
+
+def test_the_share_that_a_judge_s_section_names_gives_the_same_policy() -> None:
+    """The key of a job before there was `training.heldout_fraction`."""
+    own = job(training={"lora": {}, "heldout_fraction": 0.1})
+    assert STAGES["policy"](own).key == keys()["policy"]
+    assert "early_stopping" not in STAGES["policy"](job()).settings

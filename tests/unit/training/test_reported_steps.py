@@ -96,3 +96,27 @@ def test_a_run_whose_callbacks_were_removed_keeps_no_file_of_them(run: Folder) -
         write_rows(policy, 3)
     assert steps() == rows(2)
     assert not policy.exists(REPORTED_FILE)
+
+
+def test_measurements_are_events_of_their_own_also_before_the_first_step(
+    run: Folder, tmp_path: Path
+) -> None:
+    (tmp_path / "step_callbacks.py").write_text(
+        "steps = []\n\ndef note(event):\n"
+        "    steps.append((event.kind, event.step, event.metrics))\n"
+    )
+    policy = run.child("round-000/policy")
+    rows = [
+        {"step": 0, "heldout/loss": 3.0},
+        {"step": 1, "loss": 2.0},
+        {"step": 2, "loss": 1.0, "heldout/loss": 2.5},
+    ]
+    with callbacks_of(run, ["step_callbacks:note"]), reported_steps(policy):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        policy.write_bytes(METRICS_FILE, text.encode())
+    assert sys.modules["step_callbacks"].steps == [
+        ("heldout", 0, {"loss": 3.0}),
+        ("step", 1, rows[1]),
+        ("step", 2, rows[2]),
+        ("heldout", 2, {"loss": 2.5}),
+    ]
