@@ -60,6 +60,11 @@ def _described(folder: Folder, name: str, rows: int) -> Iterator[str]:
         yield "  " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
     if manifest.get("table") == "preferences" and is_of_people(manifest):
         yield "  made from people's votes"
+    if "exported_step" in manifest:
+        yield (
+            f"  exported step {manifest['exported_step']}; {manifest['steps']} of "
+            f"{manifest['planned_steps']} steps done, held-out loss {manifest['heldout']['loss']:.4f}"
+        )
     for kind, value in manifest["inputs"].items():
         yield f"  from {kind} {str(value)[:16]}"
     if manifest.get("table") and manifest.get("parts"):

@@ -8,7 +8,7 @@ import pytest
 
 from raydpo.core.checked import write_checked
 from raydpo.core.place import Place
-from raydpo.core.run import PartResult, Stage, commit, open_stage, write_part
+from raydpo.core.run import PartResult, Stage, commit, commit_files, open_stage, write_part
 from raydpo.core.storage import Folder
 from raydpo.show.listing import show_run
 
@@ -66,3 +66,13 @@ def test_a_manifest_that_lacks_what_every_one_has_is_damaged(run: Path, values: 
     write_checked(Folder(str(run / "round-000/three")), "manifest.json", values)
     assert "DAMAGED" in shown(run)["three"]
     assert "token_ids" in shown(run)["two"]
+
+
+def test_the_exported_step_of_a_measured_training_is_shown(run: Path) -> None:
+    stage = Stage(Place(Folder(str(run / "round-000/policy")), "test"), "train", None, {}, {})
+    open_stage(stage)
+    facts = {"steps": 30, "exported_step": 20, "planned_steps": 60, "heldout": {"loss": 0.51234}}
+    commit_files(stage, "f" * 16, facts)
+    said = "exported step 20; 30 of 60 steps done, held-out loss 0.5123"
+    assert said in shown(run)["policy"]
+    assert "exported step" not in shown(run)["one"]
