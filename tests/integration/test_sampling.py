@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from raydpo.sampling.probe import Probe, probe_engines
 from raydpo.sampling.seeds import prompt_seed
 from raydpo.sampling.stage import sample_candidates
 from raydpo.sampling.weights import Weights, weights_of
-from tests.conftest import make_tiny_model
+from tests.conftest import ROOT, make_tiny_model
 from tests.integration.runs import drive, rows, write_prompts
 
 pytestmark = pytest.mark.slow
@@ -417,3 +418,33 @@ def test_a_sampler_function_runs_the_whole_round(tmp_path: Path, tiny_model: Pat
         "policy": {weights_fingerprint(trained)},
     }
     assert json.loads((run / "round-000/evaluation/metrics.json").read_text())
+
+
+def test_the_sampler_of_the_docs_samples_each_round_from_the_newest_policy(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    page = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(# my_sampler.py\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_sampler.py").write_text(code)
+    write_prompts(tmp_path)
+    job = {
+        "name": "run",
+        "output": str(tmp_path),
+        "model": str(tiny_model),
+        "prompts": {"path": str(tmp_path / "prompts.jsonl"), "max_prompt_tokens": 32},
+        "sampling": {"function": "my_sampler:sample", "candidates": 2, "max_completion_tokens": 8},
+        "labeling": {"reward": {"function": "tests.integration.rewards:count_e"}},
+        "training": {"cpus_per_worker": 0.4, "global_batch_groups": 8, "learning_rate": 1e-3},
+        "online": {"rounds": 2, "prompts_per_round": 12},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    run = tmp_path / "run"
+    done = drive("never", run, "online", str(tmp_path / "job.yaml"), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    first = ModelConfig(path=str(run / "round-000/policy/model"))
+    newest = (ModelConfig(path=str(tiny_model)), first)
+    for index, model in enumerate(newest):
+        found = rows(run, "candidates", index)
+        assert len(found) == 24
+        assert {row["policy"] for row in found} == {weights_fingerprint(model)}
+        assert all(row["sampler_token_logps"] is None for row in found)

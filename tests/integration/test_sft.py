@@ -9,6 +9,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.cli import main
+from tests.integration.callbacks import noted_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -27,6 +28,7 @@ def test_fine_tuning_learns_the_text_and_leaves_a_model_that_loads(tiny_model, t
         "warmup_fraction": 0.0,
     }
     values = {"name": "run", "output": str(tmp_path), "model": str(tiny_model), "sft": sft}
+    values["callbacks"] = ["tests.integration.callbacks:note_event"]
     job.write_text(yaml.safe_dump(values))
     assert main(["sft", str(job)]) == 0
     policy = tmp_path / "run/sft/policy"
@@ -35,6 +37,12 @@ def test_fine_tuning_learns_the_text_and_leaves_a_model_that_loads(tiny_model, t
     ]
     assert len(losses) == 20
     assert losses[-1] < 0.25 * losses[0]
+    events = noted_events(tmp_path / "run")
+    steps = [event for event in events if event["kind"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 21))
+    assert [event["metrics"]["loss"] for event in steps] == losses
+    stages = [event["folder"] for event in events if event["kind"] != "step"]
+    assert stages == ["sft/examples", "sft/policy"]
     tokenizer = AutoTokenizer.from_pretrained(policy / "model")
     model = AutoModelForCausalLM.from_pretrained(policy / "model")
     start = tokenizer("the film was", return_tensors="pt")["input_ids"]

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from raydpo.cli import main
 from raydpo.core.run import read_manifest, read_rows
 from raydpo.core.storage import folder_of
+from tests.integration.callbacks import noted_events
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -105,7 +106,10 @@ def test_killed_with_its_newest_checkpoint_damaged_it_goes_on_and_leaves_an_adap
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_score_gives_the_reference_s_logps_of_every_completion(job, tiny_model, capsys) -> None:
-    assert main(["score", str(job)]) == 0
+    callbacks = "callbacks=[tests.integration.callbacks:note_event]"
+    assert main(["score", str(job), "--set", callbacks]) == 0
+    ended = [(event["kind"], event["folder"]) for event in noted_events(job.parent / "run")]
+    assert ended == [("stage", "score/preferences"), ("stage", "score/logps")]
     assert "pair_accuracy" in capsys.readouterr().out
     folder = folder_of(str(job.parent / "run/score/logps"))
     manifest = read_manifest(folder)
