@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, Final
 
 from raydpo.evaluation import plots
 from raydpo.evaluation.comparable import EvaluatedRun
+from raydpo.evaluation.page import render_page
 from raydpo.evaluation.report import Cell, Figure, estimated, number, percent
 
 Json = dict[str, Any]
@@ -137,13 +137,8 @@ def draw_comparison(comparison: Json, runs: Sequence[EvaluatedRun]) -> list[Figu
 
 def render_comparison(comparison: Json, figures: list[Figure]) -> str:
     """Render the page as one HTML document."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files("raydpo.evaluation").joinpath("comparison.html.j2")
-    return environment.from_string(source.read_text(encoding="utf-8")).render(
+    return render_page(
+        "comparison.html.j2",
         c=comparison,
         headline=headline(comparison),
         notes=note_lines(comparison),

@@ -1,7 +1,7 @@
 """Fill the HTML templates of the reports, which load nothing from anywhere else.
 
-`page.html.j2` has what all reports share: style, glossary, facts, configuration. Everything that a
-model or a person wrote is escaped.
+`page.html.j2` has what the reports of a run share: glossary, facts, configuration. All pages have
+the style of `style.html.j2`. Everything that a model or a person wrote is escaped.
 """
 
 from __future__ import annotations
