@@ -264,16 +264,7 @@ class Step:
         """Do step number `step` (from 0), and return its metrics, equal on all ranks."""
         started = time.perf_counter()
         groups = self.plan.step_groups(step)
-        objective = at_global_batch(
-            self.objective,
-            step,
-            self.module,
-            self.shared,
-            self.data,
-            groups,
-            lambda: self._micro_batches(groups),
-            self.world,
-        )
+        objective = self._objective(step, groups)
         normalizer = objective.normalizer(groups, self.data.sizes)
         done = self._accumulate(step, objective, groups, normalizer)
         self.hooks.moving(f"step {step + 1}, sums over all ranks")
@@ -299,6 +290,19 @@ class Step:
             "tokens_per_second": tokens / seconds,
             "groups_per_second": len(groups) / seconds,
         }
+
+    def _objective(self, step: int, groups: list[int]) -> Objective:
+        """Return the objective with what it must know of the whole global batch."""
+        return at_global_batch(
+            self.objective,
+            step,
+            self.module,
+            self.shared,
+            self.data,
+            groups,
+            lambda: self._micro_batches(groups),
+            self.world,
+        )
 
     def _micro_batches(self, groups: list[int]) -> list[tuple[list[int], bool]]:
         return rank_micro_batches(
