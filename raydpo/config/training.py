@@ -109,7 +109,7 @@ class TrainerConfig(Section):
     checkpoint_every_steps: Placement[PositiveInt] = 100
     """Steps between checkpoints; training always writes one at the end."""
     keep_checkpoints: Placement[PositiveInt] = 2
-    """Number of the newest checkpoints to keep; with `keep_best_by`, the best and the newest one stay."""
+    """Number of the newest checkpoints to keep; with `keep_best_by` or `early_stopping`, the best and the newest one stay."""
     keep_best_by: Placement[Literal["loss", "rewards/accuracies", "rewards/margins"] | None] = None
     """The metric that decides which checkpoints are kept; for the loss, lower is better."""
     background_checkpoints: Placement[bool] = False
