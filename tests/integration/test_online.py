@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import raydpo
 from raydpo.cli import main
 from raydpo.core.checked import read_checked, size_and_hash, write_checked
 from raydpo.core.storage import folder_of
@@ -214,6 +215,17 @@ def test_held_out_numbers_of_every_policy_are_recorded_and_drawn(undisturbed) ->
     assert seconds["training start-up"] > 0
     assert sum(v for k, v in seconds.items() if k != "total") == pytest.approx(seconds["total"])
     assert "outside work" in output
+
+
+def test_a_comparison_has_the_last_policys_numbers(undisturbed) -> None:
+    run, _ = undisturbed
+    last = policies(run)[-1]["evaluation"]
+    found = raydpo.compare_runs([str(run), str(run)], resamples=200)["runs"][0]
+    assert (found["round"], found["online"]) == (1, True)
+    assert found["score"] == last["reward"]
+    assert found["completion_tokens"] == last["completion_tokens"]
+    kl = last["kl_nats_per_completion"]["mean"]
+    assert found["kl_nats_per_completion"]["mean"] == pytest.approx(kl)
 
 
 def test_a_finished_run_has_nothing_to_do_and_starts_no_engine(

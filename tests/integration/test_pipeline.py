@@ -219,6 +219,21 @@ def test_report_and_metrics_are_there_and_finite(undisturbed) -> None:
     assert "pi_dpo" in output
 
 
+def test_a_comparison_of_the_run_with_itself_has_the_numbers_of_its_report(undisturbed) -> None:
+    run, _ = undisturbed
+    report = json.loads((run / "round-000/evaluation/metrics.json").read_text())
+    found = raydpo.compare_runs([str(run), str(run)], resamples=200)
+    ours = found["runs"][1]
+    assert ours["score"] == report["policy"]["score"]
+    assert ours["reference_score"] == report["reference"]["score"]
+    assert ours["win_rate_against_reference"] == report["win_rate"]
+    assert ours["kl_nats_per_completion"] == report["kl"]["nats_per_completion"]
+    assert ours["completion_tokens"] == report["policy"]["completion_tokens"]
+    assert found["prompts"]["dropped"] == {"run": 0, "run (2)": 0}
+    assert found["pairs"][0]["score_difference"]["ci95"] == [0, 0]
+    assert found["notes"] == []
+
+
 def test_show_lists_every_stage_with_its_counts(undisturbed) -> None:
     run, _ = undisturbed
     text = "\n".join(show_run(str(run), 1))
