@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -270,6 +271,97 @@ def repetition_share(
         repeats.append(float(len(bigrams) - len(set(bigrams))))
         totals.append(float(len(bigrams)))
     return as_share(clustered_ratio(repeats, totals, prompts)) if sum(totals) else None
+
+
+def repetition_difference(
+    policy: Sequence[Sequence[int]],
+    policy_prompts: Sequence[str],
+    reference: Sequence[Sequence[int]],
+    reference_prompts: Sequence[str],
+) -> Estimate | None:
+    """Subtract the reference's repetition share from the policy's, paired by prompt.
+
+    Only prompts with completions of both models count. The result is None if a model has no
+    completion of two tokens for them. The standard error is that of a difference of two ratios of
+    sums, as in `clustered_ratio`.
+    """
+    shared = set(policy_prompts) & set(reference_prompts)
+    ours = _repeats_by_prompt(policy, policy_prompts, shared)
+    theirs = _repeats_by_prompt(reference, reference_prompts, shared)
+    if not ours[:, 1].sum() or not theirs[:, 1].sum():
+        return None
+    means = [side[:, 0].sum() / side[:, 1].sum() for side in (ours, theirs)]
+    influences = [
+        (side[:, 0] - mean * side[:, 1]) / side[:, 1].sum()
+        for side, mean in zip((ours, theirs), means, strict=True)
+    ]
+    error = _root_of_sum(influences[0] - influences[1])
+    count = len(policy) + len(reference)
+    return Estimate(float(means[0] - means[1]), error, len(shared), count)
+
+
+def distinct_2_difference(
+    policy: Sequence[Sequence[int]],
+    policy_prompts: Sequence[str],
+    reference: Sequence[Sequence[int]],
+    reference_prompts: Sequence[str],
+) -> Estimate | None:
+    """Subtract the reference's distinct-2 from the policy's, paired by prompt.
+
+    Only prompts with completions of both models count. The result is None if a model has no
+    completion of two tokens for them. A share of a set is no mean, so the standard error is that of
+    the jackknife, which leaves out a prompt of both models (Efron and Tibshirani 1993, chapter 11):
+
+        SE = sqrt( (G-1)/G * sum_g (d_(g) - mean d)^2 )
+    """
+    shared = sorted(set(policy_prompts) & set(reference_prompts))
+    ours = _distinct_without(policy, policy_prompts, shared)
+    theirs = _distinct_without(reference, reference_prompts, shared)
+    if ours is None or theirs is None:
+        return None
+    count, error = len(shared), None
+    if len(ours) == len(theirs) == count + 1:
+        without = ours[1:] - theirs[1:]
+        spread = float(np.square(without - without.mean()).sum())
+        error = math.sqrt((count - 1) / count * spread)
+    return Estimate(float(ours[0] - theirs[0]), error, count, len(policy) + len(reference))
+
+
+def _distinct_without(
+    completions: Sequence[Sequence[int]], prompts: Sequence[str], order: Sequence[str]
+) -> Floats | None:
+    """Return distinct-2 of all given prompts, and then without each of them: [1 + prompts].
+
+    Return the first value alone if a prompt has all bigrams, and None if there is no bigram.
+    """
+    owners: dict[tuple[int, int], set[str]] = {}
+    bigrams = dict.fromkeys(order, 0)
+    for ids, prompt in zip(completions, prompts, strict=True):
+        if prompt in bigrams:
+            found = _bigrams(ids)
+            bigrams[prompt] += len(found)
+            for bigram in found:
+                owners.setdefault(bigram, set()).add(prompt)
+    alone = Counter(next(iter(some)) for some in owners.values() if len(some) == 1)
+    distinct = np.array([len(owners), *(len(owners) - alone[p] for p in order)], dtype=np.float64)
+    total = sum(bigrams.values())
+    left = np.array([total, *(total - bigrams[p] for p in order)], dtype=np.float64)
+    if not left.all():
+        distinct, left = distinct[:1], left[:1]
+    return distinct / left if total else None
+
+
+def _repeats_by_prompt(
+    completions: Sequence[Sequence[int]], prompts: Sequence[str], shared: set[str]
+) -> Floats:
+    """Return repeated bigrams and all bigrams of each shared prompt, sorted: [prompts, 2]."""
+    found = {prompt: [0.0, 0.0] for prompt in sorted(shared)}
+    for ids, prompt in zip(completions, prompts, strict=True):
+        if prompt in found:
+            bigrams = _bigrams(ids)
+            found[prompt][0] += len(bigrams) - len(set(bigrams))
+            found[prompt][1] += len(bigrams)
+    return np.array(list(found.values()))
 
 
 def _difference(

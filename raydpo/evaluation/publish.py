@@ -15,6 +15,7 @@ from raydpo.core.parts import Table
 from raydpo.core.run import read_quarantine
 from raydpo.core.storage import Folder
 from raydpo.evaluation import plots
+from raydpo.evaluation.flags import examine
 from raydpo.evaluation.measure import measure
 from raydpo.evaluation.report import Figure, ReportInputs, choose_samples, render
 from raydpo.evaluation.samples import (
@@ -66,7 +67,10 @@ def write_report(
     stage_counts: dict[str, dict[str, int]],
     agreement: Agreement | None,
 ) -> Json:
-    """Measure, draw, and write metrics.json, plots/ and report.html."""
+    """Measure, draw, and write metrics.json, plots/ and report.html.
+
+    Returns the numbers alone, by whose content the stage is known; the words are made of them.
+    """
     reference = collect_samples(tables.reference_samples, tables.reference_scores, evaluation.judge)
     policy = collect_samples(tables.policy_samples, tables.policy_scores, evaluation.judge)
     logps = collect_logps(tables.policy_groups, tables.kl_policy, tables.kl_reference)
@@ -78,20 +82,23 @@ def write_report(
     }
     figures = draw_figures(config, metrics, reference, policy, training_log)
     counts = {name: table.manifest["counts"] for name, table in tables.own().items()}
+    all_counts = {**stage_counts, **counts}
+    judgement = examine(metrics, reference, policy, all_counts)
     page = render(
         ReportInputs(
             title=config.name,
-            metrics=metrics,
+            metrics={**metrics, **judgement},
             figures=figures,
             samples=choose_samples(reference, policy, evaluation.report_samples),
-            counts={**stage_counts, **counts},
+            counts=all_counts,
             refusals=_refusals(tables.own()),
             facts=[*_facts(config, evaluation, models), *_agreement_facts(agreements)],
             config_yaml=config_to_yaml(config),
         )
     )
     apart = {name: found and found.as_json() for name, found in agreements.items()}
-    folder.write_json("metrics.json", {**metrics, "sampler_difference": apart, "counts": counts})
+    more = {**judgement, "sampler_difference": apart, "counts": counts}
+    folder.write_json("metrics.json", {**metrics, **more})
     folder.child("plots").delete()
     for figure in figures:
         folder.write_bytes(f"plots/{figure.name}.png", figure.png)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from raydpo.config.file import config_to_yaml
 from raydpo.config.job import Config, EvaluationConfig
 from raydpo.core.errors import ConfigError, RaydpoError
+from raydpo.evaluation.flags import examine
 from raydpo.evaluation.measure import measure
 from raydpo.evaluation.report import ReportInputs, choose_samples, render
 from raydpo.evaluation.samples import Sample, ScoredCompletions
@@ -41,7 +42,7 @@ def _render(config: Config, evaluation: EvaluationConfig) -> str:
     return render(
         ReportInputs(
             title=config.name,
-            metrics=metrics,
+            metrics={**metrics, **examine(metrics, reference, policy, {})},
             figures=[],
             samples=choose_samples(reference, policy, evaluation.report_samples),
             counts={},

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from raydpo.core.cut_counts import cut_warnings
 from raydpo.core.storage import fingerprint
 from raydpo.evaluation.page import render_page
 from raydpo.evaluation.samples import Sample
@@ -55,7 +54,7 @@ class ReportInputs:
 
     Args:
         title: the run's name.
-        metrics: the content of metrics.json.
+        metrics: the content of metrics.json, with its verdict.
         figures: in the order of the page.
         samples: completions to show, side by side.
         counts: the counts of each stage, in the order of the pipeline.
@@ -132,7 +131,6 @@ def render(inputs: ReportInputs) -> str:
         inputs=inputs,
         headline=headline(inputs.metrics),
         lines=number_lines(inputs.metrics),
-        warnings=[*warnings(inputs.metrics), *_cut_lines(inputs.counts)],
         price=price(inputs.metrics["kl"]),
         glossary=_GLOSSARY,
         counts=count_lines(inputs.counts),
@@ -144,24 +142,6 @@ def number_lines(metrics: Json) -> list[Line]:
     """Return the lines of the table of numbers."""
     return [*_score_lines(metrics), *_distance_lines(metrics), *_text_lines(metrics),
             *_heldout_lines(metrics["heldout"]), *_judged_lines(metrics["heldout_judged"])]  # fmt: skip
-
-
-def warnings(metrics: Json) -> list[str]:
-    """Return what a reader must know before trusting the numbers."""
-    caveats = metrics["kl"]["not_exact_because"]
-    sampled = (
-        f"Completions were sampled with {', '.join(caveats)}. The KL is therefore the mean "
-        "log-ratio on those samples, not the exact KL of the policy's own distribution."
-    )
-    circular = (
-        "The judge is also the reward that made the labels. The score says how well training "
-        "followed it, not whether the completions are better: take an independent judge for that."
-    )
-    return [
-        *([circular] if metrics["judge"]["made_the_labels"] else []),
-        *([sampled] if caveats else []),
-        *_degeneration(metrics),
-    ]
 
 
 def price(kl: Json) -> str:
@@ -296,25 +276,6 @@ def _judged_lines(judged: Json | None) -> list[Line]:
     return lines
 
 
-def _degeneration(metrics: Json) -> list[str]:
-    """Return warnings if the policy's text is suspect, whatever the judge's opinion of it."""
-    reference, policy = metrics["reference"], metrics["policy"]
-    lines: list[str] = []
-    before, after = reference["repetition_share"], policy["repetition_share"]
-    if before and after and after["mean"] > before["mean"] + 0.1:
-        lines.append(
-            f"Look out: the policy repeats itself ({percent(after['mean'])} of bigrams, reference "
-            f"{percent(before['mean'])}). Read the samples before believing the score."
-        )
-    different, was = policy["distinct_2"], reference["distinct_2"]
-    if different is not None and was is not None and different < 0.5 * was:
-        lines.append(
-            f"Look out: the policy's completions resemble each other (distinct-2 "
-            f"{percent(different)}, reference {percent(was)})."
-        )
-    return lines
-
-
 def _verb(difference: Json) -> str:
     if difference["z"] is None or abs(difference["z"]) < 2:
         return "did not change measurably:" if difference["mean"] else "stayed the same:"
@@ -326,15 +287,6 @@ def _in_errors(difference: Json) -> str:
         return ""
     sign = "+" if difference["mean"] > 0 else ""
     return f" ({sign}{number(difference['mean'])}, {abs(difference['z']):.1f} standard errors)"
-
-
-def _cut_lines(counts: dict[str, dict[str, int]]) -> list[str]:
-    """Return for each stage that cut many texts short what a reader must know about it."""
-    return [
-        f"{stage.replace('_', ' ').capitalize()}: {line}."
-        for stage, values in counts.items()
-        for line in cut_warnings(values)
-    ]
 
 
 def count_lines(counts: dict[str, dict[str, int]]) -> list[tuple[str, list[str], str]]:

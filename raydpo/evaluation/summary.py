@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from textwrap import wrap
+from typing import Any, Final
 
 Json = dict[str, Any]
 
+#: Characters of a line of the verdict, without its indent.
+_WIDTH: Final = 104
 _HEADER = ("", "judge score", "KL (nats per completion)", "win rate", "length (tokens)")
 
 
@@ -52,6 +55,7 @@ def _lines(metrics: Json) -> list[str]:
     difference = metrics["difference"]["score"]
     z = "" if difference["z"] is None else f", {difference['z']:+.1f} standard errors"
     lines = [
+        *_verdict(metrics),
         f"judge score: {metrics['judge']['unit']}, ± one standard error over "
         f"{difference['prompts']} held-out prompts",
         f"difference:  {difference['mean']:+.3f}{z} (paired by prompt)",
@@ -66,6 +70,12 @@ def _lines(metrics: Json) -> list[str]:
     if kl["not_exact_because"]:
         lines.append(f"KL:          mean log-ratio, as {', '.join(kl['not_exact_because'])}")
     return [*lines, f"report:      {metrics['report']}"]
+
+
+def _verdict(metrics: Json) -> list[str]:
+    """Wrap the verdict; a run of an earlier version has none."""
+    lines = wrap(metrics.get("verdict", ""), width=_WIDTH)
+    return [f"{'' if number else 'verdict:':13}{line}" for number, line in enumerate(lines)]
 
 
 def _with_error(estimate: Json, digits: int = 3) -> str:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from raydpo.evaluation.report import number, percent
+from raydpo.evaluation.verdict_words import BEYOND_CHANCE, TOO_FEW, against, judged, moved
 
 Json = dict[str, Any]
 
 #: Metric of which 50 % is chance.
 ACCURACY: Final = "rewards/accuracies"
-#: Standard errors beyond which a difference is hardly chance.
-_BEYOND_CHANCE: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,11 @@ def verdict(summary: Json) -> Verdict:
     before, after = number(loss["before"]["mean"]), number(loss["exported"]["mean"])
     objections = _objections(summary)
     line = (
-        f"{_judged(loss, objections)}: the loss on {summary['groups']} held-out groups "
-        f"{_moved(loss)} from {before} to {after}{_errors(loss)}{_accuracy(summary)}."
+        f"{judged(-_z(loss), objections)}: the loss on {summary['groups']} held-out groups "
+        f"{moved(loss['difference']['mean'])} from {before} to {after}{_errors(loss)}"
+        f"{_accuracy(summary)}.{against(objections)}"
     )
-    if objections:
-        line += f" Against it: {'; '.join(objections)}."
     return Verdict(line, objections)
-
-
-def _judged(loss: Json, objections: list[str]) -> str:
-    if _z(loss) > _BEYOND_CHANCE:
-        return "Training did harm"
-    if _z(loss) >= -_BEYOND_CHANCE:
-        return "Training showed no effect"
-    return "Training helped, with reservations" if objections else "Training helped"
 
 
 def _objections(summary: Json) -> list[str]:
@@ -50,7 +40,7 @@ def _objections(summary: Json) -> list[str]:
     found = [*_against_the_loss(metrics["loss"]), *_against_the_accuracy(metrics)]
     found += _overfitted(summary)
     chosen = metrics.get("logps/chosen")
-    if chosen is not None and _z(chosen) < -_BEYOND_CHANCE:
+    if chosen is not None and _z(chosen) < -BEYOND_CHANCE:
         fell = number(-chosen["difference"]["mean"])
         found.append(f"the log-prob of chosen completions fell by {fell} nats")
     return found
@@ -58,10 +48,10 @@ def _objections(summary: Json) -> list[str]:
 
 def _against_the_loss(loss: Json) -> list[str]:
     if loss["difference"]["z"] is None and loss["difference"]["mean"]:
-        return ["there are too few prompts to tell the difference from chance"]
-    if _z(loss) > _BEYOND_CHANCE:
+        return [TOO_FEW]
+    if _z(loss) > BEYOND_CHANCE:
         return ["the model before training has the smaller loss"]
-    if _z(loss) >= -_BEYOND_CHANCE:
+    if _z(loss) >= -BEYOND_CHANCE:
         return ["the loss changed by less than two standard errors"]
     return []
 
@@ -94,11 +84,6 @@ def _accuracy(summary: Json) -> str:
     interval = after["ci95"]
     ends = "" if interval is None else f" [{percent(interval[0])}, {percent(interval[1])}]"
     return f", and the accuracy is {percent(after['mean'])}{ends}"
-
-
-def _moved(metric: Json) -> str:
-    difference = metric["difference"]["mean"]
-    return "rose" if difference > 0 else "fell" if difference < 0 else "did not move:"
 
 
 def _errors(metric: Json) -> str:

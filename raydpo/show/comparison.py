@@ -83,7 +83,9 @@ def _content(then: Folder, manifest: Json, now: Folder, again: Json) -> list[str
     if manifest.get("table") is not None:
         return _rows(then, manifest, now, again)
     if then.is_file(_METRICS):
-        return changes(then.read_json(_METRICS), now.read_json(_METRICS))[:_MOST_NAMED]
+        before, after = then.read_json(_METRICS), now.read_json(_METRICS)
+        # A newer version may write more keys; the run cannot differ in what it does not say.
+        return changes(before, {k: v for k, v in after.items() if k in before})[:_MOST_NAMED]
     unequal = manifest["fingerprint"] != again["fingerprint"]
     return _model(then, now, "*" if unequal else "*.safetensors") + _steps(then, now)
 

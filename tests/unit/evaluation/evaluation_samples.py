@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from raydpo.config.job import Config
+from raydpo.evaluation.flags import examine
 from raydpo.evaluation.measure import measure
 from raydpo.evaluation.samples import HeldoutPairs, Sample, ScoredCompletions
 
@@ -58,13 +59,8 @@ def make_metrics(**evaluation: Any) -> dict[str, Any]:
     """Metrics of a policy that gained about 0.3 at 0.125 nats a token."""
     config = make_config(**evaluation)
     assert config.evaluation is not None
-    policy = make_samples(0.7, seed=1)
+    reference, policy = make_samples(0.4, seed=0), make_samples(0.7, seed=1)
     pairs = HeldoutPairs(["q", "q", "r"], [2.0, -1.0, 3.0], [1.0, 1.0, 1.0])
-    return measure(
-        config,
-        config.evaluation,
-        make_samples(0.4, seed=0),
-        policy,
-        make_logps(policy, gap=0.125),
-        pairs,
-    )
+    logps = make_logps(policy, gap=0.125)
+    values = measure(config, config.evaluation, reference, policy, logps, pairs)
+    return {**values, **examine(values, reference, policy, {})}

@@ -123,24 +123,25 @@ def test_headline_says_rose_only_where_chance_is_unlikely():
     assert "stayed the same" in headline(metrics)
 
 
-def test_page_warns_where_the_policy_repeats_itself():
+def test_page_says_the_verdict_what_speaks_against_the_policy_and_the_notes():
     inputs = make_inputs()
-    quiet = render(inputs)
-    inputs.metrics["policy"]["repetition_share"]["mean"] = 0.6
-    assert "repeats itself" in render(inputs)
-    assert "repeats itself" not in quiet
+    said: dict[str, object] = {"verdict": "Training helped.", "speaks_against_it": [], "notes": []}
+    quiet = " ".join(parsed(render(replace(inputs, metrics={**inputs.metrics, **said}))).text)
+    assert "Training helped." in quiet
+    assert "Against it" not in quiet
+    said = {
+        "verdict": "Training helped, with reservations.",
+        "speaks_against_it": ["it <loops>", "it is long"],
+        "notes": ["Policy samples: 9 % were cut."],
+    }
+    text = " ".join(parsed(render(replace(inputs, metrics={**inputs.metrics, **said}))).text)
+    assert "Against it: it <loops>." in text
+    assert all(words in text for words in ("with reservations.", "it is long", "9 % were cut"))
 
 
 def test_page_warns_where_the_kl_is_not_the_policys_own():
     inputs = replace(make_inputs(), metrics=make_metrics(temperature=0.5))
     assert "sampled with temperature 0.5" in render(inputs)
-
-
-def test_page_warns_where_the_judge_made_the_labels():
-    inputs = make_inputs()
-    assert "independent judge" not in render(inputs)
-    inputs.metrics["judge"]["made_the_labels"] = True
-    assert "independent judge" in render(inputs)
 
 
 def test_unknown_errors_leave_no_none_on_the_page():

@@ -24,6 +24,15 @@ def test_table_shows_both_models_and_where_the_report_is():
     assert lines[-1].endswith("/runs/demo/report.html")
 
 
+def test_the_verdict_is_printed_where_the_run_has_one():
+    metrics = {**make_metrics(), "report": "r"}
+    printed = summary_table(metrics)
+    assert f"verdict: {metrics['verdict']}" in " ".join(printed.split())
+    assert all(len(line) < 120 for line in printed.splitlines())
+    del metrics["verdict"]  # a report of an earlier version
+    assert "verdict" not in summary_table(metrics)
+
+
 def test_columns_are_aligned():
     header, rule, reference, policy = summary_table({**make_metrics(), "report": ""}).splitlines()[
         :4

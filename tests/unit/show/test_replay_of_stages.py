@@ -259,6 +259,24 @@ def trained(folder: Path, scale: float) -> Folder:
     return stage.folder
 
 
+def evaluated(folder: Path, metrics: dict[str, Any]) -> Folder:
+    """The folder of a finished evaluation with these metrics."""
+    stage = Stage(Place(folder_of(str(folder)), "test"), "evaluation", None, {}, {})
+    open_stage(stage)
+    stage.folder.write_json("metrics.json", metrics)
+    commit_files(stage, "equal")
+    return stage.folder
+
+
+def test_an_evaluation_of_a_version_that_wrote_fewer_keys_is_equal(tmp_path: Path) -> None:
+    then = evaluated(tmp_path / "then", {"kl": 1.0})
+    assert (
+        differences(then, evaluated(tmp_path / "more", {"kl": 1.0, "verdict": "it helped"})) == []
+    )
+    found, _ = differences(then, evaluated(tmp_path / "other", {"kl": 2.0, "verdict": "it did"}))
+    assert found.startswith("'kl' changed")
+
+
 def test_of_models_the_layer_and_the_first_step_that_differ_are_named(tmp_path: Path) -> None:
     then = trained(tmp_path / "then", 0.5)
     assert differences(then, trained(tmp_path / "same", 0.5)) == []
