@@ -17,7 +17,7 @@ from raydpo.core.storage import Folder
 from raydpo.evaluation import plots
 from raydpo.evaluation.flags import examine
 from raydpo.evaluation.measure import measure
-from raydpo.evaluation.report import Figure, ReportInputs, choose_samples, render
+from raydpo.evaluation.report import Figure, ReportInputs, choose_samples, most_changed, render
 from raydpo.evaluation.samples import (
     HeldoutJudgements,
     HeldoutPairs,
@@ -84,12 +84,15 @@ def write_report(
     counts = {name: table.manifest["counts"] for name, table in tables.own().items()}
     all_counts = {**stage_counts, **counts}
     judgement = examine(metrics, reference, policy, all_counts)
+    regressions, gains = most_changed(reference, policy)
     page = render(
         ReportInputs(
             title=config.name,
             metrics={**metrics, **judgement},
             figures=figures,
             samples=choose_samples(reference, policy, evaluation.report_samples),
+            regressions=regressions,
+            gains=gains,
             counts=all_counts,
             refusals=_refusals(tables.own()),
             facts=[*_facts(config, evaluation, models), *_agreement_facts(agreements)],

@@ -10,7 +10,7 @@ from raydpo.config.job import Config, EvaluationConfig
 from raydpo.core.errors import ConfigError, RaydpoError
 from raydpo.evaluation.flags import examine
 from raydpo.evaluation.measure import measure
-from raydpo.evaluation.report import ReportInputs, choose_samples, render
+from raydpo.evaluation.report import ReportInputs, choose_samples, most_changed, render
 from raydpo.evaluation.samples import Sample, ScoredCompletions
 
 _PROMPTS = ("a", "b", "c")
@@ -39,12 +39,15 @@ def _render(config: Config, evaluation: EvaluationConfig) -> str:
     of_policy, of_reference = ([[value, value] for _ in _PROMPTS] for value in (-0.9, -1.0))
     logps = ScoredCompletions(list(_PROMPTS), of_policy, of_reference)
     metrics = measure(config, evaluation, reference, policy, logps, None)
+    regressions, gains = most_changed(reference, policy)
     return render(
         ReportInputs(
             title=config.name,
             metrics={**metrics, **examine(metrics, reference, policy, {})},
             figures=[],
             samples=choose_samples(reference, policy, evaluation.report_samples),
+            regressions=regressions,
+            gains=gains,
             counts={},
             refusals=[],
             facts=[],

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Final
 
 from raydpo.core.storage import fingerprint
 from raydpo.evaluation.page import render_page
-from raydpo.evaluation.samples import Sample
+from raydpo.evaluation.samples import Sample, samples_by_prompt
 
 Json = dict[str, Any]
 Show = Callable[[float | None], str]
 
+#: Prompts in each of the two lists of changes.
+_PROMPTS_SHOWN: Final = 5
+#: Completions of each model that a prompt of these lists shows.
+_COMPLETIONS_SHOWN: Final = 3
 _GLOSSARY: Final = (
     ("policy, reference", "the trained model; the frozen model (pi_ref) that training started from."),
     ("judge score", "what the judge gives a completion; it is not the reward that made the labels unless the configuration names the same model twice."),
@@ -57,6 +62,8 @@ class ReportInputs:
         metrics: the content of metrics.json, with its verdict.
         figures: in the order of the page.
         samples: completions to show, side by side.
+        regressions: the prompts whose mean judge score fell most, the worst first.
+        gains: the prompts whose mean judge score rose most, the largest first.
         counts: the counts of each stage, in the order of the pipeline.
         refusals: (stage, reason, rows) of all refused rows.
         facts: (name, value) lines about models and seeds.
@@ -67,6 +74,8 @@ class ReportInputs:
     metrics: Json
     figures: list[Figure]
     samples: list[SamplePair]
+    regressions: list[PromptChange]
+    gains: list[PromptChange]
     counts: dict[str, dict[str, int]]
     refusals: list[tuple[str, str, int]]
     facts: list[tuple[str, str]]
@@ -80,6 +89,22 @@ class SamplePair:
     prompt: str
     reference: Sample
     policy: Sample
+
+
+@dataclass(frozen=True)
+class PromptChange:
+    """A prompt with the mean judge score of each model, and its first few completions of each."""
+
+    prompt: str
+    reference_mean: float
+    policy_mean: float
+    reference: list[Sample]
+    policy: list[Sample]
+
+    @property
+    def change(self) -> float:
+        """How much the mean judge score rose."""
+        return self.policy_mean - self.reference_mean
 
 
 @dataclass(frozen=True)
@@ -110,6 +135,35 @@ def choose_samples(reference: list[Sample], policy: list[Sample], count: int) ->
     ours = {s.prompt_id: s for s in reversed(policy)}
     shared = sorted(theirs.keys() & ours.keys(), key=fingerprint)
     return [SamplePair(theirs[p].prompt, theirs[p], ours[p]) for p in shared[:count]]
+
+
+def most_changed(
+    reference: list[Sample], policy: list[Sample]
+) -> tuple[list[PromptChange], list[PromptChange]]:
+    """Return the prompts whose mean judge score fell most, and those where it rose most.
+
+    Each list starts with the largest change, and has no prompt that changed the other way. Only
+    prompts with completions of both models count.
+    """
+    theirs, ours = samples_by_prompt(reference), samples_by_prompt(policy)
+    changes = [_change(theirs[p], ours[p]) for p in sorted(theirs.keys() & ours.keys())]
+    fell = sorted((c for c in changes if c.change < 0), key=lambda c: c.change)
+    rose = sorted((c for c in changes if c.change > 0), key=lambda c: -c.change)
+    return fell[:_PROMPTS_SHOWN], rose[:_PROMPTS_SHOWN]
+
+
+def _change(reference: list[Sample], policy: list[Sample]) -> PromptChange:
+    return PromptChange(
+        reference[0].prompt,
+        fmean(sample.score for sample in reference),
+        fmean(sample.score for sample in policy),
+        _first_few(reference),
+        _first_few(policy),
+    )
+
+
+def _first_few(samples: list[Sample]) -> list[Sample]:
+    return sorted(samples, key=lambda sample: sample.candidate)[:_COMPLETIONS_SHOWN]
 
 
 def headline(metrics: Json) -> str:
@@ -176,9 +230,10 @@ def estimated(estimate: Json | None, show: Show = number, signed: bool = False) 
     if estimate is None:
         return Cell("–")
     value = ("+" if signed and estimate["mean"] > 0 else "") + show(estimate["mean"])
+    value = value.replace("-", "−")
     if estimate["ci95"] is None:
         return Cell(value)
-    low, high = (show(end).removesuffix(" %") for end in estimate["ci95"])
+    low, high = (show(end).removesuffix(" %").replace("-", "−") for end in estimate["ci95"])
     return Cell(value, f"[{low}, {high}]")
 
 
@@ -228,12 +283,30 @@ def _text_lines(metrics: Json) -> list[Line]:
 
     longer = _difference(metrics["difference"]["completion_tokens"])
     different = Cell(percent(reference["distinct_2"])), Cell(percent(policy["distinct_2"]))
+    checks = {check["name"]: check for check in metrics.get("checks", ())}
     return [
         line("completion length (tokens)", "completion_tokens", number, longer),
         line("ended before the token limit", "finished_share", percent),
-        line("repetition", "repetition_share", percent),
-        Line("distinct-2", *different),
+        *_limit_line(checks.get("share at the token limit")),
+        line("repetition", "repetition_share", percent, _points(checks.get("repetition"))),
+        Line("distinct-2", *different, _points(checks.get("distinct-2"))),
     ]
+
+
+def _limit_line(check: Json | None) -> list[Line]:
+    """Return the line of the completions that met the token limit, if they were counted."""
+    if check is None:
+        return []
+    values = Cell(percent(check["reference"])), Cell(percent(check["policy"]))
+    return [Line("share at the token limit", *values, _points(check))]
+
+
+def _points(check: Json | None) -> Cell:
+    """Format the difference of two shares in percentage points; empty without the check."""
+    if check is None:
+        return Cell()
+    cell = estimated(check["difference"], percent, signed=True)
+    return replace(cell, value=cell.value.replace(" %", " points"))
 
 
 def _heldout_lines(heldout: Json | None) -> list[Line]:

@@ -91,6 +91,14 @@ def collect_samples(
     ]
 
 
+def samples_by_prompt(samples: list[Sample]) -> dict[str, list[Sample]]:
+    """Return the samples of each prompt, in order of first appearance."""
+    found: dict[str, list[Sample]] = {}
+    for sample in samples:
+        found.setdefault(sample.prompt_id, []).append(sample)
+    return found
+
+
 def mean_scores(reference: list[Sample], policy: list[Sample]) -> tuple[list[float], list[float]]:
     """Return the mean judge score of each prompt that both models have, in the same order."""
     theirs, ours = _scores_by_prompt(reference), _scores_by_prompt(policy)
@@ -152,10 +160,8 @@ def _add_judgements(found: HeldoutJudgements, group: Row, logratios: list[float]
 
 
 def _scores_by_prompt(samples: list[Sample]) -> dict[str, list[float]]:
-    scores: dict[str, list[float]] = {}
-    for sample in samples:
-        scores.setdefault(sample.prompt_id, []).append(sample.score)
-    return scores
+    by_prompt = samples_by_prompt(samples)
+    return {prompt: [sample.score for sample in some] for prompt, some in by_prompt.items()}
 
 
 def _joined(

@@ -18,7 +18,9 @@ from raydpo.evaluation.report import (
     SamplePair,
     choose_samples,
     headline,
+    most_changed,
     number,
+    number_lines,
     render,
 )
 
@@ -60,6 +62,8 @@ def make_inputs(text: str = " fine") -> ReportInputs:
         metrics=metrics,
         figures=make_figures(),
         samples=choose_samples(reference, policy, 3),
+        regressions=[],
+        gains=[],
         counts={
             "prompts": {"input": 9, "output": 8, "quarantined": 1},
             "preferences": {"ties": 77},
@@ -163,6 +167,46 @@ def test_samples_are_drawn_by_hash_not_by_order_or_score():
     assert [p.policy.prompt_id for p in chosen] != ["p0", "p1", "p2"]
     assert all(p.reference.prompt_id == p.policy.prompt_id for p in chosen)
     assert all(p.reference.candidate == 0 == p.policy.candidate for p in chosen)
+
+
+def test_the_prompts_whose_mean_score_changed_most_are_found_in_order():
+    reference = make_samples(0.5, seed=0)
+    changes = {
+        f"p{n}": change for n, change in enumerate((0.1, -0.2, 0, 0.3, -0.4, -0.1, 0.2, -0.6))
+    }
+    # Two candidates a prompt: the first alone would rise everywhere.
+    policy = [
+        replace(s, score=s.score + changes[s.prompt_id] + (1 if s.candidate == 0 else -1))
+        for s in reference
+    ]
+    policy = [s if changes[s.prompt_id] else r for s, r in zip(policy, reference, strict=True)]
+    fell, rose = most_changed(reference[::-1], policy[::-1])
+    assert [c.reference[0].prompt_id for c in fell] == ["p7", "p4", "p1", "p5"]
+    assert [c.policy[0].prompt_id for c in rose] == ["p3", "p6", "p0"]
+    assert [c.change for c in fell] == pytest.approx([-0.6, -0.4, -0.2, -0.1])
+    assert [s.candidate for s in fell[0].policy] == [0, 1] == [
+        s.candidate for s in fell[0].reference
+    ]  # fmt: skip
+
+
+def test_page_shows_regressions_and_gains_with_the_texts_of_both_models():
+    reference = make_samples(0.5, seed=0, text="was <dull>")
+    policy = [replace(s, score=s.score - 0.2, completion="is <loud>") for s in reference]
+    fell, rose = most_changed(reference, policy)
+    text = " ".join(parsed(render(replace(make_inputs(), regressions=fell, gains=rose))).text)
+    assert (len(fell), rose) == (5, [])
+    # Five prompts, two completions of each model.
+    assert (text.count("was <dull>"), text.count("is <loud>")) == (10, 10)
+    assert "rose on no held-out prompt" in text
+    assert "fell on no held-out prompt" not in text
+
+
+def test_the_table_has_the_differences_of_what_the_text_is_like():
+    lines = {line.name: line for line in number_lines(make_metrics())}
+    for name in ("repetition", "distinct-2", "share at the token limit"):
+        assert lines[name].difference.value.endswith(" points")
+        assert lines[name].difference.detail.startswith("[")
+    assert lines["share at the token limit"].policy.value == "50.0 %"
 
 
 @pytest.mark.parametrize(
