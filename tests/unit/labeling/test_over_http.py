@@ -90,9 +90,10 @@ def on_poison(poisoned: Answer) -> tuple[Plan, list[str]]:
 
 
 def test_batches_are_bounded_in_size_and_in_number_at_once() -> None:
-    with reward_service(lambda _n, _c: Answer(seconds=0.03)) as service:
+    with reward_service(lambda _n, _c: Answer(seconds=0.5)) as service:
         assert refusals(judged(service, max_concurrent_requests=3)) == {}
-    assert [len(batch) for batch in service.completions()] == [8] * 7 + [4]
+    # The last requests are under way together, and arrive in any order.
+    assert sorted(len(batch) for batch in service.completions()) == [4] + [8] * 7
     assert service.most_at_once == 3
     assert {headers["content-type"] for headers in service.headers} == {"application/json"}
 
