@@ -89,6 +89,17 @@ def test_a_policy_that_repeats_itself_for_a_higher_score_gets_reservations():
     assert f"{100 * low:.1f}, {100 * high:.1f}] points" in check["text"]
 
 
+def test_a_repetition_that_doubled_is_flagged_although_it_rose_by_few_points():
+    def some(score: float, seed: int, looping: int) -> list[Sample]:
+        every = samples(score, seed, vocabulary=4000)
+        return [looped(s, start=16) if s.candidate < looping else s for s in every]
+
+    found = said(some(0.7, seed=1, looping=2), some(0.4, seed=0, looping=1))
+    check = next(check for check in found["checks"] if check["name"] == REPETITION)
+    assert 0.02 < check["difference"]["mean"] < 0.1
+    assert flagged(found) == [REPETITION]
+
+
 def test_no_gain_says_so_and_is_an_objection():
     found = said(samples(0.4, seed=1))
     assert found["verdict"].startswith("Training showed no effect: ")
