@@ -26,11 +26,11 @@ setup: ## Make .venv with the locked versions (done by the others, where needed)
 demo: setup ## Run the whole pipeline on the shipped models and show what it did.
 	@$(BIN)/python jobs/demo.py
 
-# Those that need no cluster first, side by side; the others have the machine for themselves.
+# Those that need no cluster first; then the others, two files at a time, each with a cluster of its own.
 test: setup ## Run all tests, with real Ray, vLLM and train workers.
 ifeq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest -m "not slow" $(BESIDE)
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 else
 	@$(BIN)/python -m pytest $(ARGS)
 endif

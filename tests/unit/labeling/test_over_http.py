@@ -171,7 +171,11 @@ def test_a_row_that_the_service_refuses_is_not_sent_again_and_again(status: int)
 
 
 @pytest.mark.thorough
-def test_a_row_that_kills_the_service_takes_no_other_with_it() -> None:
+def test_a_row_that_kills_the_service_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Six attempts wait for at least 0.6 s, and each death takes the service away for 0.05 s.
+    monkeypatch.setattr(over_http, "_FIRST_WAIT_SECONDS", 0.04)
     killers = (3, POISONED, 40)
     completions = [f"{text} kills" if i in killers else text for i, text in enumerate(COMPLETIONS)]
     down_until = [0.0]
