@@ -200,22 +200,11 @@ def score_against_kl(
         zorder=1,
     )
     marks = (
-        ("reference", 0.0, None, reference_score, REFERENCE_COLOUR, "s"),
-        ("policy", kl["mean"], kl, policy_score, POLICY_COLOUR, "o"),
+        ("reference", None, reference_score, REFERENCE_COLOUR, "s"),
+        ("policy", kl, policy_score, POLICY_COLOUR, "o"),
     )
-    for name, place, along, score, colour, marker in marks:
-        axis.errorbar(
-            [place],
-            [score["mean"]],
-            xerr=_bar(along),
-            yerr=_bar(score),
-            color=colour,
-            marker=marker,
-            markersize=7,
-            capsize=4,
-            linestyle="none",
-            label=name,
-        )
+    for name, along, score, colour, marker in marks:
+        _mark_score(axis, name, score, along, colour, marker)
     axis.margins(x=0.12, y=0.18)
     axis.set_xlabel("KL(policy || reference) (nats per completion)")
     axis.set_ylabel(f"judge score\n({unit})")
@@ -291,18 +280,7 @@ def scores_against_kl(
     figure, (axis,) = _figure(width=5.6, height=3.6)
     for (label, (score, kl)), look in zip(runs.items(), itertools.cycle(_LOOKS), strict=False):
         colour, _, marker = look
-        axis.errorbar(
-            [kl["mean"]],
-            [score["mean"]],
-            xerr=_bar(kl),
-            yerr=_bar(score),
-            color=colour,
-            marker=marker,
-            markersize=7,
-            capsize=4,
-            linestyle="none",
-            label=label,
-        )
+        _mark_score(axis, label, score, kl, colour, marker)
     axis.margins(x=0.12, y=0.18)
     whose = "reference" if comparable else "each run's own reference"
     axis.set_xlabel(f"KL(policy || {whose}) (nats per completion)")
@@ -413,6 +391,29 @@ def _edges(values: Sequence[float], bins: int) -> Any:
     """Return equal bins over all values; if all values are the same, the bins span one unit."""
     low, high = min(values), max(values)
     return np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
+
+
+def _mark_score(
+    axis: Axes,
+    label: str,
+    score: dict[str, Any],
+    kl: dict[str, Any] | None,
+    colour: str,
+    marker: str,
+) -> None:
+    """Mark a model's score at its KL with the bars of both; without a KL it is at 0."""
+    axis.errorbar(
+        [kl["mean"] if kl else 0.0],
+        [score["mean"]],
+        xerr=_bar(kl),
+        yerr=_bar(score),
+        color=colour,
+        marker=marker,
+        markersize=7,
+        capsize=4,
+        linestyle="none",
+        label=label,
+    )
 
 
 def _bar(estimate: dict[str, Any] | None) -> Any:
