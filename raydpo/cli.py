@@ -306,14 +306,9 @@ def _online(options: argparse.Namespace) -> int:
 
 
 def _sft(options: argparse.Namespace) -> int:
-    from raydpo.config.file import load_config
-    from raydpo.core.progress import start_logging
-
-    config = load_config(options.config, options.overrides)
-    start_logging(options.verbose)
-    if _refused(config):
+    config = _checked(options)
+    if config is None:
         return 1
-    _name_run_directory(config, options)
     with uncollected():
         from raydpo.pipeline.job import run_sft
 
@@ -324,14 +319,9 @@ def _sft(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from raydpo.config.file import load_config
-    from raydpo.core.progress import start_logging
-
-    config = load_config(options.config, options.overrides)
-    start_logging(options.verbose)
-    if _refused(config):
+    config = _checked(options)
+    if config is None:
         return 1
-    _name_run_directory(config, options)
     with uncollected():
         from raydpo.pipeline.job import run_score
 
@@ -340,6 +330,19 @@ def _score(options: argparse.Namespace) -> int:
         print(f"{name:24} {value:,.6g}")
     print(f"table: {table.folder.uri}/part-*.parquet")
     return 0
+
+
+def _checked(options: argparse.Namespace) -> Config | None:
+    """Load a job, check it and name its run directory; None if there are problems."""
+    from raydpo.config.file import load_config
+    from raydpo.core.progress import start_logging
+
+    config = load_config(options.config, options.overrides)
+    start_logging(options.verbose)
+    if _refused(config):
+        return None
+    _name_run_directory(config, options)
+    return config
 
 
 def _name_run_directory(config: Config, options: argparse.Namespace) -> None:
