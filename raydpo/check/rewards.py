@@ -34,10 +34,24 @@ def check_rewards(config: Config, findings: Findings) -> None:
         for reward in rewards:
             if findings.attempt(_cover, name, reward, findings):
                 tried.setdefault((reward.kind, reward.source), (name, reward))
+    _announce_training_rewards(config, findings)
     prompts = _two_prompts(config) if tried else []
     if prompts:
         for name, reward in tried.values():
             findings.attempt(_try, name, reward, prompts, is_remote(config), findings)
+
+
+def _announce_training_rewards(config: Config, findings: Findings) -> None:
+    """Note that the evaluation asks the training rewards again, and what it asks of services."""
+    if not config.rewards_evaluated or config.evaluation is None:
+        return
+    asked = f"{2 * config.evaluation.samples_per_prompt} completions a held-out prompt"
+    services = [reward.scorer for reward in config.rewards_evaluated if reward.http is not None]
+    cost = f", also {', '.join(services)} over HTTP" if services else ""
+    findings.facts.append(
+        f"evaluation: labeling.reward scores {asked}, too{cost}; "
+        "evaluation.training_rewards: false leaves this out"
+    )
 
 
 def _cover(name: str, reward: RewardConfig, findings: Findings) -> bool:

@@ -26,6 +26,8 @@ class EvaluationConfig(Section):
     """Softmax temperature of those samples; only at 1 is the estimated KL that of the policy itself."""
     heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the preference groups that are kept out of training to measure accuracy and margins."""
+    training_rewards: Resolved[bool] = True
+    """Whether the rewards that made the labels score these samples, too; the report then says whether they rose together with the judge's score. A service is asked once more for each sample."""
     report_samples: PositiveInt = 12
     """Number of prompts whose samples the report shows side by side."""
 

@@ -130,6 +130,19 @@ class Config(Section):
             one.unit == "samples" for one in single_objectives(self.training.objective)
         )
 
+    @property
+    def rewards_evaluated(self) -> tuple[RewardConfig, ...]:
+        """The rewards that made the labels, if they score the evaluation's samples, too.
+
+        People cannot be asked again for other samples. An implicit reward is a log-ratio of the
+        policy itself, so its value of the policy's own samples is their KL.
+        """
+        if self.evaluation is None or not self.evaluation.training_rewards:
+            return ()
+        if self.labeling is None or self.labeling.is_implicit:
+            return ()
+        return self.labeling.reward
+
     @model_validator(mode="after")
     def _one_origin(self) -> Config:
         if self.preferences is not None and (self.prompts or self.labeling):

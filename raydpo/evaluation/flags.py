@@ -15,7 +15,7 @@ from raydpo.evaluation import metrics
 from raydpo.evaluation.metrics import Estimate
 from raydpo.evaluation.report import number, percent
 from raydpo.evaluation.samples import Sample
-from raydpo.evaluation.verdict_words import TOO_FEW, against, judged, moved
+from raydpo.evaluation.verdict_words import BEYOND_CHANCE, TOO_FEW, against, judged, moved
 
 Json = dict[str, Any]
 
@@ -77,7 +77,7 @@ def examine(
         "verdict": _verdict(found["difference"]["score"], objections),
         "speaks_against_it": objections,
         "checks": [asdict(check) for check in checks],
-        "notes": [*_notes(found), *_cut_notes(counts)],
+        "notes": [*_notes(found), *_reward_notes(found), *_cut_notes(counts)],
     }
 
 
@@ -98,6 +98,7 @@ def _checks(found: Json, reference: list[Sample], policy: list[Sample]) -> tuple
     return (
         _score(found),
         _judge(found["judge"]),
+        _training_reward(found),
         _repetition(found, metrics.repetition_difference(*sides)),
         _distinct_2(found, metrics.distinct_2_difference(*sides)),
         _length(found),
@@ -128,6 +129,41 @@ def _judge(judge: Json) -> Check:
         else "the judge is another one than the reward that made the labels"
     )
     return Check("independent judge", "", None, None, None, same, text)
+
+
+def _training_reward(found: Json) -> Check | None:
+    """Compare the rise of the reward that made the labels with that of the judge's score."""
+    summed = found.get("training_reward", {}).get("sum")
+    if summed is None:
+        return None
+    difference = summed["difference"]
+    before, after = (summed[side]["mean"] for side in ("reference", "policy"))
+    change = (
+        f"{_from_to(before, after, number)} ({_signed(difference['mean'])}{_interval(difference)})"
+    )
+    words = _against_the_judge(difference["z"], found["difference"]["score"]["z"])
+    same = found["judge"]["made_the_labels"]
+    flagged = bool(words) and not same
+    text = f"{words}: {change}" if flagged else f"the reward that made the labels went {change}"
+    unit = summed["unit"]
+    return Check("training reward", unit, before, after, difference, flagged, text)
+
+
+def _against_the_judge(reward_z: float | None, judge_z: float | None) -> str:
+    """Return in words what is odd about these two changes; empty if nothing is."""
+    rose, judge_rose = ((z or 0.0) > BEYOND_CHANCE for z in (reward_z, judge_z))
+    if rose and not judge_rose:
+        return (
+            "over-optimization: the reward that made the labels rose, and the judge score did not "
+            "rise with it"
+        )
+    if judge_rose and not rose:
+        return (
+            "the judge score rose without the reward that made the labels, which training asked for"
+        )
+    if reward_z is None or rose:
+        return ""
+    return "training did not raise the reward that made the labels"
 
 
 def _repetition(found: Json, difference: Estimate | None) -> Check | None:
@@ -192,6 +228,18 @@ def _notes(found: Json) -> list[str]:
         f"Completions were sampled with {', '.join(caveats)}. The KL is therefore the mean "
         "log-ratio on those samples, not the exact KL of the policy's own distribution."
     ]
+
+
+def _reward_notes(found: Json) -> list[str]:
+    """Return the components of the training reward that fell, counted with their weights."""
+    notes: list[str] = []
+    for part in found.get("training_reward", {}).get("components", ()):
+        difference, sign = part["difference"], 1 if part["weight"] > 0 else -1
+        if sign * (difference["z"] or 0.0) < -BEYOND_CHANCE:
+            against_it = "fell" if sign > 0 else "rose, and its weight is negative"
+            change = f"{_signed(difference['mean'])}{_interval(difference)}"
+            notes.append(f"Of the training reward, {part['name']} {against_it}: {change}.")
+    return notes
 
 
 def _cut_notes(counts: dict[str, dict[str, int]]) -> list[str]:

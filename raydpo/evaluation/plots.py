@@ -183,6 +183,23 @@ def lengths(reference: Sequence[int], policy: Sequence[int], limit: int) -> byte
 
 
 @_styled()
+def label_rewards(rewards: Sequence[float], margins: Sequence[float], unit: str) -> bytes:
+    """Plot the rewards of labelled completions, and the margins of their pairs if there are any."""
+    named = [(rewards, f"reward ({unit})", "completions"), (margins, "margin of rewards", "pairs")]
+    shown = [one for one in named if one[0]]
+    figure, axes = _figure(width=10.0, height=2.9, columns=len(shown))
+    for axis, (values, what, of) in zip(axes, shown, strict=True):
+        mean, weights = float(np.mean(values)), np.full(len(values), 100 / len(values))
+        axis.hist(values, bins=_edges(values, 40), weights=weights, color="#8a949c")
+        axis.axvline(mean, color=_INK, linewidth=1.4, label=f"mean {mean:.3g}")
+        axis.set_xlabel(what)
+        axis.set_ylabel(f"share of {of} (%)")
+        axis.set_title(f"{len(values):,} {of}", loc="left")
+        axis.legend(loc="best")
+    return _png(figure)
+
+
+@_styled()
 def score_against_kl(
     reference_score: dict[str, Any], policy_score: dict[str, Any], kl: dict[str, Any], unit: str
 ) -> bytes:

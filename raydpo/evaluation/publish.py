@@ -6,8 +6,9 @@ The module also returns the content of metrics.json.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from raydpo.config.file import config_to_yaml
 from raydpo.config.job import Config, EvaluationConfig, ModelConfig
@@ -27,10 +28,21 @@ from raydpo.evaluation.samples import (
     collect_samples,
     mean_scores,
 )
+from raydpo.evaluation.training_rewards import (
+    LabelRewards,
+    describe_labels,
+    reward_unit,
+    training_reward,
+)
 from raydpo.models.loading import weights_fingerprint
 from raydpo.reference.agreement import Agreement, agreement_in
 
 Json = dict[str, Any]
+
+_LABELS_CAPTION: Final = (
+    "What the labels were made of: the rewards of the completions in the table of preferences, and "
+    "the margin of each pair, the reward of chosen minus that of rejected; lines mark the means."
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,8 @@ class Tables:
     policy_samples: Table
     reference_scores: Table
     policy_scores: Table
+    reference_rewards: Table | None
+    policy_rewards: Table | None
     policy_groups: Table
     kl_policy: Table
     kl_reference: Table
@@ -66,6 +80,7 @@ def write_report(
     training_log: list[Json],
     stage_counts: dict[str, dict[str, int]],
     agreement: Agreement | None,
+    labels: LabelRewards | None,
 ) -> Json:
     """Measure, draw, and write metrics.json, plots/ and report.html.
 
@@ -75,12 +90,16 @@ def write_report(
     policy = collect_samples(tables.policy_samples, tables.policy_scores, evaluation.judge)
     logps = collect_logps(tables.policy_groups, tables.kl_policy, tables.kl_reference)
     pairs, judged = _heldout(tables)
-    metrics = measure(config, evaluation, reference, policy, logps, pairs, judged)
+    metrics = {
+        **measure(config, evaluation, reference, policy, logps, pairs, judged),
+        "training_reward": training_reward(config, *_rewarded(config, tables)),
+        "labels": describe_labels(labels),
+    }
     agreements = {
         "training samples": agreement,
         "policy samples": agreement_in(tables.kl_policy.manifest),
     }
-    figures = draw_figures(config, metrics, reference, policy, training_log)
+    figures = draw_figures(config, metrics, reference, policy, training_log, labels)
     counts = {name: table.manifest["counts"] for name, table in tables.own().items()}
     all_counts = {**stage_counts, **counts}
     judgement = examine(metrics, reference, policy, all_counts)
@@ -116,12 +135,27 @@ def _heldout(tables: Tables) -> tuple[HeldoutPairs | None, HeldoutJudgements | N
     return collect_heldout(tables.heldout, tables.heldout_policy, tables.heldout_reference)
 
 
+def _rewarded(config: Config, tables: Tables) -> Iterator[list[Sample] | None]:
+    """Yield the samples of the reference and of the policy with their training rewards.
+
+    Rewards that are judges, too, have their values in the judges' tables.
+    """
+    scored = (
+        (tables.reference_samples, tables.reference_rewards or tables.reference_scores),
+        (tables.policy_samples, tables.policy_rewards or tables.policy_scores),
+    )
+    rewards = config.rewards_evaluated
+    for samples, values in scored:
+        yield collect_samples(samples, values, rewards) if rewards else None
+
+
 def draw_figures(
     config: Config,
     metrics: Json,
     reference: list[Sample],
     policy: list[Sample],
     training_log: list[Json],
+    labels: LabelRewards | None = None,
 ) -> list[Figure]:
     """Draw the report's figures, in the order of the page."""
     unit = metrics["judge"]["unit"]
@@ -143,6 +177,10 @@ def draw_figures(
     by_prompt = plots.scores_by_prompt(*mean_scores(reference, policy), unit)
     training = [Figure("training", curves, "Training, step by step.", wide=True)] if curves else []
     training += heldout_figures(training_log)
+    if labels is not None and config.labeling is not None:
+        unit = reward_unit(config.labeling.reward)
+        png = plots.label_rewards(labels.rewards, labels.margins, unit)
+        training.append(Figure("labels", png, _LABELS_CAPTION, wide=True))
     return [
         Figure("scores", scores, "Judge scores of all completions; lines mark the means."),
         Figure("score_against_kl", kl, "What was gained, against how far the policy moved; bars are 95 % confidence intervals."),

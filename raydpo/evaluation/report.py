@@ -26,6 +26,7 @@ _COMPLETIONS_SHOWN: Final = 3
 _GLOSSARY: Final = (
     ("policy, reference", "the trained model; the frozen model (pi_ref) that training started from."),
     ("judge score", "what the judge gives a completion; it is not the reward that made the labels unless the configuration names the same model twice."),
+    ("training reward", "what the rewards that made the labels give the same completions; if it rises and the judge score does not, training has found what its reward likes and nobody else does (over-optimization)."),
     ("KL", "how far the policy has moved from the reference: the mean over the policy's own completions of the sum over tokens of log policy − log reference, in nats; 0 means the same distribution."),
     ("beta", "the price of that distance: DPO maximizes reward − beta × KL, so a larger beta keeps the policy nearer to the reference."),
     ("win rate", "how often a completion of the policy scores above one of the reference for the same prompt; every sample against every sample, a tie counts half; 50 % means no difference."),
@@ -257,8 +258,30 @@ def _score_lines(metrics: Json) -> list[Line]:
             )
             for name in judge["scorers"]
         ]
+    lines += _reward_lines(metrics.get("training_reward"))
     wins = estimated(metrics["win_rate"], percent)
     return [*lines, Line("win rate against the reference", Cell("50 %"), wins, strong=True)]
+
+
+def _reward_lines(found: Json | None) -> list[Line]:
+    """Return the lines of the rewards that made the labels: the sum, and each where it differs."""
+    if found is None:
+        return []
+    if found["sum"] is None:
+        return [Line("training reward", Cell("–", found["missing_because"]), Cell())]
+    parts = found["components"]
+    lines = [_compared_line(f"training reward ({found['sum']['unit']})", found["sum"])]
+    if len(parts) > 1 or parts[0]["weight"] != 1:
+        lines += [
+            _compared_line(f"of which {p['weight']:g} × {p['name']} ({p['unit']})", p)
+            for p in parts
+        ]
+    return lines
+
+
+def _compared_line(name: str, found: Json) -> Line:
+    sides = estimated(found["reference"]), estimated(found["policy"])
+    return Line(name, *sides, _difference(found["difference"]))
 
 
 def _difference(estimate: Json) -> Cell:

@@ -23,7 +23,8 @@ from raydpo.core.storage import fingerprint
 from raydpo.evaluation.heldout import sample_heldout
 from raydpo.evaluation.publish import Tables, write_report
 from raydpo.evaluation.samples import groups_of_samples
-from raydpo.labeling.stage import scorer_inputs, scoring_work
+from raydpo.evaluation.training_rewards import read_label_rewards
+from raydpo.labeling.stage import all_judge, scorer_inputs, scoring_work
 from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint
 from raydpo.reference.agreement import Agreement, agreement_in, sampler_tolerance
 from raydpo.reference.stage import reference_work
@@ -43,6 +44,7 @@ def evaluate(
     reference_model: ModelConfig,
     heldout: Table | None,
     inputs: dict[str, str],
+    preferences: Table | None = None,
     training_log: list[Json] | None = None,
     stage_counts: dict[str, dict[str, int]] | None = None,
     agreement: Agreement | None = None,
@@ -58,6 +60,7 @@ def evaluate(
         reference_model: the model pi_ref.
         heldout: preference groups kept out of training (PREFERENCES); it may have no rows.
         inputs: fingerprints of everything else that the result depends on.
+        preferences: what was trained on and `heldout` (PREFERENCES), for the rewards of the labels.
         training_log: rows of the training's metrics, for the curves.
         stage_counts: counts of the stages before this one, for the report.
         agreement: that of the training data's sampler with the reference, for the report.
@@ -73,14 +76,17 @@ def evaluate(
     models = {"policy": policy, "reference": reference_model}
     log = training_log or []
     inputs = {**inputs, "training_log": fingerprint(log)}
+    if preferences is not None:
+        inputs["preferences"] = preferences.fingerprint
     folder = place.folder
     stage = evaluation_stage(config, place, prompts, models, heldout, inputs)
     if open_stage(stage, keep_folders=True) is None:
         steps = _Steps(config, evaluation, place)
         tables = _make_tables(steps, prompts, policy, reference_model, heldout, pool)
         metrics = write_report(
-            config, evaluation, folder, tables, models, log, stage_counts or {}, agreement
-        )
+            config, evaluation, folder, tables, models, log, stage_counts or {}, agreement,
+            preferences and read_label_rewards(preferences),
+        )  # fmt: skip
         commit_files(stage, fingerprint(metrics))
         logger.info("[%s] done: %s/report.html", place.label, folder.uri)
     else:
@@ -100,6 +106,8 @@ def evaluation_stage(
     evaluation = _section(config)
     own = _own_inputs(prompts, models, heldout) | scorer_inputs(evaluation.judge)
     own |= sampler_inputs(config.sampling)
+    trained_on = scorer_inputs(config.rewards_evaluated).items()
+    own |= {f"training reward, {name}": value for name, value in trained_on}
     settings = _settings(config, evaluation, models) | sampler_settings(config.sampling)
     return Stage(place, "evaluation", None, {**inputs, **own}, settings)
 
@@ -130,6 +138,7 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
     return {
         **content_of(config.reference),
         "judges": [_judge_settings(judge) for judge in evaluation.judge],
+        "training_rewards": [_judge_settings(reward) for reward in config.rewards_evaluated],
         "evaluation": content_of(evaluation),
         "max_prompt_tokens": evaluation.prompts.max_prompt_tokens,
         "sampling": content_of(config.sampling),
@@ -169,6 +178,7 @@ def _make_tables(
         reference_samples = steps.sample("reference_samples", reference_model, prompts, shared)
         policy_samples = steps.sample("policy_samples", policy, prompts, shared)
     reference_scores, policy_scores = steps.judge(reference_samples, policy_samples)
+    reference_rewards, policy_rewards = steps.reward(reference_samples, policy_samples)
     groups = groups_of_samples(steps.place.inside("policy_groups"), policy_samples)
     pairs = heldout if heldout is not None and heldout.manifest["counts"]["output"] else None
     of_policy = steps.logps("policy", policy, groups, pairs, policy_samples)
@@ -179,6 +189,8 @@ def _make_tables(
         policy_samples,
         reference_scores,
         policy_scores,
+        reference_rewards,
+        policy_rewards,
         groups,
         kl_policy=of_policy["kl"],
         kl_reference=of_reference["kl"],
@@ -190,7 +202,7 @@ def _make_tables(
 
 @dataclass(frozen=True)
 class _Steps:
-    """The three kinds of sub-stages, with what they share."""
+    """The four kinds of sub-stages, with what they share."""
 
     config: Config
     evaluation: EvaluationConfig
@@ -227,8 +239,19 @@ class _Steps:
     def judge(self, reference_samples: Table, policy_samples: Table) -> list[Table]:
         """Return every judge's value of every completion, for the reference and for the policy."""
         samples = {"reference_scores": reference_samples, "policy_scores": policy_samples}
+        return self._score(samples, self.evaluation.judge)
+
+    def reward(self, reference_samples: Table, policy_samples: Table) -> list[Table | None]:
+        """Return the same of the rewards that made the labels; None if they have no tables here."""
+        rewards = self.config.rewards_evaluated
+        if not rewards or all_judge(rewards, self.evaluation.judge):
+            return [None, None]
+        samples = {"reference_rewards": reference_samples, "policy_rewards": policy_samples}
+        return [*self._score(samples, rewards)]
+
+    def _score(self, samples: dict[str, Table], scorers: tuple[RewardConfig, ...]) -> list[Table]:
         targets = [Target(self.place.inside(name), table) for name, table in samples.items()]
-        return run_work(scoring_work(targets, self.evaluation.judge))
+        return run_work(scoring_work(targets, scorers))
 
     def logps(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Final
+from typing import Any, Final
 
 from raydpo.config.job import RewardConfig
 from raydpo.core.cluster import uses_cuda
@@ -115,6 +115,21 @@ def check_rewards(rewards: tuple[RewardConfig, ...]) -> None:
             )
     for reward in rewards:
         scorer_of(reward).check()
+
+
+def all_judge(rewards: tuple[RewardConfig, ...], judges: tuple[RewardConfig, ...]) -> bool:
+    """Return whether each of the rewards is one of the judges, so that the judges' scores have its own.
+
+    Weights may differ, because tables of scores have none.
+    """
+    known = [_scored_by(judge) for judge in judges]
+    return all(_scored_by(reward) in known for reward in rewards)
+
+
+def _scored_by(reward: RewardConfig) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Return all that a row of the table of scores depends on, beside the candidate."""
+    scorer = scorer_of(reward)
+    return reward.scorer, scorer.settings(), scorer.inputs()
 
 
 def make_judge(reward: RewardConfig, search: tuple[str, ...] = ()) -> Judge:

@@ -117,7 +117,7 @@ class _Walk:
         if last < STAGES.index("evaluation"):
             return
         if self.config.evaluation is not None:
-            self._evaluation(policy, reference)
+            self._evaluation(policy, reference, preferences)
         else:
             self._report(policy)
 
@@ -197,7 +197,7 @@ class _Walk:
             lambda place: reference_stage(place, preferences, model, config.reference),
         )
 
-    def _evaluation(self, policy: Table, reference: Table | None) -> None:
+    def _evaluation(self, policy: Table, reference: Table | None, preferences: Table) -> None:
         config, evaluation = self.config, self.config.evaluation
         assert evaluation is not None
         prompts = self._look(
@@ -215,6 +215,7 @@ class _Walk:
         inputs = {
             "reference": reference.fingerprint if reference is not None else "",
             "training_log": fingerprint(read_metrics(policy.folder)),
+            "preferences": preferences.fingerprint,
         }
         heldout = self._there("heldout")
         self._look(

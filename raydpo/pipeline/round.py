@@ -319,6 +319,7 @@ class Round:
             reference_model=self._reference_model(),
             heldout=self.heldout(preferences),
             inputs={"reference": reference.fingerprint if reference is not None else ""},
+            preferences=preferences,
             training_log=read_metrics(self.folder.child("policy")),
             stage_counts=self.counts(),
             agreement=self.agreement(reference),

@@ -211,7 +211,8 @@ class RoundAgain:
         inputs = {"reference": reference.fingerprint if reference is not None else ""}
         original = config.reference.model or config.model
         models = {"policy": policy, "reference": original}
-        of = {**inputs, "training_log": fingerprint(log)}
+        preferences = self.table("preferences")
+        of = {**inputs, "training_log": fingerprint(log), "preferences": preferences.fingerprint}
         there = Round(config, self.there, self.index)
         make = partial(
             evaluate,
@@ -222,6 +223,7 @@ class RoundAgain:
             reference_model=original,
             heldout=heldout,
             inputs=inputs,
+            preferences=preferences,
             training_log=log,
             stage_counts=there.counts(),
             agreement=there.agreement(reference),

@@ -39,6 +39,8 @@ SUBSTAGES = {
     "policy_samples",
     "reference_scores",
     "policy_scores",
+    "reference_rewards",
+    "policy_rewards",
     "policy_groups",
     "kl_policy",
     "kl_reference",
@@ -63,6 +65,12 @@ def config(work: Path, tiny_model: Path) -> Config:
             "model": str(tiny_model),
             "prompts": str(work / "heldout.jsonl"),
             "sampling": {"max_completion_tokens": 10, "engines": {"cpus": 0.5}},
+            "labeling": {
+                "reward": [
+                    {"function": "tests.integration.rewards:constant", "weight": 0.5},
+                    {"function": "tests.integration.rewards:count_e_of_some", "name": "e"},
+                ]
+            },
             "training": {"objective": {"beta": 0.5}},
             "evaluation": {
                 "prompts": {"path": str(work / "heldout.jsonl"), "max_prompt_tokens": 32},
@@ -204,6 +212,18 @@ def test_another_policy_has_the_kl_that_its_sampler_saw_and_the_same_reference_s
     assert kl == pytest.approx(fmean(logratios), abs=5e-3)
     assert metrics["heldout"] is None
     assert metrics["win_rate"]["mean"] != 0.5
+
+
+def test_samples_have_the_training_rewards_in_their_own_units(same: dict[str, Any], work: Path):
+    found = same["training_reward"]
+    constant, letters = found["components"]
+    assert constant["policy"]["mean"] == 1.0
+    assert found["sum"]["policy"]["mean"] == pytest.approx(0.5 + letters["policy"]["mean"])
+    # No prompt ends with 0 or 1, so this reward is the judge.
+    assert letters["policy"]["mean"] == pytest.approx(same["policy"]["score"]["mean"])
+    assert letters["difference"]["mean"] == 0.0
+    assert len(_rows(work / "same" / "policy_rewards")) == 2 * 18
+    assert "of which 0.5 ×" in (work / "same" / "report.html").read_text(encoding="utf-8")
 
 
 def _rows(folder: Path) -> list[Row]:

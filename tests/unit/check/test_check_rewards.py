@@ -136,3 +136,11 @@ def test_a_service_that_answers_wrongly_or_needs_a_variable_is_a_problem(job) ->
     busy = Answer(503)
     with reward_service(lambda number, _c: busy if number < 2 else Answer()) as service:
         assert check(job(function("right"), {"http": service.url})).problems == ()
+
+
+def test_check_says_what_the_evaluation_asks_of_the_training_rewards(job) -> None:
+    asked = "labeling.reward scores 8 completions a held-out prompt, too, also service over HTTP"
+    with reward_service() as service:
+        http = {"http": service.url, "name": "service"}
+        assert any(asked in fact for fact in check(job(http, function("right"))).facts)
+    assert not any("held-out prompt, too" in fact for fact in check(job(function("right"))).facts)

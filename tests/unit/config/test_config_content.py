@@ -147,7 +147,7 @@ READERS = {
     "sampling": {"sampling", "evaluation"},
     "sampling.engines": {"sampling", "evaluation"},
     "labeling": {"preferences"},
-    "labeling.reward.0": {"scores"},
+    "labeling.reward.0": {"scores", "evaluation"},
     "labeling.pairs": {"preferences"},
     "reference": {"reference", "score", "evaluation"},
     "training": {"policy"},
@@ -201,6 +201,20 @@ def keys() -> dict[str, str]:
 def changed_stages(other: Config, among: Collection[str] = STAGES) -> set[str]:
     """Those whose key is another than the job's."""
     return {name for name in among if STAGES[name](other).key != keys()[name]}
+
+
+def test_training_rewards_that_are_not_evaluated_are_not_in_the_key_of_the_evaluation() -> None:
+    one = job(evaluation={**job_evaluation(), "training_rewards": False})
+    reward = {**JUDGE, "output": "logit"}
+    other = job(
+        evaluation={**job_evaluation(), "training_rewards": False}, labeling={"reward": reward}
+    )
+    assert STAGES["evaluation"](one).key == STAGES["evaluation"](other).key
+    assert STAGES["evaluation"](one).key != keys()["evaluation"]
+
+
+def job_evaluation() -> dict[str, Any]:
+    return {"prompts": str(ASSETS / "heldout-prompts.jsonl"), "judge": JUDGE}
 
 
 def test_every_section_has_readers() -> None:
