@@ -2,7 +2,8 @@
 
 This is the Python API, for notebooks and other programs; docs/python.md shows it. `load_job`
 reads a configuration, `check_job` reports what would go wrong, `run_job` and `run_rounds` run it,
-`open_run` reads the results, and `compare_runs` puts runs side by side.
+`open_run` reads the results, `compare_runs` puts runs side by side, and `publish_run` writes a
+model with its card.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from raydpo.online.rounds import OnlineResult
     from raydpo.pipeline.job import RoundResult
     from raydpo.pipeline.results import Run
+    from raydpo.show.publish import Published
 
 __version__ = "0.2.0"
 
@@ -29,6 +31,7 @@ __all__ = [
     "compare_runs",
     "load_job",
     "open_run",
+    "publish_run",
     "run_job",
     "run_rounds",
 ]
@@ -129,6 +132,46 @@ def compare_runs(
     from raydpo.show import compare
 
     return compare.compare_runs(paths, output, seed, resamples)
+
+
+def publish_run(
+    path: str,
+    output: str | None = None,
+    *,
+    hub: str | None = None,
+    private: bool = False,
+    license: str | None = None,
+    base_model: str | None = None,
+    round_index: int | None = None,
+    merged: bool = False,
+) -> Published:
+    """Write a trained model with its card into a folder, as `raydpo publish` does (docs/publish.md).
+
+    Args:
+        path: the run directory, as a path or URI.
+        output: the folder; without it `published/NAME` in the working directory.
+        hub: upload it to this repository, `owner/name`.
+        private: whether a new repository is private.
+        license: an id of the hub's list of licences.
+        base_model: the base model's name on the hub, if the job names a folder.
+        round_index: the round; without it the best one of online rounds, otherwise the last one.
+        merged: publish the merged model where an adapter was trained.
+
+    Raises:
+        RaydpoError: with the value, the rule and what to do.
+    """
+    from raydpo.show import publish
+
+    return publish.publish_run(
+        path,
+        output,
+        hub=hub,
+        private=private,
+        license=license,
+        base_model=base_model,
+        round_index=round_index,
+        merged=merged,
+    )
 
 
 def _refuse_problems(config: Config) -> None:

@@ -95,6 +95,7 @@ def command_parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_show)
     _add_replay(commands)
     _add_compare(commands)
+    _add_publish(commands)
     text = "delete what finished stages were set aside as"
     clean = commands.add_parser("clean", help=text, description=text)
     clean.add_argument("run", help="the run directory")
@@ -184,6 +185,41 @@ def _add_compare(commands: Any) -> None:
         help="bootstrap resamples of the prompts, and exchanges of the test",
     )
     compare.set_defaults(command=_compare)
+
+
+def _add_publish(commands: Any) -> None:
+    text = "write a trained model with its model card into a folder, and upload it to the hub"
+    publish = commands.add_parser("publish", help=text, description=text)
+    publish.add_argument("run", help="the run directory, which is read only")
+    publish.add_argument(
+        "--output", help="the folder; without it published/NAME in the working directory"
+    )
+    publish.add_argument(
+        "--hub",
+        metavar="OWNER/NAME",
+        help="upload the folder to this model repository; the token is HF_TOKEN, or that of "
+        "`hf auth login`",
+    )
+    publish.add_argument(
+        "--private", action="store_true", help="make a new repository a private one"
+    )
+    publish.add_argument("--license", help="an id of the hub's list, such as apache-2.0")
+    publish.add_argument(
+        "--base-model",
+        metavar="OWNER/NAME",
+        help="the base model's name on the hub, if the job names a folder",
+    )
+    publish.add_argument(
+        "--round",
+        type=_from(0),
+        help="the round; without it the best one of online rounds, otherwise the last one",
+    )
+    publish.add_argument(
+        "--merged",
+        action="store_true",
+        help="publish the merged model where an adapter was trained",
+    )
+    publish.set_defaults(command=_publish)
 
 
 def _add_annotate(commands: Any) -> None:
@@ -413,6 +449,26 @@ def _compare(options: argparse.Namespace) -> int:
     comparison = compare_runs(options.run, output, options.seed, options.resamples)
     print(comparison_text(comparison))
     print(f"page: {folder_of(output).uri}/{PAGE_FILE}")
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    with uncollected():
+        from raydpo.show.publish import publish_run
+
+    published = publish_run(
+        options.run,
+        options.output,
+        hub=options.hub,
+        private=options.private,
+        license=options.license,
+        base_model=options.base_model,
+        round_index=options.round,
+        merged=options.merged,
+    )
+    print(f"{len(published.files)} files in {published.folder}; read its README.md")
+    if published.url is not None:
+        print(f"on the hub: {published.url}")
     return 0
 
 

@@ -160,6 +160,12 @@ class Folder:
             with filesystem.open_input_stream(path) as read, open(file, "wb") as out:
                 shutil.copyfileobj(read, out, _BLOCK_BYTES)
 
+    def copy(self, name: str, target: Folder, new_name: str) -> None:
+        """Copy a file of any size into another folder, where it is whole or not there."""
+        filesystem, path = self._locate(name)
+        with filesystem.open_input_stream(path) as read, target._writer(new_name) as out:
+            shutil.copyfileobj(read, out, _BLOCK_BYTES)
+
     @contextlib.contextmanager
     def _writer(self, name: str) -> Generator[Any]:
         """A stream whose content is the file's once the block ends."""

@@ -66,7 +66,7 @@ def _read(run: Run, label: str) -> EvaluatedRun:
     folder = round_folder(run.folder, index).child("evaluation")
     online = read_manifest(folder) is None
     evaluation = _section(config, run.folder, folder)
-    _refuse_other_policy(folder, online, round_folder(run.folder, index).child("policy"))
+    refuse_other_policy(folder, online, round_folder(run.folder, index).child("policy"))
     original = run.folder.child("original") if online else folder
     ours, theirs = ("", "") if online else ("policy_", "reference_")
     samples, scores = _table(folder, f"{ours}samples"), _table(folder, f"{ours}scores")
@@ -134,7 +134,7 @@ def _table(folder: Folder, name: str) -> Table:
     return Table(folder.child(name), manifest)
 
 
-def _refuse_other_policy(folder: Folder, online: bool, policy: Folder) -> None:
+def refuse_other_policy(folder: Folder, online: bool, policy: Folder) -> None:
     """Raise if the round's policy was trained again after it was evaluated, or is being trained."""
     trained = read_manifest(policy)
     if trained is None and policy.exists():

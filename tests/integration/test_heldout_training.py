@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import raydpo
 from raydpo.cli import main
 from raydpo.core.run import read_manifest, read_rows
 from raydpo.core.storage import folder_of
@@ -202,6 +204,13 @@ def test_a_reward_model_is_measured_by_its_own_head(tiny_model: Path, tmp_path: 
     steps = len(read_metrics(folder_of(str(folder))))
     assert [row["step"] for row in measured] == [0, steps]
     assert (tmp_path / "run/round-000/report/report.html").is_file()
+    raydpo.publish_run(str(tmp_path / "run"), str(tmp_path / "public"))
+    published = AutoModelForSequenceClassification.from_pretrained(tmp_path / "public").float()
+    assert torch.equal(published.score.weight, model.score.weight)
+    card = ModelCard((tmp_path / "public/README.md").read_text())
+    results = {one.metric_type: one.metric_value for one in card.data.eval_results or []}
+    assert results["heldout_margin"] == pytest.approx(found["rewards/margins"])
+    assert card.data.pipeline_tag == "text-classification"
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -230,4 +239,8 @@ def test_fine_tuning_is_measured_by_the_token_and_has_a_report(
     assert found["loss"] < before["loss"]
     assert "fine-tuned model" in (tmp_path / "run/sft/report/report.html").read_text()
     assert [one.problems for one in replay(str(tmp_path / "run"), ["report"])] == [[]]
+    raydpo.publish_run(str(tmp_path / "run"), str(tmp_path / "public"))
+    card = (tmp_path / "public/README.md").read_text()
+    assert "A language model fine-tuned from `" in card
+    assert "| held-out perplexity |" in card
     shutil.rmtree(tmp_path / "run")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 import raydpo
 from raydpo.cli import main
@@ -226,6 +227,20 @@ def test_a_comparison_has_the_last_policys_numbers(undisturbed) -> None:
     assert found["completion_tokens"] == last["completion_tokens"]
     kl = last["kl_nats_per_completion"]["mean"]
     assert found["kl_nats_per_completion"]["mean"] == pytest.approx(kl)
+
+
+def test_the_best_policy_is_published_with_its_held_out_numbers(undisturbed, tmp_path) -> None:
+    run, _ = undisturbed
+    best = json.loads((run / "online.json").read_text())["best"]["rounds_done"]
+    chosen = None if best else 1  # the original model may be the best one, and is not published
+    raydpo.publish_run(str(run), str(tmp_path / "public"), round_index=chosen)
+    done = best or 2
+    card = ModelCard((tmp_path / "public/README.md").read_text())
+    assert f"after {done} online round(s)" in card.text
+    results = {found.metric_type: found.metric_value for found in card.data.eval_results or []}
+    assert results["judge_score"] == policies(run)[done]["evaluation"]["reward"]["mean"]
+    assert (tmp_path / "public/plots/online.png").is_file()
+    assert "online" in (card.data.tags or [])
 
 
 def test_a_finished_run_has_nothing_to_do_and_starts_no_engine(

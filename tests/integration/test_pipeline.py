@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -232,6 +233,23 @@ def test_a_comparison_of_the_run_with_itself_has_the_numbers_of_its_report(undis
     assert found["prompts"]["dropped"] == {"run": 0, "run (2)": 0}
     assert found["pairs"][0]["score_difference"]["ci95"] == [0, 0]
     assert found["notes"] == []
+
+
+def test_the_published_policy_loads_and_its_card_has_the_verdict(undisturbed, tmp_path) -> None:
+    run, _ = undisturbed
+    before = {path: path.read_bytes() for path in run.rglob("manifest.json")}
+    raydpo.publish_run(str(run), str(tmp_path / "public"))
+    assert {path: path.read_bytes() for path in run.rglob("manifest.json")} == before
+    card = ModelCard((tmp_path / "public/README.md").read_text())
+    report = json.loads((run / "round-000/evaluation/metrics.json").read_text())
+    assert report["verdict"] in card.text
+    results = {found.metric_type: found.metric_value for found in card.data.eval_results or []}
+    assert results["judge_score"] == report["policy"]["score"]["mean"]
+    assert results["kl"] == report["kl"]["nats_per_completion"]["mean"]
+    assert "| sampling | 24 | 72 | 0 |" in card.text
+    published = AutoModelForCausalLM.from_pretrained(tmp_path / "public").state_dict()
+    trained = AutoModelForCausalLM.from_pretrained(run / "round-000/policy/model").state_dict()
+    assert all(torch.equal(published[name], value) for name, value in trained.items())
 
 
 def test_show_lists_every_stage_with_its_counts(undisturbed) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+import raydpo
 from raydpo.cli import main
 from raydpo.core.run import read_manifest, read_rows
 from raydpo.core.storage import folder_of
@@ -102,6 +104,13 @@ def test_killed_with_its_newest_checkpoint_damaged_it_goes_on_and_leaves_an_adap
             merged(input_ids=ids).logits, adapted(input_ids=ids).logits, rtol=1e-4, atol=1e-4
         )
     assert greedy(merged) == greedy(adapted)
+
+    raydpo.publish_run(str(run), str(job.parent / "public"), base_model="org/base")
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_model)
+    published = PeftModel.from_pretrained(fresh, str(job.parent / "public"))
+    assert greedy(published) == greedy(merged)
+    card = ModelCard((job.parent / "public/README.md").read_text())
+    assert (card.data.library_name, card.data.base_model) == ("peft", "org/base")
 
 
 @pytest.mark.usefixtures("ray_cluster")
