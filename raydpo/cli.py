@@ -330,7 +330,8 @@ def _online(options: argparse.Namespace) -> int:
     _name_run_directory(config, options)
     with uncollected():
         from raydpo.online.rounds import run_online
-    from raydpo.online.summary import online_table
+    from raydpo.evaluation.summary import verdict_lines
+    from raydpo.online.summary import PAGE_FILE, online_table
 
     result = run_online(config)
     print(online_table(result.folder, result.records))
@@ -338,6 +339,8 @@ def _online(options: argparse.Namespace) -> int:
         print(f"ended early: {result.stopped}")
     print(f"engines were started {result.engine_starts} time(s)")
     print(f"best policy: {result.best.policy} (after {result.best.rounds_done} round(s))")
+    print("\n".join(verdict_lines(result.verdict)))
+    print(f"report:      {result.folder.uri}/{PAGE_FILE}")
     return 0
 
 

@@ -84,7 +84,7 @@ def examine(
 def _verdict(score: Json, objections: list[str]) -> str:
     z, change = score["z"], score["mean"]
     errors = "" if z is None else f", {abs(z):.1f} standard errors"
-    by = f" by {number(abs(change))}{_size(score)}{errors}" if change else ""
+    by = f" by {number(abs(change))}{size_interval(score)}{errors}" if change else ""
     clear = "" if objections else " Nothing that was checked speaks against the policy."
     verb = moved(change) if change else "did not move"
     return (
@@ -268,8 +268,11 @@ def _points(difference: Estimate) -> str:
     return f" ({points}{inside} points)".replace("-", "−")
 
 
-def _size(difference: Json) -> str:
-    """Return the interval of a difference that is told as a rise or a fall by a positive number."""
+def size_interval(difference: Json) -> str:
+    """Return the interval of a difference that is told as a rise or a fall by a positive number.
+
+    The text begins with a space; it is empty if the interval is unknown.
+    """
     ends = difference["ci95"]
     if ends is None:
         return ""

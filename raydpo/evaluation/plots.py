@@ -284,6 +284,32 @@ def rewards_by_round(runs: dict[str, Sequence[dict[str, Any]]], unit: str) -> by
 
 
 @_styled()
+def curves_by_round(panels: Sequence[tuple[str, str, Sequence[dict[str, Any] | None]]]) -> bytes:
+    """Plot quantities against the number of rounds that were done; bars are 95 % intervals.
+
+    Args:
+        panels: for each quantity its title, its unit, and an estimate for each policy, with the
+            original model first; None where it has none, and `ci95` None where there is no interval.
+    """
+    rows = -(-len(panels) // 3)
+    figure, axes = _figure(10.0, 3.0 * rows, columns=min(3, len(panels)), rows=rows)
+    for axis, (title, unit, estimates) in zip(axes, panels, strict=False):
+        found = [(float(n), value) for n, value in enumerate(estimates) if value is not None]
+        places, values = [n for n, _ in found], [value for _, value in found]
+        bars = np.hstack([_bar(v) if v["ci95"] else np.zeros((2, 1)) for v in values])
+        means = [value["mean"] for value in values]
+        axis.errorbar(places, means, bars, fmt="o-", color=POLICY_COLOUR, capsize=3, markersize=5)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("rounds done")
+        axis.set_ylabel(unit)
+        axis.set_xlim(-0.3, len(estimates) - 0.7)
+        _whole_numbers(axis)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    return _png(figure)
+
+
+@_styled()
 def scores_against_kl(
     runs: dict[str, tuple[dict[str, Any], dict[str, Any]]], unit: str, comparable: bool
 ) -> bytes:

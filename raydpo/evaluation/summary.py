@@ -55,7 +55,7 @@ def _lines(metrics: Json) -> list[str]:
     difference = metrics["difference"]["score"]
     z = "" if difference["z"] is None else f", {difference['z']:+.1f} standard errors"
     lines = [
-        *_verdict(metrics),
+        *verdict_lines(metrics.get("verdict", "")),
         f"judge score: {metrics['judge']['unit']}, ± one standard error over "
         f"{difference['prompts']} held-out prompts",
         f"difference:  {difference['mean']:+.3f}{z} (paired by prompt)",
@@ -72,9 +72,9 @@ def _lines(metrics: Json) -> list[str]:
     return [*lines, f"report:      {metrics['report']}"]
 
 
-def _verdict(metrics: Json) -> list[str]:
-    """Wrap the verdict; a run of an earlier version has none."""
-    lines = wrap(metrics.get("verdict", ""), width=_WIDTH)
+def verdict_lines(verdict: str) -> list[str]:
+    """Wrap a verdict for a terminal; a run of an earlier version has none."""
+    lines = wrap(verdict, width=_WIDTH)
     return [f"{'' if number else 'verdict:':13}{line}" for number, line in enumerate(lines)]
 
 

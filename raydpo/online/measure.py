@@ -21,8 +21,13 @@ from raydpo.core.run import read_rows
 from raydpo.evaluation import metrics
 from raydpo.evaluation.heldout import sample_heldout
 from raydpo.evaluation.measure import are_shares, mean_score
-from raydpo.evaluation.samples import Sample, collect_samples, groups_of_samples
-from raydpo.labeling.stage import score_candidates
+from raydpo.evaluation.samples import (
+    Sample,
+    ScoredCompletions,
+    collect_samples,
+    groups_of_samples,
+)
+from raydpo.labeling.stage import all_judge, score_candidates
 from raydpo.models.loading import weights_fingerprint
 from raydpo.reference.agreement import sampler_tolerance
 from raydpo.reference.stage import score_reference
@@ -40,10 +45,14 @@ class PolicyMeasures:
         samples: the completions with their scores, to compare another policy with.
         values: `reward`, `completion_tokens` and `kl_nats_per_completion` as estimates with
             standard errors clustered by prompt; `finished_share`.
+        logps: per-token log-probs of the completions under the policy and the original model.
+        rewarded: the completions with the rewards that made the labels; None if these are not asked.
     """
 
     samples: list[Sample]
     values: Json
+    logps: ScoredCompletions
+    rewarded: list[Sample] | None
 
 
 def measure_policy(
@@ -78,6 +87,7 @@ def measure_policy(
     samples = sample_heldout(config, place.inside("samples"), prompts, policy, pool)
     sampled()
     scores = score_candidates(place.inside("scores"), samples, config.evaluation.judge)
+    rewarded = _rewarded(config, place.inside("rewards"), samples, scores)
     groups = groups_of_samples(place.inside("groups"), samples)
     original_logps = score_reference(
         place.inside("original-logps"),
@@ -91,8 +101,10 @@ def measure_policy(
     if samples.manifest["counts"].get(WITHOUT_LOGPS):
         own = place.inside("policy-logps")
         policy_logps = score_reference(own, groups, policy, config.reference)
-    kl = _kl(samples, original_logps, policy_logps)
-    return _measures(samples, scores, kl, config.evaluation.judge)
+    logps = _logps(samples, original_logps, policy_logps)
+    judged = collect_samples(samples, scores, config.evaluation.judge)
+    values = _values(judged, _kl(logps), config.evaluation.judge)
+    return PolicyMeasures(judged, values, logps, rewarded)
 
 
 def reward_difference(policy: PolicyMeasures, other: PolicyMeasures) -> Json:
@@ -101,25 +113,32 @@ def reward_difference(policy: PolicyMeasures, other: PolicyMeasures) -> Json:
     return {**difference.as_json(), "z": difference.z}
 
 
-def _measures(
-    table: Table, scores: Table, kl: Json, judges: tuple[RewardConfig, ...]
-) -> PolicyMeasures:
-    samples = collect_samples(table, scores, judges)
+def _rewarded(config: Config, place: Place, samples: Table, scores: Table) -> list[Sample] | None:
+    """Return the samples with the rewards that made the labels, if the job has these asked."""
+    rewards = config.rewards_evaluated
+    if not rewards:
+        return None
+    judges = config.evaluation.judge if config.evaluation else ()
+    known = all_judge(rewards, judges)
+    values = scores if known else score_candidates(place, samples, rewards)
+    return collect_samples(samples, values, rewards)
+
+
+def _values(samples: list[Sample], kl: Json, judges: tuple[RewardConfig, ...]) -> Json:
     prompts = [sample.prompt_id for sample in samples]
     lengths = [float(len(sample.completion_ids)) for sample in samples]
     finished = [float(sample.finish_reason == "stop") for sample in samples]
     scores_of_samples = [sample.score for sample in samples]
-    values = {
+    return {
         "reward": mean_score(scores_of_samples, prompts, are_shares(judges)).as_json(),
         "kl_nats_per_completion": kl,
         "completion_tokens": metrics.clustered_mean(lengths, prompts).as_json(),
         "finished_share": metrics.clustered_mean(finished, prompts).mean,
     }
-    return PolicyMeasures(samples, values)
 
 
-def _kl(samples: Table, original_logps: Table, policy_logps: Table | None) -> Json:
-    """Return the mean of the policy's minus the original model's log-prob, in nats.
+def _logps(samples: Table, original_logps: Table, policy_logps: Table | None) -> ScoredCompletions:
+    """Return the log-probs of the samples under the policy and under the original model.
 
     The policy's are the sampler's own, unless a sampler function gave none.
     """
@@ -129,7 +148,12 @@ def _kl(samples: Table, original_logps: Table, policy_logps: Table | None) -> Js
         policy = _token_logps(policy_logps)
     else:
         policy = [row["sampler_token_logps"] for row in rows]
-    kl = metrics.kl_per_completion(policy, _token_logps(original_logps), prompts)
+    return ScoredCompletions(prompts, policy, _token_logps(original_logps))
+
+
+def _kl(logps: ScoredCompletions) -> Json:
+    """Return the mean of the policy's minus the original model's log-prob, in nats."""
+    kl = metrics.kl_per_completion(logps.policy, logps.reference, logps.prompts)
     if not math.isfinite(kl.mean):
         raise NumericsError(
             f"KL(policy || original) on held-out samples is {kl.mean}",

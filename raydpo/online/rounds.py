@@ -71,6 +71,7 @@ class OnlineResult:
         stopped: why the rounds ended early, or None.
         best: the record of the policy with the highest held-out reward.
         engine_starts: how many times this process started the engines.
+        verdict: what the rounds were worth, in a line.
     """
 
     folder: Folder
@@ -78,6 +79,7 @@ class OnlineResult:
     stopped: str | None
     best: RoundRecord
     engine_starts: int
+    verdict: str
 
 
 def run_online(config: Config) -> OnlineResult:
@@ -159,8 +161,9 @@ class _Rounds:
                 logger.info("[round %d] the rounds end here: %s", index, stopped)
                 break
         best = best_record(state.records, self.online.stopping)
-        publish(self.config, self.run_directory, state.records, stopped, best)
-        return OnlineResult(self.run_directory, state.records, stopped, best, self.engines.starts)
+        of = self.run_directory, state.records
+        verdict = publish(self.config, *of, state.measures, stopped, best)
+        return OnlineResult(*of, stopped, best, self.engines.starts, verdict.line)
 
     def _original(self, state: _State) -> RoundRecord:
         model = self.config.model

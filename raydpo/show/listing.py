@@ -12,6 +12,7 @@ from raydpo.core.errors import RaydpoError, said_by
 from raydpo.core.run import no_run, read_manifest, read_part
 from raydpo.core.set_aside import all_set_aside, is_set_aside
 from raydpo.core.storage import Folder, folder_of
+from raydpo.evaluation.summary import verdict_lines
 from raydpo.labeling.kept_votes import is_of_people
 
 _LONGEST_VALUE = 100
@@ -28,11 +29,26 @@ def show_run(path: str, rows: int) -> Iterator[str]:
     if not run.exists("config.yaml") and not stages:
         raise no_run(run)
     yield f"run {run.uri}"
+    yield from _rounds(run)
     for name in stages:
         if not is_set_aside(name):
             yield from _describe(run.child(name), name, rows)
     for one in all_set_aside(run):
         yield f"\nset aside, `raydpo clean {run.uri}` deletes it: {one}"
+
+
+def _rounds(run: Folder) -> Iterator[str]:
+    """Say what online rounds were worth, and where their page is."""
+    if not run.exists("online.json"):
+        return
+    try:
+        found = run.read_json("online.json")
+    except (RaydpoError, OSError) as error:
+        yield f"online.json: DAMAGED: {error}"
+        return
+    if "verdict" in found:  # rounds of an earlier version have none
+        yield from verdict_lines(found["verdict"])
+        yield f"report:      {run.uri}/online.html"
 
 
 def _stage_folders(run: Folder) -> set[str]:

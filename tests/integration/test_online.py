@@ -212,6 +212,14 @@ def test_held_out_numbers_of_every_policy_are_recorded_and_drawn(undisturbed) ->
         difference = after["reward"]["mean"] - before["reward"]["mean"]
         assert after["gain"]["mean"] == pytest.approx(difference)
     assert (run / "online.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((run / "online.json").read_text())
+    assert f"verdict:     {found['verdict'][:40]}" in output
+    assert f"{run}/online.html" in output
+    assert [of["steps"] > 0 for of in found["rounds"]] == [True, True]
+    assert found["rounds"][1]["updates_behind"]["first"] == 0
+    win = found["against_original"][2]["win_rate"]
+    assert win["prompts"] == evaluations[2]["reward"]["prompts"]
+    assert "The same prompts by round" in (run / "online.html").read_text()
     seconds = json.loads((run / "round-001/round.json").read_text())["seconds"]
     assert seconds["training start-up"] > 0
     assert sum(v for k, v in seconds.items() if k != "total") == pytest.approx(seconds["total"])

@@ -11,7 +11,7 @@ from raydpo.core.parts import Table
 from raydpo.core.place import Place
 from raydpo.core.run import PartResult, Stage, commit, open_stage, write_part
 from raydpo.core.storage import Folder
-from raydpo.online.measure import _kl
+from raydpo.online.measure import _kl, _logps
 
 
 def table(folder: Path, name: str, rows: list[dict[str, Any]]) -> Table:
@@ -58,5 +58,5 @@ def test_either_way_the_mean_is_the_same(tmp_path: Path) -> None:
         samples = table(tmp_path / str(given), "candidates", rows)
         scored = [logps(name, values) for name, values in policy.items()]
         own = None if given else table(tmp_path / "policy", "reference", scored)
-        means.append(_kl(samples, original, own)["mean"])
+        means.append(_kl(_logps(samples, original, own))["mean"])
     assert means[0] == means[1] == pytest.approx((1 + 2 + 1) / 3)
