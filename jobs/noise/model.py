@@ -1,8 +1,9 @@
-"""The noise study on the demo's model: sample, score, flip, train, evaluate on held-out prompts.
+"""The noise study on the demo's model: sample, score, corrupt, train, evaluate on held-out prompts.
 
-From the models and prompts in assets/ and a flip rate, it measures how the implicit reward orders
-held-out pairs with unflipped labels, and how a judge scores new samples. All of it runs in this
-process, with the same pair building and train loop as a job, without Ray.
+From the models and prompts in assets/ and a corruption, it measures how the implicit reward orders
+held-out pairs with clean labels, how a judge scores new samples, and how far they are from the
+reference. All of it runs in this process, with the same pair building and train loop as a job,
+without Ray.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from noise.contenders import Result, contenders
+from noise.contenders import EQUAL_WITHOUT_NOISE, Result, contenders
+from noise.labels import Asked, Noise, is_asked, share_of_votes
 from raydpo.config.job import ModelConfig, PairsConfig, RewardConfig, TrainingConfig
 from raydpo.config.objectives import SingleObjective
 from raydpo.core.tables import Row
+from raydpo.evaluation.metrics import sequence_logratios
 from raydpo.labeling.classifier import judge_with_classifier, load_classifier
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
 from raydpo.models.loading import load_causal_lm, load_tokenizer
@@ -71,25 +74,39 @@ def prepare(cache: Path, prompts: int, seed: int) -> Material:
 
 
 def run_model(
-    material: Material, flip_rate: float, seed: int, epochs: int, skip: set[str]
+    material: Material, noise: Noise, seed: int, epochs: int, skip: set[str]
 ) -> Iterator[Result]:
-    """Objectives on the same flipped labels, one after the other.
+    """Objectives on the same votes, one after the other.
+
+    Without noise, objectives whose loss is that of `dpo` get its result.
 
     Args:
         material: candidates of all prompts.
-        flip_rate: share of training labels that are flipped.
-        seed: of flips, order and samples.
+        noise: how labels are corrupted.
+        seed: of corruption, order and samples.
         epochs: passes over the training groups.
         skip: names of objectives that are done.
     """
-    data = GroupDataset(write_groups(_rows(material, flip_rate, seed, False), uuid.uuid4().hex))
-    clean = GroupDataset(write_groups(_rows(material, 0.0, seed, True), uuid.uuid4().hex))
-    for name, section in contenders(flip_rate, BETA).items():
-        if name not in skip:
-            policy = _train(data, section, seed, epochs)
-            right, prompts = _right_orders(policy, clean)
-            scores, score_prompts = _scores_of_samples(policy, clean, seed)
-            yield Result("model", name, flip_rate, right, prompts, None, scores, score_prompts)
+    clean = _dataset(heldout_rows(material, seed))
+    reference = TokenLogps(load_causal_lm(MODEL).eval(), attention="segments")
+    for name, contender in contenders(noise, BETA).items():
+        equal = EQUAL_WITHOUT_NOISE if name == "dpo" and not noise.rate else ()
+        names = [one for one in (name, *equal) if one not in skip]
+        if not names or (not noise.rate and name in EQUAL_WITHOUT_NOISE):
+            continue
+        data = _dataset(training_rows(material, noise, seed, contender.asked))
+        policy = _train(data, contender.section, seed, epochs)
+        right, prompts = _right_orders(policy, clean)
+        scores, kl, of = _samples(policy, reference, clean, seed)
+        for one in names:
+            yield Result(
+                "model", one, noise.name, noise.rate, seed, right, prompts,
+                scores=scores, kl=kl, score_prompts=of,
+            )  # fmt: skip
+
+
+def _dataset(rows: Iterator[Row]) -> GroupDataset:
+    return GroupDataset(write_groups(rows, uuid.uuid4().hex))
 
 
 def _make_material(count: int, seed: int) -> Material:
@@ -155,9 +172,33 @@ def _logps(module: TokenLogps, group: Group) -> list[list[float]]:
     return split_by_sequence(token_logps(module, batch).tolist(), batch)
 
 
-def _rows(material: Material, flip_rate: float, seed: int, heldout: bool) -> Iterator[Row]:
-    """Groups of the training or of the held-out prompts, with the pairs that a job would build."""
-    config = PairsConfig(builder="all_pairs", min_margin=MIN_MARGIN, flip_rate=flip_rate)
+def training_rows(material: Material, noise: Noise, seed: int, asked: Asked) -> Iterator[Row]:
+    """Groups of the training prompts, with the pairs that a job would build and their votes."""
+    for name, row, scores in _rows(material, seed, heldout=False):
+        draws, pairs = Draws(seed, 0, name), list[Row]()
+        for pair in row["pairs"]:
+            better, worse = pair["chosen"], pair["rejected"]
+            key = (min(better, worse), max(better, worse))
+            if not is_asked(draws, asked, key):
+                continue
+            share = share_of_votes(noise, draws, asked, key)
+            if share < 0.5:
+                better, worse = worse, better
+            known = {"probability": max(share, 1 - share)}
+            pairs.append({"chosen": better, "rejected": worse, "weight": 1.0, **known})
+        if pairs:
+            yield from joined_rows([{**row, "pairs": pairs}], [scores], lambda _: True)
+
+
+def heldout_rows(material: Material, seed: int) -> Iterator[Row]:
+    """Groups of the held-out prompts, with clean labels."""
+    for _, row, scores in _rows(material, seed, heldout=True):
+        yield from joined_rows([row], [scores], lambda _: True)
+
+
+def _rows(material: Material, seed: int, heldout: bool) -> Iterator[tuple[str, Row, Row]]:
+    """Name, preferences and reference scores of the groups on one side of the split."""
+    config = PairsConfig(builder="all_pairs", min_margin=MIN_MARGIN)
     columns = (material.prompt_ids, material.completions, material.rewards, material.reference)
     for number, (prompt, completions, rewards, reference) in enumerate(zip(*columns, strict=True)):
         name = str(number)
@@ -175,8 +216,7 @@ def _rows(material: Material, flip_rate: float, seed: int, heldout: bool) -> Ite
             "completions": completions,
             "pairs": [{"chosen": c, "rejected": r, "weight": 1.0} for c, r in pairs],
         }
-        scores = {"group_id": name, "reference_token_logps": reference}
-        yield from joined_rows([row], [scores], lambda _: True)
+        yield name, row, {"group_id": name, "reference_token_logps": reference}
 
 
 def _train(data: GroupDataset, section: SingleObjective, seed: int, epochs: int) -> TokenLogps:
@@ -211,10 +251,10 @@ def _right_orders(policy: TokenLogps, clean: GroupDataset) -> tuple[list[float],
     return right, prompts
 
 
-def _scores_of_samples(
-    policy: TokenLogps, clean: GroupDataset, seed: int
-) -> tuple[list[float], list[str]]:
-    """What the demo's judge gives new samples of the policy on held-out prompts, and their prompts."""
+def _samples(
+    policy: TokenLogps, reference: TokenLogps, clean: GroupDataset, seed: int
+) -> tuple[list[float], list[float], list[str]]:
+    """The judge's scores of new samples on held-out prompts, their log-ratios, and their prompts."""
     groups = [clean[number] for number in range(len(clean))]
     model = load_causal_lm(MODEL)  # with the attention that generation takes
     model.load_state_dict(policy.model.state_dict())
@@ -222,5 +262,9 @@ def _scores_of_samples(
     prompts = [group.prompt_ids for group in groups]
     samples = _sample(model, tokenizer, prompts, SAMPLES, seed + 1)
     scores = _judged(JUDGE, tokenizer, samples)
+    ratios: list[float] = []
+    for prompt, own in zip(prompts, samples, strict=True):
+        group = Group("", prompt, own, [], None)
+        ratios += sequence_logratios(_logps(policy, group), _logps(reference, group))
     flat = [score for own in scores for score in own]
-    return flat, [group.group_id for group in groups for _ in range(SAMPLES)]
+    return flat, ratios, [group.group_id for group in groups for _ in range(SAMPLES)]

@@ -1,69 +1,75 @@
 """The plot of the noise study.
 
-Results become a PNG. It has a panel for each setting, accuracy against the flip rate, and one for
-the judge's scores if there are any.
+Results become a PNG. It has a row for each kind of corruption and a panel for each setting, accuracy
+against the rate, and one for the judge's scores if there are any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from noise.contenders import Result
-from raydpo.evaluation.metrics import Estimate
+from noise.contenders import Result, contenders, in_order
+from noise.estimates import Values, mean, right, score
+from noise.labels import CORRUPTIONS, Noise
+from noise.tables import TITLES, by_cell, of_axis
 
-_MARKERS: Final = "osv^D*"
-_SCORE = "demo model, judge score of samples on held-out prompts"
+_ORDER: Final = list(contenders(Noise("flips", 0.0), beta=1.0))
+_MARKERS: Final = "osv^D*XP"
+_SCORE: Final = "demo model, judge score of samples"
+_RATES: Final = {
+    "flips": "share of labels turned round",
+    "outliers": "share of labels drawn at random",
+}
 
 
-def draw(results: list[Result], titles: Mapping[str, str], path: Path) -> None:
-    """Write the PNG; settings without results have no panel."""
-    panels = [
-        (title, mine, _accuracy)
-        for setting, title in titles.items()
-        if (mine := [r for r in results if r.setting == setting])
-    ]
-    if scored := [r for r in results if r.scores]:
-        panels.append((_SCORE, scored, _score))
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.5 * columns, 4 * rows + 0.6), dpi=100, layout="constrained")
-    for place, (title, mine, estimate) in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, columns, place)
-        _lines(axes, mine, estimate)
-        axes.axhline(0.5, color="#999999", linestyle=":")
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("share of training labels turned round")
-        axes.set_ylabel("judge score" if estimate is _score else "pairs in the true order")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Write the PNG; settings and corruptions without results have no panel."""
+    shown = [c for c in CORRUPTIONS if any(r.corruption == c for r in results)] or ["none"]
+    settings = [s for s in TITLES if any(r.setting == s for r in results)]
+    panels = [(TITLES[setting], setting, right) for setting in settings]
+    if any(r.scores for r in results):
+        panels.append((_SCORE, "model", score))
+    figure = Figure(
+        figsize=(4.2 * len(panels), 3.4 * len(shown) + 0.6), dpi=80, layout="constrained"
+    )
+    for row, corruption in enumerate(shown):
+        for column, (title, setting, values) in enumerate(panels):
+            axes = figure.add_subplot(len(shown), len(panels), row * len(panels) + column + 1)
+            _lines(axes, of_axis(results, setting, corruption), values)
+            axes.axhline(0.5, color="#999999", linestyle=":")
+            axes.set_title(title, fontsize=9)
+            axes.set_xlabel(_RATES.get(corruption, "share of labels corrupted"))
+            axes.set_ylabel("judge score" if values is score else "pairs in the true order")
+    legends = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(legends.values(), legends.keys(), loc="outside lower center", ncols=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def _lines(axes: Axes, results: list[Result], estimate: Callable[[Result], Estimate]) -> None:
-    for number, name in enumerate(dict.fromkeys(r.objective for r in results)):
-        mine = sorted((r for r in results if r.objective == name), key=lambda r: r.flip_rate)
-        found = [estimate(r) for r in mine]
+def _lines(axes: Axes, results: Sequence[Result], values: Values) -> None:
+    cells = by_cell(results)
+    for name in in_order(results):
+        number = _ORDER.index(name)
+        rates = sorted(rate for objective, rate in cells if objective == name)
+        found = [mean(cells[name, rate], values) for rate in rates]
         axes.errorbar(
             # Side by side, so that error bars can be told apart.
-            [r.flip_rate + 0.003 * (number - 2.5) for r in mine],
+            [rate + 0.003 * (number - 3.5) for rate in rates],
             [one.mean for one in found],
             yerr=[one.standard_error or 0.0 for one in found],
             label=name,
+            color=f"C{number}",
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
             linewidth=1,
             capsize=2,
         )
-
-
-def _accuracy(result: Result) -> Estimate:
-    return result.accuracy
-
-
-def _score(result: Result) -> Estimate:
-    return result.score
