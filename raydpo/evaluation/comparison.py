@@ -159,7 +159,7 @@ def _pairs(
         rate = _estimate(wins[index].mean, drawn[:, len(flat) + index])
         names = {"first": sides[a].run.label, "second": sides[b].run.label}
         found.append(
-            {**names, **found_of_pair, "win_rate": rate, **_dominance(names, found_of_pair)}
+            {**names, **found_of_pair, "win_rate": rate, **dominance(names, found_of_pair)}
         )
     return found
 
@@ -176,10 +176,15 @@ def _estimate(mean: float, drawn: Floats) -> Json:
     }
 
 
-def _dominance(names: dict[str, str], found: Json) -> Json:
+def dominance(names: dict[str, str], found: Json) -> Json:
     """Say which run has the higher score at the smaller KL, and whether both are beyond chance.
 
     A run dominates the other if it is at least as good in both, and better in one.
+
+    Args:
+        names: labels of the pair, `first` and `second`.
+        found: `score_difference` and `kl_nats_per_completion_difference`, the first less the second,
+            with `mean` and `ci95`; the latter is None where KL is not comparable.
     """
     score, kl = found["score_difference"], found["kl_nats_per_completion_difference"]
     if kl is None:

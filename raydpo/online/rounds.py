@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -82,10 +82,15 @@ class OnlineResult:
     verdict: str
 
 
-def run_online(config: Config) -> OnlineResult:
+def run_online(config: Config, engines: Engines | None = None) -> OnlineResult:
     """Run the missing rounds until all are done or one triggers a stop.
 
     The job has been checked (`check/online.py`), so it has all sections that rounds need.
+
+    Args:
+        config: the job.
+        engines: those of a caller with several runs of one architecture and one `sampling`, which
+            live on; without them the run starts its own.
 
     Raises:
         ConfigError: the model is further from the reference than the KL budget allows.
@@ -95,11 +100,12 @@ def run_online(config: Config) -> OnlineResult:
     run = run_folder(config.output, config.name)
     with locked(run), callbacks_of(run, config.callbacks):
         run.write_bytes("config.yaml", config_to_yaml(config).encode())
-        with connected(config.ray_address), _engines(config) as engines, ExitStack() as ends:
+        own = nullcontext(engines) if engines is not None else _engines(config)
+        with connected(config.ray_address), own as pool, ExitStack() as ends:
             announce(config, cluster_size())
-            rounds = _Rounds(config, config.online, run, engines, ends)
+            rounds = _Rounds(config, config.online, run, pool, ends)
             state = _State([config.model], rounds.examples())
-            with replanning(config, engines, lambda: state.workers):
+            with replanning(config, pool, lambda: state.workers):
                 return rounds.run(state)
 
 

@@ -58,7 +58,11 @@ class RoundResult:
 
 
 def run_round(
-    config: Config, until: str = "evaluation", round_index: int = 0, redo: Collection[str] = ()
+    config: Config,
+    until: str = "evaluation",
+    round_index: int = 0,
+    redo: Collection[str] = (),
+    engines: Engines | None = None,
 ) -> RoundResult:
     """Run a round up to and including the stage `until`.
 
@@ -67,6 +71,8 @@ def run_round(
         until: one of `STAGES`.
         round_index: the round.
         redo: finished stages that run again, even if they contain people's work.
+        engines: those of a caller with several runs of one architecture and one `sampling`, which
+            live on; without them the run starts its own.
 
     Raises:
         RaydpoError: with the value, the rule and the way out.
@@ -84,7 +90,7 @@ def run_round(
         run.write_bytes("config.yaml", config_to_yaml(config).encode())
         with connected(config.ray_address):
             announce(config, cluster_size())
-            with _engines(config) as engines:
+            with _engines(config, engines) as engines:
                 pool = engines.pool if engines else None
                 stages = Round(config, round_folder(run, round_index), round_index, pool)
                 with (
@@ -175,17 +181,23 @@ def run_score(config: Config) -> tuple[dict[str, float], Table]:
 
 
 @contextmanager
-def _engines(config: Config) -> Generator[Engines | None]:
+def _engines(config: Config, given: Engines | None) -> Generator[Engines | None]:
     """Yield one pool for sampling and evaluation if the stages between them find room beside it.
 
-    Yield None if they do not; the engines then start and end once for each of the two.
+    Yield None if they do not; the engines then start and end once for each of the two. Engines that
+    were given end in this case, and start again when they are next asked for.
     """
     if config.sampling.function is not None:
         yield None
         return
     if not engines_can_stay(config, cluster_size()):
         logger.info("[plan] engines end with each stage: the others need what they hold")
+        if given is not None:
+            given.close()
         yield None
+        return
+    if given is not None:
+        yield given
         return
     other = config.reference.model
     if config.evaluation and other and not share_engines([config.model, other], config.sampling):

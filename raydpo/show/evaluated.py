@@ -46,7 +46,15 @@ def read_evaluated(paths: Sequence[str]) -> list[EvaluatedRun]:
     """
     runs = [open_run(path) for path in paths]
     names = [run.config.name for run in runs]
-    return [_read(run, label) for run, label in zip(runs, _labels(names), strict=True)]
+    return [
+        _read(run, label, _last_evaluated(run))
+        for run, label in zip(runs, _labels(names), strict=True)
+    ]
+
+
+def read_evaluated_round(path: str, round_index: int, label: str) -> EvaluatedRun:
+    """Read one evaluated round of a run, which need not be its last; errors as `read_evaluated`."""
+    return _read(open_run(path), label, round_index)
 
 
 def _labels(names: list[str]) -> Iterator[str]:
@@ -61,8 +69,8 @@ def _labels(names: list[str]) -> Iterator[str]:
         yield label
 
 
-def _read(run: Run, label: str) -> EvaluatedRun:
-    config, index = run.config, _last_evaluated(run)
+def _read(run: Run, label: str, index: int) -> EvaluatedRun:
+    config = run.config
     folder = round_folder(run.folder, index).child("evaluation")
     online = read_manifest(folder) is None
     evaluation = _section(config, run.folder, folder)
