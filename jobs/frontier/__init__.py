@@ -1,0 +1,1 @@
+"""The study of reward against KL: its points, tables and figures."""

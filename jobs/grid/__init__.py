@@ -1,0 +1,1 @@
+"""What studies of many trainings share: points, their runs on one cluster, and rows of results."""
