@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from grid.points import BASE, REFERENCE, Point, offline
+from grid.points import BASE, ONE_WORKER, REFERENCE, Point, offline
 
 #: Methods that scale log-ratios by beta, with the options beside it, and the strengths by level.
 _OF_BETA: Final = {
-    "dpo": ({"name": "dpo"}, (0.3, 0.03), (1.0,)),
-    "plackett_luce": ({"name": "plackett_luce"}, (0.3, 0.03), (0.1,)),
-    "best_of_k": ({"name": "best_of_k"}, (0.3, 0.03), (0.1,)),
-    "f_dpo": ({"name": "f_dpo", "divergence": "forward_kl"}, (0.3, 0.03), (0.1,)),
+    "dpo": ({"name": "dpo"}, (1.0, 0.03), (0.3, 0.01)),
+    "plackett_luce": ({"name": "plackett_luce"}, (0.1,), (0.03, 0.5)),
+    "best_of_k": ({"name": "best_of_k"}, (0.1,), (0.03, 0.5)),
+    "f_dpo": ({"name": "f_dpo", "divergence": "forward_kl"}, (0.1,), (0.03, 0.5)),
 }
 #: Methods without a KL constraint, with their learning rates by level.
 _OF_LEARNING_RATE: Final = {
-    "pairwise_cringe": ({"name": "pairwise_cringe"}, ("1e-4", "4e-4"), ("2e-4",)),
-    "binary_cringe": ({"name": "binary_cringe"}, ("1e-4", "4e-4"), ("2e-4",)),
-    "preferred_sft": ({"name": "preferred_sft"}, ("4e-4",), ("2e-4",)),
+    "pairwise_cringe": ({"name": "pairwise_cringe"}, ("2e-4",), ("5e-5", "5e-4")),
+    "binary_cringe": ({"name": "binary_cringe"}, ("2e-4",), ("5e-5", "5e-4")),
+    "preferred_sft": ({"name": "preferred_sft"}, ("2e-4",), ("5e-4",)),
     "unlikelihood": ({"name": "unlikelihood"}, ("2e-5",), ("5e-5",)),
 }
-_TAUS: Final = ((0.3, 0.03), (0.1,))
+_TAUS: Final = ((0.1,), (0.03, 0.5))
 
 
 def points() -> list[Point]:
@@ -48,21 +48,21 @@ def _offline() -> Iterator[Point]:
 
 def _online() -> Iterator[Point]:
     """Yield jobs with rounds: each round is a point of its own."""
-    yield Point("online_dpo", "beta 0.1", job="jobs/online_dpo.yaml")
+    yield Point("online_dpo", "beta 0.1", ONE_WORKER, job="jobs/online_dpo.yaml")
     for level, beta in ((1, 0.3), (2, 0.1)):
-        override = (f"training.objective.beta={beta}",)
+        override = f"training.objective.beta={beta}"
         yield Point(
             "policy_gradient",
             f"beta {beta:g}",
-            override,
+            (override,),
             job="jobs/online_policy_gradient.yaml",
             level=level,
         )
-        yield Point(
-            "policy_gradient, learned reward",
-            f"beta {beta:g}",
-            override,
-            job="jobs/online_learned_reward.yaml",
-            learned_reward=True,
-            level=level,
-        )
+    yield Point(
+        "policy_gradient, learned reward",
+        "beta 0.3",
+        ("training.objective.beta=0.3",),
+        job="jobs/online_learned_reward.yaml",
+        learned_reward=True,
+        level=2,
+    )

@@ -7,7 +7,6 @@ copies of its finished stages, and the product recognizes them by their fingerpr
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -94,9 +93,13 @@ def _run_left(settings: Settings, left: Sequence[Work], engines: Engines, file: 
         append(file, runner.rows(one))
         spent += one.point.cost
         seconds = time.monotonic() - started
-        minutes = seconds / spent * (total - spent) / 60 if spent else math.nan
-        text = "[study] %d/%d, %s of seed %d, after %.1f min, about %.0f min left"
-        logger.info(text, number, len(left), one.point.name, one.seed, seconds / 60, minutes)
+        rest = (
+            f"{seconds / spent * (total - spent) / 60:.0f} min left"
+            if spent
+            else "time left unknown"
+        )
+        text = "[study] %d/%d, %s of seed %d, after %.1f min, about %s"
+        logger.info(text, number, len(left), one.point.name, one.seed, seconds / 60, rest)
 
 
 @contextmanager
@@ -117,20 +120,23 @@ class _Runner:
     settings: Settings
     engines: Engines
     _bases: dict[int, Path] = field(default_factory=dict[int, Path], init=False)
+    _base_seconds: dict[int, float] = field(default_factory=dict[int, float], init=False)
     _maker: RowMaker | None = field(default=None, init=False)
 
     def rows(self, work: Work) -> list[Row]:
         """Run a point, and return its rows."""
         point, seed = work.point, work.seed
         overrides = self.settings.of(point, seed)
-        started = time.monotonic()
         base = self._base(seed)
+        started = time.monotonic()
         if point == REFERENCE:
             return [self._make().of_reference(point, seed, base, overrides)]
         if point.learned_reward:
             self._fit_reward_model(seed)
         run = self._run(point, seed)
         seconds = time.monotonic() - started
+        if point == BASE:
+            seconds += self._base_seconds[seed]
         return list(self._make().of_run(point, seed, run, overrides, seconds))
 
     def _run(self, point: Point, seed: int) -> Path:
@@ -151,7 +157,9 @@ class _Runner:
     def _base(self, seed: int) -> Path:
         """Return the seed's first run, finished."""
         if seed not in self._bases:
+            started = time.monotonic()
             self._bases[seed] = self._run(BASE, seed)
+            self._base_seconds[seed] = time.monotonic() - started
         return self._bases[seed]
 
     def _fit_reward_model(self, seed: int) -> None:

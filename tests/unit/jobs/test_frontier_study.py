@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from raydpo.config.file import load_config
+from raydpo.config.fit import check_config_fits
 from tests.unit.jobs.job_modules import modules_of
 
 PROMPTS = [f"p{index:02d}" for index in range(24)]
@@ -84,6 +85,7 @@ def test_every_point_is_a_job_and_has_a_folder_of_its_own(jobs: Any, tmp_path: P
     assert len({p.name for p in every}) == len(recipes) == len({*recipes, *recipes})
     for point in every:
         config = study.job(point, 2)
+        check_config_fits(config)
         assert (config.seed, config.name) == (2, point.name)
         assert Path(config.output) == tmp_path / "seed-2"
     methods = {point.method for point in points}
@@ -109,6 +111,9 @@ def test_the_reward_model_trains_as_its_own_job_does(jobs: Any, tmp_path: Path) 
     for name in ("objective", "epochs", "learning_rate", "schedule", "global_batch_groups"):
         assert getattr(ours.training, name) == getattr(own.training, name), name
     assert (ours.labeling, ours.sampling.candidates) == (own.labeling, own.sampling.candidates)
+    base = jobs.grid.points.Settings(tmp_path).job(jobs.grid.points.BASE, 0)
+    assert ours.heldout_fraction == base.heldout_fraction > 0
+    check_config_fits(ours)
 
 
 def test_a_learned_reward_is_that_of_the_same_seed(jobs: Any, tmp_path: Path) -> None:
