@@ -162,7 +162,7 @@ def announce(config: Config, cluster: Resources) -> None:
         apart = "work one after the other: there is no room for all at once"
         how = together if stages_can_stream(config, cluster) else apart
         logger.info("[plan] sampling, labelling and reference %s", how)
-    if config.rewards_evaluated and config.online is None:
+    if config.rewards_evaluated:
         text = "[plan] labeling.reward holds the same again in the evaluation, after the judge"
         logger.info("%s (evaluation.training_rewards)", text)
 

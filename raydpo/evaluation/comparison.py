@@ -17,7 +17,8 @@ from raydpo import __version__
 from raydpo.core.storage import fingerprint
 from raydpo.evaluation import metrics
 from raydpo.evaluation.comparable import EvaluatedRun, kl_is_comparable, notes, shared_prompts
-from raydpo.evaluation.measure import mean_score
+from raydpo.evaluation.length_control import length_comparisons, length_controlled_win_rate
+from raydpo.evaluation.measure import mean_score, outcomes
 from raydpo.evaluation.metrics import Floats
 from raydpo.evaluation.paired import (
     Clusters,
@@ -67,7 +68,7 @@ def compare(runs: Sequence[EvaluatedRun], seed: int, resamples: int) -> Json:
         },
         "notes": notes(runs),
         "resampling": {"resamples": resamples, "seed": seed, "interval": "percentile, 95 %"},
-        "runs": [side.as_json() for side in sides],
+        "runs": [side.as_json(seed, resamples) for side in sides],
         "pairs": pairs,
         "not_dominated": [r.label for r in runs if r.label not in dominated]
         if comparable
@@ -106,7 +107,7 @@ class _Side:
     def lengths(self) -> tuple[list[float], list[str]]:
         return [float(len(s.completion_ids)) for s in self.policy], _prompts(self.policy)
 
-    def as_json(self) -> Json:
+    def as_json(self, seed: int, resamples: int) -> Json:
         """Return what is said of the run alone."""
         run, prompts = self.run, _prompts(self.policy)
         theirs = [s.score for s in self.reference], _prompts(self.reference)
@@ -122,6 +123,9 @@ class _Side:
             "score": mean_score(*self.scores, run.shares).as_json(),
             "reference_score": mean_score(*theirs, run.shares).as_json(),
             "win_rate_against_reference": metrics.win_rate(*self.scores, *theirs).as_json(),
+            "length_controlled_win_rate_against_reference": _at_equal_length(
+                self.policy, self.reference, seed, resamples
+            ),
             "kl_nats_per_completion": metrics.clustered_mean(*self.kl).as_json(),
             "completion_tokens": metrics.clustered_mean(*self.lengths).as_json(),
             "token_limit_share": metrics.as_share(metrics.clustered_mean(limit, prompts)).as_json(),
@@ -158,10 +162,21 @@ def _pairs(
             found_of_pair["kl_nats_per_completion_difference"] = None
         rate = _estimate(wins[index].mean, drawn[:, len(flat) + index])
         names = {"first": sides[a].run.label, "second": sides[b].run.label}
-        found.append(
-            {**names, **found_of_pair, "win_rate": rate, **dominance(names, found_of_pair)}
-        )
+        found_of_pair |= {
+            "win_rate": rate,
+            "length_controlled_win_rate": _at_equal_length(
+                sides[a].policy, sides[b].policy, seed, resamples
+            ),
+        }
+        found.append({**names, **found_of_pair, **dominance(names, found_of_pair)})
     return found
+
+
+def _at_equal_length(first: list[Sample], second: list[Sample], seed: int, resamples: int) -> Json:
+    """Return the first model's win rate at equal length, over the prompts that both have."""
+    shared = sorted(set(_prompts(first)) & set(_prompts(second)))
+    found = length_comparisons(outcomes(first), outcomes(second), shared)
+    return length_controlled_win_rate(found, resamples, seed)
 
 
 def _difference(first: Clusters, second: Clusters, drawn: Floats, of_second: Floats) -> Json:

@@ -24,6 +24,7 @@ _LINES: Final = (
     ("judge score", "score", False),
     ("judge score of its reference", "reference_score", False),
     ("win rate against its reference", "win_rate_against_reference", True),
+    ("the same at equal length", "length_controlled_win_rate_against_reference", True),
     ("KL (nats per completion)", "kl_nats_per_completion", False),
     ("completion length (tokens)", "completion_tokens", False),
     ("share at the token limit", "token_limit_share", True),
@@ -67,6 +68,7 @@ def pair_lines(comparison: Json) -> list[tuple[str, list[Cell]]]:
             estimated(score, signed=True),
             p,
             estimated(pair["win_rate"], percent),
+            estimated(pair["length_controlled_win_rate"], percent),
             estimated(pair["kl_nats_per_completion_difference"], signed=True),
             estimated(pair["completion_tokens_difference"], signed=True),
             Cell(*_dominance(pair)),
@@ -155,7 +157,7 @@ def comparison_text(comparison: Json) -> str:
     """Format the tables of runs and pairs, and the notes, for a terminal."""
     labels = [run["label"] for run in comparison["runs"]]
     runs = [["", *labels], *([n, *map(_flat, cells)] for n, cells in number_lines(comparison))]
-    head = ["first − second", "judge score", "p", "win rate", "KL (nats)", "length (tokens)", "dominates"]  # fmt: skip
+    head = ["first − second", "judge score", "p", "win rate", "at equal length", "KL (nats)", "length (tokens)", "dominates"]  # fmt: skip
     pairs = [head, *([n, *map(_flat, cells)] for n, cells in pair_lines(comparison))]
     of_policies = [
         f"{run['label']}: {run['run']}, the policy of round {run['round']}"

@@ -99,6 +99,7 @@ def _checks(found: Json, reference: list[Sample], policy: list[Sample]) -> tuple
         _score(found),
         _judge(found["judge"]),
         _training_reward(found),
+        _equal_length(found["win_rate"], found["length_controlled_win_rate"]),
         _repetition(found, metrics.repetition_difference(*sides)),
         _distinct_2(found, metrics.distinct_2_difference(*sides)),
         _length(found),
@@ -164,6 +165,20 @@ def _against_the_judge(reward_z: float | None, judge_z: float | None) -> str:
     if reward_z is None or rose:
         return ""
     return "training did not raise the reward that made the labels"
+
+
+def _equal_length(wins: Json, controlled: Json) -> Check:
+    """Flag wins that are beyond chance, but not where the completions are equally long."""
+    ends, apart = controlled["ci95"], wins["ci95"]
+    flagged = ends is not None and apart is not None and apart[0] > 0.5 >= ends[0]
+    inside = "" if ends is None else f" [{percent(ends[0])}, {percent(ends[1])}]"
+    words = "at equal length the wins are not beyond chance: " if flagged else ""
+    text = (
+        f"{words}win rate {percent(wins['mean'])}, and {percent(controlled['mean'])}{inside} at "
+        "equal length"
+    )
+    name, unit = "win rate at equal length", "share of comparisons"
+    return Check(name, unit, 0.5, controlled["mean"], None, flagged, text)
 
 
 def _repetition(found: Json, difference: Estimate | None) -> Check | None:

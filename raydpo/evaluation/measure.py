@@ -7,12 +7,17 @@ NaN, its keys are in reading order, and it contains no text of any prompt or com
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from raydpo.config.job import Config, EvaluationConfig, RewardConfig, SamplingConfig
 from raydpo.core.errors import DataError, NumericsError
 from raydpo.evaluation import metrics
 from raydpo.evaluation.caveats import sampling_caveats
+from raydpo.evaluation.length_control import (
+    Outcome,
+    length_comparisons,
+    length_controlled_win_rate,
+)
 from raydpo.evaluation.samples import (
     HeldoutJudgements,
     HeldoutPairs,
@@ -21,6 +26,9 @@ from raydpo.evaluation.samples import (
 )
 
 Json = dict[str, Any]
+
+#: Bootstrap resamples of the win rate at equal length.
+RESAMPLES: Final = 1000
 
 
 def measure(
@@ -55,6 +63,7 @@ def measure(
         "policy": _model_values(policy, evaluation.judge),
         "difference": _differences(reference, policy),
         "win_rate": _win_rate(reference, policy).as_json(),
+        "length_controlled_win_rate": _at_equal_length(reference, policy, config.seed),
         "kl": _kl(logps, evaluation, config.sampling, beta),
         "heldout": _heldout(pairs, beta) if pairs is not None and pairs.prompts else None,
         "heldout_judged": _judged(judged, beta) if judged is not None else None,
@@ -132,6 +141,17 @@ def _win_rate(reference: list[Sample], policy: list[Sample]) -> metrics.Estimate
     return metrics.win_rate(
         _scores(policy), _prompts(policy), _scores(reference), _prompts(reference)
     )
+
+
+def _at_equal_length(reference: list[Sample], policy: list[Sample], seed: int) -> Json:
+    shared = sorted(set(_prompts(policy)) & set(_prompts(reference)))
+    found = length_comparisons(outcomes(policy), outcomes(reference), shared)
+    return length_controlled_win_rate(found, RESAMPLES, seed)
+
+
+def outcomes(samples: list[Sample]) -> Outcome:
+    """Return scores, lengths in tokens and prompts of completions; lists of n."""
+    return _scores(samples), [len(s.completion_ids) for s in samples], _prompts(samples)
 
 
 def _kl(

@@ -85,7 +85,7 @@ def resampled_means(columns: Sequence[Clusters], resamples: int, seed: int) -> F
     """
     sums = np.stack([column.sums for column in columns], axis=1)
     sizes = np.stack([column.sizes for column in columns], axis=1)
-    return np.concatenate([(w @ sums) / (w @ sizes) for w in _draws(len(sums), resamples, seed)])
+    return np.concatenate([(w @ sums) / (w @ sizes) for w in draws(len(sums), resamples, seed)])
 
 
 def percentile_interval(values: Floats) -> tuple[float, float]:
@@ -133,7 +133,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _draws(prompts: int, resamples: int, seed: int) -> Iterator[Floats]:
+def draws(prompts: int, resamples: int, seed: int) -> Iterator[Floats]:
     """Yield how often each resample draws each prompt: float64 [some resamples, prompts]."""
     generator = np.random.default_rng(seed)
     shares = np.full(prompts, 1 / prompts)

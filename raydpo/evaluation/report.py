@@ -30,6 +30,7 @@ _GLOSSARY: Final = (
     ("KL", "how far the policy has moved from the reference: the mean over the policy's own completions of the sum over tokens of log policy − log reference, in nats; 0 means the same distribution."),
     ("beta", "the price of that distance: DPO maximizes reward − beta × KL, so a larger beta keeps the policy nearer to the reference."),
     ("win rate", "how often a completion of the policy scores above one of the reference for the same prompt; every sample against every sample, a tie counts half; 50 % means no difference."),
+    ("win rate at equal length", "the win rate that a logistic regression on the length difference gives where that difference is 0 (the length-controlled win rate of AlpacaEval 2); its interval is a bootstrap over prompts."),
     ("± and [ ]", "standard error; 95 % confidence interval: 1.96 standard errors to each side; of shares and probabilities Wilson's, which stays between 0 and 1. Prompts are the units, as completions of one prompt are not independent."),
     ("z", "the difference in standard errors, paired by prompt; beyond ±2 it is hardly chance."),
     ("held-out pairs", "preference pairs kept out of training; accuracy is the share whose chosen completion gained more probability than the rejected one, relative to the reference."),
@@ -260,7 +261,9 @@ def _score_lines(metrics: Json) -> list[Line]:
         ]
     lines += _reward_lines(metrics.get("training_reward"))
     wins = estimated(metrics["win_rate"], percent)
-    return [*lines, Line("win rate against the reference", Cell("50 %"), wins, strong=True)]
+    lines.append(Line("win rate against the reference", Cell("50 %"), wins, strong=True))
+    equal = estimated(metrics["length_controlled_win_rate"], percent)
+    return [*lines, Line("win rate at equal length", Cell("50 %"), equal)]
 
 
 def _reward_lines(found: Json | None) -> list[Line]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from raydpo.config.content import content_of
 from raydpo.config.job import Config, EvaluationConfig, ModelConfig, RewardConfig
@@ -33,6 +33,9 @@ from raydpo.sampling.pool import EnginePool, Engines
 from raydpo.sampling.weights import share_engines
 
 Json = dict[str, Any]
+
+#: What metrics.json has since version 0.2: reports without it are written again.
+_FURTHER_NUMBERS: Final = ["length_controlled_win_rate"]
 
 
 def evaluate(
@@ -150,6 +153,7 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
         "beta": config.training.objective.kl_beta if config.training else None,
         "seed": config.seed,
         "share_intervals": "wilson",  # version 0.1 wrote normal ones into metrics.json
+        "further_numbers": _FURTHER_NUMBERS,
         **{name: content_of(model) for name, model in models.items()},
     }
 

@@ -18,6 +18,7 @@ from raydpo.evaluation.metrics import distinct_2, distinct_2_difference, repetit
 from raydpo.evaluation.samples import Sample
 
 REPETITION, DISTINCT, LENGTH = "repetition", "distinct-2", "completion length"
+EQUAL = "win rate at equal length"
 LIMIT, KL, JUDGE = "share at the token limit", "KL per token", "independent judge"
 
 
@@ -140,7 +141,10 @@ def test_the_policy_that_is_the_reference_did_not_move():
         # All prompts get the same four texts; none repeats a bigram.
         (DISTINCT, [replace(s, completion_ids=tuple(range(20 * s.candidate, 20 * s.candidate + 20)))
                     for s in samples(0.7, seed=1)], {}),
-        (LENGTH, samples(0.7, seed=1, tokens=26, vocabulary=4000), {}),
+        # Some are as long as the reference's: at equal length the policy wins as well.
+        (LENGTH, [short if long.candidate == 0 else long for short, long in zip(
+            samples(0.7, seed=1), samples(0.7, seed=1, tokens=28, vocabulary=4000), strict=True)],
+         {}),
         (LIMIT, [replace(s, finish_reason="length" if s.candidate == 0 else "stop")
                  for s in samples(0.7, seed=1)], {}),
         (KL, samples(0.7, seed=1), {"kl": 0.31}),
@@ -168,6 +172,21 @@ def test_each_flag_is_raised_by_its_own_fault_alone(
 )  # fmt: skip
 def test_below_their_limits_nothing_is_flagged(policy: list[Sample], others: dict[str, Any]):
     assert flagged(said(policy, **others)) == []
+
+
+def test_wins_that_length_alone_explains_are_flagged():
+    def by_length(seed: int, tokens: int) -> list[Sample]:
+        some = [
+            long if long.candidate % 2 else short
+            for short, long in zip(samples(0.0, seed), samples(0.0, seed, tokens), strict=True)
+        ]
+        return [replace(s, score=s.score + 0.1 * len(s.completion_ids)) for s in some]
+
+    found = said(by_length(1, tokens=24), by_length(0, tokens=20))
+    assert EQUAL in flagged(found)
+    check = next(check for check in found["checks"] if check["name"] == EQUAL)
+    assert check["text"].startswith("at equal length the wins are not beyond chance: win rate 6")
+    assert check["policy"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_stages_that_cut_texts_are_noted():

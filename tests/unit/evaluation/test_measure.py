@@ -194,3 +194,15 @@ def test_a_judge_that_made_the_labels_is_known(reward: str, same: bool):
     logps = make_logps(samples, 0.0)
     values = measure(config, config.evaluation, samples, samples, logps, pairs=None)
     assert values["judge"]["made_the_labels"] is same
+
+
+def test_the_win_rate_at_equal_length_is_over_the_same_comparisons():
+    values = make_metrics()
+    controlled, plain = values["length_controlled_win_rate"], values["win_rate"]
+    assert (controlled["prompts"], controlled["observations"]) == (8, plain["observations"])
+    low, high = controlled["ci95"]
+    assert low < controlled["mean"] < high
+    names = [line.name for line in number_lines(values)]
+    assert (
+        names.index("win rate at equal length") == names.index("win rate against the reference") + 1
+    )
