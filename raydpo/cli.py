@@ -31,7 +31,7 @@ _STAGES: Final = {
     "labeling": "candidates are scored, preferences built",
     "reference": "the log-probabilities of the reference",
     "training": "the training of the policy",
-    "evaluation": "policy and reference compared, and the report",
+    "evaluation": "policy and reference compared, Best-of-N, and the report",
 }
 
 

@@ -70,7 +70,8 @@ def check_sections(config: Config, findings: Findings) -> None:
     if config.prompts is not None or config.evaluation is not None or _plays(config):
         _check_sampling(config, findings)
     if config.labeling is not None:
-        findings.attempt(_check_candidates, config)
+        if not config.evaluates_reference_alone:
+            findings.attempt(_check_candidates, config)
         for reward in config.labeling.reward:
             findings.attempt(_check_reward, "labeling.reward", reward, findings, config)
     if config.evaluation is not None:
@@ -294,10 +295,22 @@ def _say_what_is_missing(config: Config, findings: Findings) -> None:
         findings.facts.append(
             "people label: the job stops after sampling, until `raydpo annotate import`"
         )
+    elif config.evaluates_reference_alone:
+        findings.facts.append(
+            "no `training` section: `raydpo run` measures Best-of-N of the reference alone"
+        )
     elif config.training is None and config.sft is None:
         findings.facts.append("no `training` section: the job ends before the policy")
     if config.labeling is None or config.evaluation is None:
         return
+    if (best_of := config.evaluation.best_of) is not None:
+        findings.facts.append(
+            f"evaluation.best_of: N = {', '.join(map(str, best_of.n))} of "
+            f"{best_of.samples_per_prompt} samples a held-out prompt of the "
+            f"{' and the '.join(best_of.models)}, chosen by "
+            f"{', '.join(reward.scorer for reward in config.labeling.reward)}, judged by "
+            f"{', '.join(judge.scorer for judge in config.evaluation.judge)}"
+        )
     scorers = {(reward.kind, reward.source) for reward in config.labeling.reward}
     if any((judge.kind, judge.source) in scorers for judge in config.evaluation.judge):
         findings.facts.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,32 @@ from raydpo.config.content import Resolved
 from raydpo.config.data import Prompts
 from raydpo.config.labeling import Rewards
 from raydpo.config.sampling import SamplingConfig
+
+
+class BestOfConfig(Section):
+    """Best-of-N: of N completions, the one with the highest reward of `labeling`, judged. It needs no training."""
+
+    n: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """The values of N, in rising order; all are measured on the same samples."""
+    samples_per_prompt: PositiveInt = 128
+    """Number of completions sampled for each held-out prompt, at least the largest N; more make the estimates of all N narrower."""
+    models: Annotated[tuple[Literal["reference", "policy"], ...], Field(min_length=1)] = (
+        "reference",
+    )
+    """The models whose completions are chosen from."""
+
+    @model_validator(mode="after")
+    def _samples_hold_every_n(self) -> BestOfConfig:
+        if list(self.n) != sorted(set(self.n)):
+            raise ValueError(f"n {list(self.n)}: give each N once, in rising order")
+        if self.samples_per_prompt < self.n[-1]:
+            raise ValueError(
+                f"samples_per_prompt {self.samples_per_prompt}: the best of {self.n[-1]} needs at "
+                f"least {self.n[-1]} samples. Raise it, or take smaller values of `n`"
+            )
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"models {list(self.models)}: give each once")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -30,11 +56,21 @@ class EvaluationConfig(Section):
     """Whether the rewards that made the labels score these samples, too; the report then says whether they rose together with the judge's score. A service is asked once more for each sample."""
     report_samples: PositiveInt = 12
     """Number of prompts whose samples the report shows side by side."""
+    best_of: Resolved[BestOfConfig | None] = None
+    """Best-of-N beside the policy, or without one in a job that has no `training`; `best_of: {}` takes the defaults."""
 
     def sampling(self, of_the_run: SamplingConfig) -> SamplingConfig:
         """The settings of these samples: the run's, with this section's K and temperature."""
         asked = {"candidates": self.samples_per_prompt, "temperature": self.temperature}
         return of_the_run.model_copy(update=asked)
+
+    @model_validator(mode="after")
+    def _best_of_has_a_choice(self) -> EvaluationConfig:
+        if self.best_of is not None and self.temperature == 0:
+            raise ValueError(
+                "`best_of` at temperature 0 chooses among equal completions: set `temperature` to 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _judges_are_others(self) -> EvaluationConfig:

@@ -139,6 +139,8 @@ class Config(Section):
         """
         if self.evaluation is None or not self.evaluation.training_rewards:
             return ()
+        if self.evaluates_reference_alone:  # there is no policy to compare
+            return ()
         if self.labeling is None or self.labeling.is_implicit:
             return ()
         return self.labeling.reward
@@ -149,12 +151,42 @@ class Config(Section):
             raise ValueError(
                 "`preferences` replaces `prompts` and `labeling`: give one or the other"
             )
-        if self.prompts is None and self.preferences is None and self.sft is None:
+        nothing = self.prompts is None and self.preferences is None and self.sft is None
+        if nothing and not self.evaluates_reference_alone:
             raise ValueError(
                 "there is nothing to work on: give `prompts` (to sample and label), "
-                "`preferences` (data that exists already) or `sft`"
+                "`preferences` (data that exists already), `sft` or `evaluation.best_of`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _best_of_is_chosen_by_rewards(self) -> Config:
+        best_of = self.evaluation and self.evaluation.best_of
+        if not best_of:
+            return self
+        if self.labeling is None or not self.labeling.reward or self.labeling.is_implicit:
+            raise ValueError(
+                "evaluation.best_of chooses by the reward of `labeling`, a function, a classifier "
+                "or a service, and there is none. Where pairs exist already or people label, "
+                "measure it in a job of its own, without `training`"
+            )
+        if "policy" in best_of.models and self.training is None:
+            raise ValueError(
+                "evaluation.best_of.models has `policy`, and without `training` there is none: "
+                "take it out"
+            )
+        if self.online is not None:
+            raise ValueError(
+                "evaluation.best_of belongs to a single round, and rounds do not measure it: take "
+                "it or `online` out"
+            )
+        return self
+
+    @property
+    def evaluates_reference_alone(self) -> bool:
+        """Whether the job trains nothing and measures Best-of-N of its reference."""
+        best_of = self.evaluation is not None and self.evaluation.best_of is not None
+        return best_of and self.training is None
 
     @model_validator(mode="after")
     def _one_split(self) -> Config:

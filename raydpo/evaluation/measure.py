@@ -70,6 +70,42 @@ def measure(
     }
 
 
+def measure_reference(
+    config: Config, evaluation: EvaluationConfig, reference: list[Sample]
+) -> Json:
+    """Compute the numbers of the reference alone.
+
+    Raises:
+        DataError: it has no judged sample.
+    """
+    if not reference:
+        raise DataError(
+            "no sample of the reference has a judge score",
+            "at least one held-out prompt has judged samples",
+            "read the reasons in the quarantine folders of the evaluation, or give more prompts",
+        )
+    return {
+        "judge": _judge(config, evaluation.judge),
+        "reference": _model_values(reference, evaluation.judge),
+    }
+
+
+def best_of_values(
+    config: Config,
+    evaluation: EvaluationConfig,
+    rewards: tuple[RewardConfig, ...],
+    models: dict[str, list[Json]],
+) -> Json:
+    """Return what metrics.json says about Best-of-N: `models` by name, a value for each N."""
+    assert evaluation.best_of is not None
+    return {
+        "chosen_by": [reward.scorer for reward in rewards],
+        "samples_per_prompt": evaluation.best_of.samples_per_prompt,
+        "kl_of_cut_distribution": sampling_caveats(evaluation, config.sampling),
+        "models": models,
+    }
+
+
 def score_unit(judges: tuple[RewardConfig, ...]) -> str:
     """Return the meaning of the judge score in words, for a table or an axis."""
     judge, *others = judges

@@ -230,6 +230,47 @@ def score_against_kl(
 
 
 @_styled()
+def best_of_against_kl(
+    rows: Sequence[dict[str, Any]],
+    policy_score: dict[str, Any] | None,
+    policy_kl: dict[str, Any] | None,
+    unit: str,
+) -> bytes:
+    """Plot the judge score of the reference's Best-of-N against its KL, with 95 % intervals.
+
+    Args:
+        rows: a value for each N, as `measure_best_of` returns them.
+        policy_score: the trained policy's, as in metrics.json; None if there is none.
+        policy_kl: its KL.
+        unit: the meaning of the judge score.
+    """
+    figure, (axis,) = _figure(width=5.6, height=3.3)
+    scores = [row["score"] for row in rows]
+    kls = [row["kl_nats_per_completion"]["mean"] for row in rows]
+    means = [score["mean"] for score in scores]
+    bars = np.hstack([_bar(s) if s["ci95"] else np.zeros((2, 1)) for s in scores])
+    axis.errorbar(
+        kls,
+        means,
+        bars,
+        fmt="s-",
+        color=REFERENCE_COLOUR,
+        capsize=3,
+        markersize=4,
+        label="best of N of the reference",
+    )
+    for row, kl, mean in zip(rows, kls, means, strict=True):
+        axis.annotate(str(row["n"]), (kl, mean), (4, -11), textcoords="offset points", size=8)
+    if policy_score is not None and policy_kl is not None:
+        _mark_score(axis, "policy", policy_score, policy_kl, POLICY_COLOUR, "o")
+    axis.margins(x=0.12, y=0.18)
+    axis.set_xlabel("KL from the reference (nats per completion)")
+    axis.set_ylabel(f"judge score\n({unit})")
+    _legend_above(axis)
+    return _png(figure)
+
+
+@_styled()
 def scores_by_prompt(reference: Sequence[float], policy: Sequence[float], unit: str) -> bytes:
     """Plot each prompt's mean judge score under the policy against that under the reference.
 

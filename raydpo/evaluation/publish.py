@@ -16,8 +16,10 @@ from raydpo.core.parts import Table
 from raydpo.core.run import read_quarantine
 from raydpo.core.storage import Folder
 from raydpo.evaluation import plots
+from raydpo.evaluation.best_of import measure_best_of
+from raydpo.evaluation.best_of_page import BEST_OF_CAPTION, ReferencePage, render_reference
 from raydpo.evaluation.flags import examine
-from raydpo.evaluation.measure import measure
+from raydpo.evaluation.measure import are_shares, best_of_values, measure, measure_reference
 from raydpo.evaluation.report import Figure, ReportInputs, choose_samples, most_changed, render
 from raydpo.evaluation.samples import (
     HeldoutJudgements,
@@ -28,6 +30,7 @@ from raydpo.evaluation.samples import (
     collect_samples,
     mean_scores,
 )
+from raydpo.evaluation.steps import BestOfTables
 from raydpo.evaluation.training_rewards import (
     LabelRewards,
     describe_labels,
@@ -61,14 +64,22 @@ class Tables:
     heldout: Table | None
     heldout_policy: Table | None
     heldout_reference: Table | None
+    best_of: dict[str, BestOfTables]
 
     def own(self) -> dict[str, Table]:
         """Return the tables that this stage made, in the order in which it made them."""
-        return {
-            name: table
-            for name, table in vars(self).items()
-            if table is not None and name != "heldout"
-        }
+        apart = ("heldout", "best_of")
+        found = {n: t for n, t in vars(self).items() if t is not None and n not in apart}
+        return {**found, **_flat(self.best_of)}
+
+
+def _flat(best_of: dict[str, BestOfTables]) -> dict[str, Table]:
+    """Return the tables of Best-of-N, named like their folders."""
+    return {
+        f"best_of_{model}_{kind}": table
+        for model, tables in best_of.items()
+        for kind, table in vars(tables).items()
+    }
 
 
 def write_report(
@@ -94,6 +105,7 @@ def write_report(
         **measure(config, evaluation, reference, policy, logps, pairs, judged),
         "training_reward": training_reward(config, *_rewarded(config, tables)),
         "labels": describe_labels(labels),
+        **_best_of(config, evaluation, tables.best_of, reference),
     }
     agreements = {
         "training samples": agreement,
@@ -126,6 +138,86 @@ def write_report(
         folder.write_bytes(f"plots/{figure.name}.png", figure.png)
     folder.write_bytes("report.html", page.encode("utf-8", "replace"))
     return metrics
+
+
+def write_reference_report(
+    config: Config,
+    evaluation: EvaluationConfig,
+    folder: Folder,
+    reference_tables: tuple[Table, Table],
+    best_of: dict[str, BestOfTables],
+    models: dict[str, ModelConfig],
+) -> Json:
+    """Write metrics.json, plots/ and report.html of Best-of-N without a policy.
+
+    `reference_tables` are the reference's samples and their judge scores, which Best-of-N meets;
+    `best_of` has, by model, the samples that are chosen from. Returns the numbers alone, as
+    `write_report`.
+    """
+    reference = collect_samples(*reference_tables, evaluation.judge)
+    metrics = measure_reference(config, evaluation, reference)
+    metrics |= _best_of(config, evaluation, best_of, reference)
+    figures = best_of_figures(metrics)
+    own = {"reference_samples": reference_tables[0], "reference_scores": reference_tables[1]}
+    own |= _flat(best_of)
+    counts = {name: table.manifest["counts"] for name, table in own.items()}
+    page = render_reference(
+        ReferencePage(
+            title=config.name,
+            metrics=metrics,
+            figures=figures,
+            counts=counts,
+            refusals=_refusals(own),
+            facts=_facts(config, evaluation, models),
+            config_yaml=config_to_yaml(config),
+        )
+    )
+    folder.write_json("metrics.json", {**metrics, "counts": counts})
+    folder.child("plots").delete()
+    for figure in figures:
+        folder.write_bytes(f"plots/{figure.name}.png", figure.png)
+    folder.write_bytes("report.html", page.encode("utf-8", "replace"))
+    return metrics
+
+
+def _best_of(
+    config: Config,
+    evaluation: EvaluationConfig,
+    tables: dict[str, BestOfTables],
+    reference: list[Sample],
+) -> Json:
+    """Return the part of metrics.json that Best-of-N fills; nothing if the job does not ask."""
+    if evaluation.best_of is None or config.labeling is None:
+        return {}
+    rewards = config.labeling.reward
+    shares = are_shares(evaluation.judge)
+    found: Json = {}
+    for model, of_model in tables.items():
+        samples = collect_samples(of_model.samples, of_model.scores, evaluation.judge)
+        chosen_by = {
+            (sample.prompt_id, sample.candidate): sample.score
+            for sample in collect_samples(of_model.samples, of_model.rewards, rewards)
+        }
+        found[model] = measure_best_of(samples, chosen_by, reference, evaluation.best_of.n, shares)
+    return {"best_of": best_of_values(config, evaluation, rewards, found)}
+
+
+def best_of_figures(metrics: Json) -> list[Figure]:
+    """Draw judge score against KL of the reference's Best-of-N, one figure or none.
+
+    The KL of a policy's Best-of-N is from the policy, and has no place on this axis.
+    """
+    rows = metrics.get("best_of", {}).get("models", {}).get("reference")
+    if rows is None:
+        return []
+    policy, kl = metrics.get("policy"), metrics.get("kl")
+    png = plots.best_of_against_kl(
+        rows,
+        policy and policy["score"],
+        kl and kl["nats_per_completion"],
+        metrics["judge"]["unit"],
+    )
+    return [Figure("best_of", png, BEST_OF_CAPTION)]
 
 
 def _heldout(tables: Tables) -> tuple[HeldoutPairs | None, HeldoutJudgements | None]:
@@ -181,6 +273,7 @@ def draw_figures(
         unit = reward_unit(config.labeling.reward)
         png = plots.label_rewards(labels.rewards, labels.margins, unit)
         training.append(Figure("labels", png, _LABELS_CAPTION, wide=True))
+    training += best_of_figures(metrics)
     return [
         Figure("scores", scores, "Judge scores of all completions; lines mark the means."),
         Figure("score_against_kl", kl, "What was gained, against how far the policy moved; bars are 95 % confidence intervals."),

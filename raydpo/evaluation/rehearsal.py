@@ -5,14 +5,20 @@ A configuration that would fail after hours of sampling and training raises the 
 
 from __future__ import annotations
 
+from typing import Any
+
 from raydpo.config.file import config_to_yaml
 from raydpo.config.job import Config, EvaluationConfig, RewardConfig
 from raydpo.core.errors import ConfigError, RaydpoError
+from raydpo.evaluation.best_of import measure_best_of
+from raydpo.evaluation.best_of_page import ReferencePage, render_reference
 from raydpo.evaluation.flags import examine
-from raydpo.evaluation.measure import measure
+from raydpo.evaluation.measure import best_of_values, measure, measure_reference
 from raydpo.evaluation.report import ReportInputs, choose_samples, most_changed, render
 from raydpo.evaluation.samples import Sample, ScoredCompletions
 from raydpo.evaluation.training_rewards import training_reward
+
+Json = dict[str, Any]
 
 _PROMPTS = ("a", "b", "c")
 
@@ -24,7 +30,10 @@ def rehearse_report(config: Config, evaluation: EvaluationConfig) -> None:
         ConfigError: the report would fail.
     """
     try:
-        _render(config, evaluation)
+        if config.evaluates_reference_alone:
+            _render_reference(config, evaluation)
+        else:
+            _render(config, evaluation)
     except RaydpoError:
         raise
     except Exception as error:
@@ -43,6 +52,7 @@ def _render(config: Config, evaluation: EvaluationConfig) -> str:
     metrics = {
         **measure(config, evaluation, reference, policy, logps, None),
         "training_reward": training_reward(config, rewarded[0], rewarded[1]),
+        **_best_of(config, evaluation, reference),
     }
     regressions, gains = most_changed(reference, policy)
     return render(
@@ -59,6 +69,31 @@ def _render(config: Config, evaluation: EvaluationConfig) -> str:
             config_yaml=config_to_yaml(config),
         )
     )
+
+
+def _render_reference(config: Config, evaluation: EvaluationConfig) -> str:
+    reference = _samples(evaluation.judge, 0.1)
+    metrics = measure_reference(config, evaluation, reference)
+    return render_reference(
+        ReferencePage(
+            title=config.name,
+            metrics={**metrics, **_best_of(config, evaluation, reference)},
+            figures=[],
+            counts={},
+            refusals=[],
+            facts=[],
+            config_yaml=config_to_yaml(config),
+        )
+    )
+
+
+def _best_of(config: Config, evaluation: EvaluationConfig, reference: list[Sample]) -> Json:
+    if evaluation.best_of is None or config.labeling is None:
+        return {}
+    rewards = {(sample.prompt_id, 0): sample.score for sample in reference}
+    rows = measure_best_of(reference, rewards, reference, [1], shares=False)
+    models = {str(name): rows for name in evaluation.best_of.models}
+    return {"best_of": best_of_values(config, evaluation, config.labeling.reward, models)}
 
 
 def _samples(scorers: tuple[RewardConfig, ...], score: float) -> list[Sample]:

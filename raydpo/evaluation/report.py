@@ -118,6 +118,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class BestOfLine:
+    """One N of Best-of-N, in a table of one sampled model."""
+
+    n: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
 class Line:
     """One line of the report's table of numbers."""
 
@@ -188,6 +196,7 @@ def render(inputs: ReportInputs) -> str:
         headline=headline(inputs.metrics),
         lines=number_lines(inputs.metrics),
         price=price(inputs.metrics["kl"]),
+        best_of=best_of_lines(inputs.metrics),
         glossary=_GLOSSARY,
         counts=count_lines(inputs.counts),
         number=number,
@@ -198,6 +207,27 @@ def number_lines(metrics: Json) -> list[Line]:
     """Return the lines of the table of numbers."""
     return [*_score_lines(metrics), *_distance_lines(metrics), *_text_lines(metrics),
             *_heldout_lines(metrics["heldout"]), *_judged_lines(metrics["heldout_judged"])]  # fmt: skip
+
+
+def best_of_lines(metrics: Json) -> dict[str, list[BestOfLine]]:
+    """Return the lines of Best-of-N by sampled model; empty if it was not measured."""
+    models: dict[str, list[Json]] = metrics.get("best_of", {}).get("models", {})
+    return {name: [_best_of_line(row) for row in rows] for name, rows in models.items()}
+
+
+def _best_of_line(row: Json) -> BestOfLine:
+    return BestOfLine(
+        f"{row['n']}",
+        (
+            estimated(row["score"]),
+            estimated(row["win_rate"], percent),
+            estimated(row["tied_share"], percent),
+            estimated(row["kl_nats_per_completion"]),
+            Cell(number(row["kl_bound_nats"])),
+            estimated(row["reward"]),
+            estimated(row["completion_tokens"]),
+        ),
+    )
 
 
 def price(kl: Json) -> str:

@@ -7,30 +7,26 @@ interrupted evaluation resumes where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 from raydpo.config.content import content_of
 from raydpo.config.job import Config, EvaluationConfig, ModelConfig, RewardConfig
 from raydpo.core.errors import ConfigError
-from raydpo.core.parts import Table, Target, run_work
+from raydpo.core.parts import Table
 from raydpo.core.place import Place
 from raydpo.core.progress import logger
 from raydpo.core.run import Stage, commit_files, open_stage
 from raydpo.core.storage import fingerprint
-from raydpo.evaluation.heldout import sample_heldout
-from raydpo.evaluation.publish import Tables, write_report
+from raydpo.evaluation.publish import Tables, write_reference_report, write_report
 from raydpo.evaluation.samples import groups_of_samples
+from raydpo.evaluation.steps import Steps
 from raydpo.evaluation.training_rewards import read_label_rewards
-from raydpo.labeling.stage import all_judge, scorer_inputs, scoring_work
+from raydpo.labeling.stage import scorer_inputs
 from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint
-from raydpo.reference.agreement import Agreement, agreement_in, sampler_tolerance
-from raydpo.reference.stage import reference_work
+from raydpo.reference.agreement import Agreement
 from raydpo.sampling.function import sampler_inputs, sampler_settings
-from raydpo.sampling.pool import EnginePool, Engines
-from raydpo.sampling.weights import share_engines
+from raydpo.sampling.pool import EnginePool
 
 Json = dict[str, Any]
 
@@ -84,7 +80,7 @@ def evaluate(
     folder = place.folder
     stage = evaluation_stage(config, place, prompts, models, heldout, inputs)
     if open_stage(stage, keep_folders=True) is None:
-        steps = _Steps(config, evaluation, place)
+        steps = Steps(config, evaluation, place)
         tables = _make_tables(steps, prompts, policy, reference_model, heldout, pool)
         metrics = write_report(
             config, evaluation, folder, tables, models, log, stage_counts or {}, agreement,
@@ -95,6 +91,57 @@ def evaluate(
     else:
         logger.info("[%s] nothing to do: %s/report.html is there", place.label, folder.uri)
     return {**folder.read_json("metrics.json"), "report": f"{folder.uri}/report.html"}
+
+
+def evaluate_reference(
+    config: Config,
+    place: Place,
+    *,
+    prompts: Table,
+    reference_model: ModelConfig,
+    pool: Callable[[], EnginePool] | None = None,
+) -> Json:
+    """Measure Best-of-N of the reference alone, for a job that trains nothing; write the report.
+
+    Args:
+        config: the job; its `evaluation` section has `best_of`.
+        place: where the report and the tables behind it go.
+        prompts: held-out prompts (PROMPTS).
+        reference_model: the model pi_ref.
+        pool: as of `evaluate`.
+
+    Returns the content of metrics.json, and `report`, the path of report.html.
+
+    Raises:
+        ConfigError: the configuration has no `evaluation` section.
+        DataError: nothing is left to compare.
+    """
+    evaluation, folder = _section(config), place.folder
+    models = {"reference": reference_model}
+    stage = reference_evaluation_stage(config, place, prompts, reference_model)
+    if open_stage(stage, keep_folders=True) is None:
+        steps = Steps(config, evaluation, place)
+        with steps.engines([reference_model], pool) as shared:
+            samples = steps.sample("reference_samples", reference_model, prompts, shared)
+            chosen_from = steps.sample_best_of(models, prompts, shared)
+        named = {f"best_of_{name}_scores": table for name, table in chosen_from.items()}
+        scores = steps.judge({"reference_scores": samples, **named})
+        tables = steps.best_of(chosen_from, scores)
+        metrics = write_reference_report(
+            config, evaluation, folder, (samples, scores["reference_scores"]), tables, models
+        )
+        commit_files(stage, fingerprint(metrics))
+        logger.info("[%s] done: %s/report.html", place.label, folder.uri)
+    else:
+        logger.info("[%s] nothing to do: %s/report.html is there", place.label, folder.uri)
+    return {**folder.read_json("metrics.json"), "report": f"{folder.uri}/report.html"}
+
+
+def reference_evaluation_stage(
+    config: Config, place: Place, prompts: Table, reference_model: ModelConfig
+) -> Stage:
+    """Describe what the report on Best-of-N of the reference alone is made from."""
+    return evaluation_stage(config, place, prompts, {"reference": reference_model}, None, {})
 
 
 def evaluation_stage(
@@ -111,6 +158,8 @@ def evaluation_stage(
     own |= sampler_inputs(config.sampling)
     trained_on = scorer_inputs(config.rewards_evaluated).items()
     own |= {f"training reward, {name}": value for name, value in trained_on}
+    if evaluation.best_of is not None and config.labeling is not None:
+        own |= {f"reward, {k}": v for k, v in scorer_inputs(config.labeling.reward).items()}
     settings = _settings(config, evaluation, models) | sampler_settings(config.sampling)
     return Stage(place, "evaluation", None, {**inputs, **own}, settings)
 
@@ -143,6 +192,7 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
         "judges": [_judge_settings(judge) for judge in evaluation.judge],
         "training_rewards": [_judge_settings(reward) for reward in config.rewards_evaluated],
         "evaluation": content_of(evaluation),
+        **_best_of_settings(config, evaluation),
         "max_prompt_tokens": evaluation.prompts.max_prompt_tokens,
         "sampling": content_of(config.sampling),
         "sampling_dtype": config.sampling.engines.dtype,
@@ -158,6 +208,14 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
     }
 
 
+def _best_of_settings(config: Config, evaluation: EvaluationConfig) -> Json:
+    """Return what Best-of-N depends on; nothing without it, so that older evaluations stay."""
+    if evaluation.best_of is None or config.labeling is None:
+        return {}
+    chosen_by = [_judge_settings(reward) for reward in config.labeling.reward]
+    return {"best_of": {**content_of(evaluation.best_of), "chosen_by": chosen_by}}
+
+
 def _judge_settings(judge: RewardConfig) -> Json:
     # A judge's location does not count: the page shows its name, and its weights are an input.
     named = {"name": judge.scorer, "function": judge.function, "weight": judge.weight}
@@ -170,7 +228,7 @@ def _service(reward: RewardConfig) -> Json:
 
 
 def _make_tables(
-    steps: _Steps,
+    steps: Steps,
     prompts: Table,
     policy: ModelConfig,
     reference_model: ModelConfig,
@@ -181,8 +239,16 @@ def _make_tables(
     with steps.engines([policy, reference_model], pool) as shared:
         reference_samples = steps.sample("reference_samples", reference_model, prompts, shared)
         policy_samples = steps.sample("policy_samples", policy, prompts, shared)
-    reference_scores, policy_scores = steps.judge(reference_samples, policy_samples)
+        models = {"policy": policy, "reference": reference_model}
+        best_of_samples = steps.sample_best_of(models, prompts, shared)
     reference_rewards, policy_rewards = steps.reward(reference_samples, policy_samples)
+    scores = steps.judge(
+        {
+            "reference_scores": reference_samples,
+            "policy_scores": policy_samples,
+            **{f"best_of_{name}_scores": table for name, table in best_of_samples.items()},
+        }
+    )
     groups = groups_of_samples(steps.place.inside("policy_groups"), policy_samples)
     pairs = heldout if heldout is not None and heldout.manifest["counts"]["output"] else None
     of_policy = steps.logps("policy", policy, groups, pairs, policy_samples)
@@ -191,8 +257,8 @@ def _make_tables(
     return Tables(
         reference_samples,
         policy_samples,
-        reference_scores,
-        policy_scores,
+        scores["reference_scores"],
+        scores["policy_scores"],
         reference_rewards,
         policy_rewards,
         groups,
@@ -201,89 +267,5 @@ def _make_tables(
         heldout=pairs,
         heldout_policy=of_policy.get("heldout"),
         heldout_reference=of_reference.get("heldout"),
+        best_of=steps.best_of(best_of_samples, scores),
     )
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The four kinds of sub-stages, with what they share."""
-
-    config: Config
-    evaluation: EvaluationConfig
-    place: Place
-
-    @contextmanager
-    def engines(
-        self, models: list[ModelConfig], pool: Callable[[], EnginePool] | None
-    ) -> Generator[Callable[[], EnginePool] | None]:
-        """Yield one pool for all models, which receives the weights of one model after another.
-
-        Yield None if they cannot share engines; each sub-stage then starts its own.
-        """
-        base, sampling = self.config.model, self.config.sampling
-        if not share_engines([base, *models], sampling):
-            yield None
-        elif pool is not None:
-            yield pool
-        else:
-            longest = self.evaluation.prompts.max_prompt_tokens
-            with Engines(base, sampling, longest, self.place.label) as engines:
-                yield engines.pool
-
-    def sample(
-        self,
-        name: str,
-        model: ModelConfig,
-        prompts: Table,
-        pool: Callable[[], EnginePool] | None,
-    ) -> Table:
-        """Sample completions of every prompt."""
-        return sample_heldout(self.config, self.place.inside(name), prompts, model, pool)
-
-    def judge(self, reference_samples: Table, policy_samples: Table) -> list[Table]:
-        """Return every judge's value of every completion, for the reference and for the policy."""
-        samples = {"reference_scores": reference_samples, "policy_scores": policy_samples}
-        return self._score(samples, self.evaluation.judge)
-
-    def reward(self, reference_samples: Table, policy_samples: Table) -> list[Table | None]:
-        """Return the same of the rewards that made the labels; None if they have no tables here."""
-        rewards = self.config.rewards_evaluated
-        if not rewards or all_judge(rewards, self.evaluation.judge):
-            return [None, None]
-        samples = {"reference_rewards": reference_samples, "policy_rewards": policy_samples}
-        return [*self._score(samples, rewards)]
-
-    def _score(self, samples: dict[str, Table], scorers: tuple[RewardConfig, ...]) -> list[Table]:
-        targets = [Target(self.place.inside(name), table) for name, table in samples.items()]
-        return run_work(scoring_work(targets, scorers))
-
-    def logps(
-        self,
-        role: str,
-        model: ModelConfig,
-        groups: Table,
-        pairs: Table | None,
-        samples: Table | None = None,
-    ) -> dict[str, Table]:
-        """Compute log-probs per token: of samples in groups (`kl`) or held-out pairs (`heldout`).
-
-        `samples` are those of the groups that this model made. With them, the engines' own
-        log-probs are compared with the trainer's forward pass.
-
-        Raises:
-            EngineError: they differ by more than `sampling.engines.probe_tolerance` allows.
-        """
-        sources = {"kl": groups} | ({"heldout": pairs} if pairs else {})
-        targets = [
-            Target(self.place.inside(f"{kind}_{role}"), table, samples if kind == "kl" else None)
-            for kind, table in sources.items()
-        ]
-        config = self.config
-        tolerance = sampler_tolerance(model, config.sampling.engines)
-        work = reference_work(targets, model, config.reference, tolerance)
-        return dict(zip(sources, run_work(work), strict=True))
-
-    def say_agreement(self, logps: Table) -> None:
-        """Log how much the engines differ from the trainer's forward pass."""
-        if (found := agreement_in(logps.manifest)) is not None:
-            logger.info("[%s] engine and trainer agree: %s", self.place.label, found)

@@ -13,12 +13,19 @@ _HEADER = ("", "judge score", "KL (nats per completion)", "win rate", "length (t
 
 
 def summary_table(metrics: Json) -> str:
-    """Format pi_ref and pi_dpo as rows, the difference, beta's effect, and the report's path."""
-    rows = [_HEADER, _reference_row(metrics), _policy_row(metrics)]
+    """Format pi_ref, pi_dpo and Best-of-N as rows, the difference, and the report's path.
+
+    Metrics without a policy have a line on the judge in place of the difference and beta's effect.
+    """
+    alone = "policy" not in metrics
+    rows = [_HEADER, _reference_row(metrics), *([] if alone else [_policy_row(metrics)])]
+    rows += _best_of_rows(metrics)
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     table = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([table[0], rule, *table[1:], "", *_lines(metrics)])
+    return "\n".join(
+        [table[0], rule, *table[1:], "", *(_lines_alone if alone else _lines)(metrics)]
+    )
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
@@ -40,15 +47,33 @@ def _reference_row(metrics: Json) -> tuple[str, ...]:
 
 def _policy_row(metrics: Json) -> tuple[str, ...]:
     values = metrics["policy"]
-    wins = metrics["win_rate"]
-    error = "" if wins["standard_error"] is None else f" ± {100 * wins['standard_error']:.1f}"
     return (
         "pi_dpo",
         _with_error(values["score"]),
         _with_error(metrics["kl"]["nats_per_completion"], 2),
-        f"{100 * wins['mean']:.1f}{error} %",
+        _wins(metrics["win_rate"]),
         _with_error(values["completion_tokens"], 1),
     )
+
+
+def _best_of_rows(metrics: Json) -> list[tuple[str, ...]]:
+    """Return a row for each N and sampled model; the KL is from the model that was sampled."""
+    return [
+        (
+            f"best of {row['n']}" + ("" if name == "reference" else ", pi_dpo"),
+            _with_error(row["score"]),
+            _with_error(row["kl_nats_per_completion"], 2),
+            _wins(row["win_rate"]),
+            _with_error(row["completion_tokens"], 1),
+        )
+        for name, rows in metrics.get("best_of", {}).get("models", {}).items()
+        for row in rows
+    ]
+
+
+def _wins(wins: Json) -> str:
+    error = "" if wins["standard_error"] is None else f" ± {100 * wins['standard_error']:.1f}"
+    return f"{100 * wins['mean']:.1f}{error} %"
 
 
 def _lines(metrics: Json) -> list[str]:
@@ -70,6 +95,15 @@ def _lines(metrics: Json) -> list[str]:
     if kl["not_exact_because"]:
         lines.append(f"KL:          mean log-ratio, as {', '.join(kl['not_exact_because'])}")
     return [*lines, f"report:      {metrics['report']}"]
+
+
+def _lines_alone(metrics: Json) -> list[str]:
+    return [
+        f"judge score: {metrics['judge']['unit']}, ± one standard error over "
+        f"{metrics['reference']['score']['prompts']} held-out prompts",
+        f"chosen by:   {', '.join(metrics['best_of']['chosen_by'])}",
+        f"report:      {metrics['report']}",
+    ]
 
 
 def verdict_lines(verdict: str) -> list[str]:

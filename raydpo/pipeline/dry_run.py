@@ -18,7 +18,7 @@ from raydpo.core.place import Place
 from raydpo.core.run import Stage, look_at, read_manifest, round_folder, run_folder
 from raydpo.core.stages import FOLDERS, STAGES
 from raydpo.core.storage import Folder, fingerprint
-from raydpo.evaluation.stage import evaluation_stage
+from raydpo.evaluation.stage import evaluation_stage, reference_evaluation_stage
 from raydpo.evaluation.training_report import training_report_stage
 from raydpo.labeling.implicit import implicit_stage
 from raydpo.labeling.kept_votes import votes_files
@@ -105,6 +105,9 @@ class _Walk:
 
     def go(self, last: int) -> None:
         """Look at each stage up to the one with this number."""
+        if self.config.evaluates_reference_alone and last == STAGES.index("evaluation"):
+            self._evaluation_of_reference()
+            return
         preferences = self._preferences(last)
         if preferences is None or last < STAGES.index("reference"):
             return
@@ -221,6 +224,18 @@ class _Walk:
         self._look(
             "evaluation",
             lambda place: evaluation_stage(config, place, prompts, models, heldout, inputs),
+        )
+
+    def _evaluation_of_reference(self) -> None:
+        config, evaluation = self.config, self.config.evaluation
+        assert evaluation is not None
+        prompts = self._look(
+            "evaluation-prompts", lambda place: prompts_stage(config, evaluation.prompts, place)
+        )
+        model = config.reference.model or config.model
+        self._look(
+            "evaluation",
+            lambda place: reference_evaluation_stage(config, place, prompts, model),
         )
 
     def _report(self, policy: Table) -> None:

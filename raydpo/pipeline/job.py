@@ -214,7 +214,8 @@ def _engines(config: Config, given: Engines | None) -> Generator[Engines | None]
 def _early_workers(stages: Round, until: str) -> AbstractContextManager[EarlyWorkers | None]:
     """Start train workers now if the round trains and the stages before leave them room."""
     config = stages.config
-    if waits_for_people(config) or STAGES.index(until) < STAGES.index("training"):
+    trains = STAGES.index(until) >= STAGES.index("training") and config.training is not None
+    if waits_for_people(config) or not trains:
         return nullcontext()
     return early_workers(config, stages.place("policy"))
 
@@ -223,6 +224,8 @@ def _run_stages(stages: Round, until: str, sampled: Callable[[], None]) -> Round
     """Run the stages; `sampled` is called when engines have nothing to do until the evaluation."""
     last = STAGES.index(until)
     candidates = None
+    if stages.config.evaluates_reference_alone and until == "evaluation":
+        return RoundResult(stages.folder, metrics=stages.evaluate_reference())
     if stages.config.preferences is not None:
         preferences = stages.existing_preferences()
     else:
@@ -289,6 +292,10 @@ def check_sections(config: Config, until: str, redo: Collection[str] = ()) -> No
                 "a stage that is taken away is done again by the same command",
                 f"take a later command, or one of {', '.join(made)}",
             )
+    if config.evaluates_reference_alone and until == "evaluation":
+        _refuse_redo_of_others(redo)
+        logger.info("no `training` section: the run measures Best-of-N of the reference alone")
+        return
     if config.preferences is None and config.prompts is None:
         raise _missing("prompts", "a source of prompts, or existing `preferences`")
     if config.preferences is not None and until == "sampling":
@@ -298,13 +305,23 @@ def check_sections(config: Config, until: str, redo: Collection[str] = ()) -> No
             "give `prompts` and `labeling` instead, or start with `raydpo reference`",
         )
     if config.training is None and last >= STAGES.index("training"):
-        raise _missing("training", "an objective and its hyperparameters")
+        what = "an objective and its hyperparameters; only `evaluation.best_of` needs none"
+        raise _missing("training", what)
     check_config_fits(config)
     if config.evaluation is None and until == "evaluation":
         measured = config.training is not None and config.training.evaluates_heldout
         end = "a report on held-out data" if measured else "the policy"
         hint = "" if measured else "; training.heldout_fraction adds a report"
         logger.info("no `evaluation` section: the run ends with %s%s", end, hint)
+
+
+def _refuse_redo_of_others(redo: Collection[str]) -> None:
+    if others := [stage for stage in redo if stage != "evaluation"]:
+        raise ConfigError(
+            f"--redo {others[0]}, and the job has no `training` section",
+            "a run without training has the stage `evaluation` alone",
+            "take --redo out, or write --redo evaluation",
+        )
 
 
 def _missing(section: str, what: str) -> ConfigError:

@@ -24,7 +24,7 @@ from raydpo.core.stages import LABELS
 from raydpo.core.storage import Folder
 from raydpo.core.tables import Row
 from raydpo.evaluation.samples import groups_of_samples
-from raydpo.evaluation.stage import evaluate
+from raydpo.evaluation.stage import evaluate, evaluate_reference
 from raydpo.evaluation.training_report import report_training
 from raydpo.labeling.implicit import implicit_scores, refuse_equal_models
 from raydpo.labeling.kept_votes import refuse_other_candidates, refuse_other_labels
@@ -323,6 +323,16 @@ class Round:
             training_log=read_metrics(self.folder.child("policy")),
             stage_counts=self.counts(),
             agreement=self.agreement(reference),
+            pool=self.pool,
+        )
+
+    def evaluate_reference(self) -> dict[str, Any]:
+        """Measure Best-of-N of the reference alone; return the content of metrics.json."""
+        return evaluate_reference(
+            self.config,
+            self.place("evaluation"),
+            prompts=self.evaluation_prompts(),
+            reference_model=self._reference_model(),
             pool=self.pool,
         )
 

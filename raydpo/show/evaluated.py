@@ -74,6 +74,7 @@ def _read(run: Run, label: str, index: int) -> EvaluatedRun:
     folder = round_folder(run.folder, index).child("evaluation")
     online = read_manifest(folder) is None
     evaluation = _section(config, run.folder, folder)
+    _refuse_without_policy(config, folder)
     refuse_other_policy(folder, online, round_folder(run.folder, index).child("policy"))
     original = run.folder.child("original") if online else folder
     ours, theirs = ("", "") if online else ("policy_", "reference_")
@@ -140,6 +141,15 @@ def _table(folder: Folder, name: str) -> Table:
             "give the command of the run again: it makes what is missing",
         )
     return Table(folder.child(name), manifest)
+
+
+def _refuse_without_policy(config: Config, folder: Folder) -> None:
+    if config.evaluates_reference_alone:
+        raise RunError(
+            f"{folder.uri} is of a job without `training`: it measured Best-of-N of the reference",
+            "a comparison puts policies side by side",
+            "read its report, or give runs that trained a policy",
+        )
 
 
 def refuse_other_policy(folder: Folder, online: bool, policy: Folder) -> None:

@@ -17,7 +17,12 @@ from raydpo.core.parts import Table
 from raydpo.core.place import Place
 from raydpo.core.run import Stage, read_manifest, round_folder
 from raydpo.core.storage import Folder, fingerprint
-from raydpo.evaluation.stage import evaluate, evaluation_stage
+from raydpo.evaluation.stage import (
+    evaluate,
+    evaluate_reference,
+    evaluation_stage,
+    reference_evaluation_stage,
+)
 from raydpo.evaluation.training_report import (
     TrainingRecord,
     report_training,
@@ -205,6 +210,8 @@ class RoundAgain:
     def _evaluation(self) -> Planned:
         section(self.config.evaluation, "evaluation", self.run)
         config, place = self.config, self.stages.place("evaluation")
+        if config.evaluates_reference_alone:
+            return self._evaluation_of_reference(place)
         prompts, heldout = self.table("evaluation-prompts"), self.table("heldout")
         reference, log = self.reference_table(), read_metrics(self.there.child("policy"))
         policy = policy_after(config, self.run, 1)
@@ -229,6 +236,15 @@ class RoundAgain:
             agreement=there.agreement(reference),
         )
         return Planned(make, evaluation_stage(config, place, prompts, models, heldout, of))
+
+    def _evaluation_of_reference(self, place: Place) -> Planned:
+        model = self.config.reference.model or self.config.model
+        prompts = self.table("evaluation-prompts")
+        stage = reference_evaluation_stage(self.config, place, prompts, model)
+        make = partial(
+            evaluate_reference, self.config, place, prompts=prompts, reference_model=model
+        )
+        return Planned(make, stage)
 
     def _report(self) -> Planned:
         section(self.config.training, "training", self.run)

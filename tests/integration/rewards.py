@@ -6,6 +6,11 @@ def count_e(prompts: list[str], completions: list[str]) -> list[float]:
     return [c.count("e") / (len(c) + 1) for c in completions]
 
 
+def length(prompts: list[str], completions: list[str]) -> list[float]:
+    """Longer is better; many completions are equally long."""
+    return [float(len(completion)) for completion in completions]
+
+
 def constant(prompts: list[str], completions: list[str]) -> list[float]:
     """Every completion is as good as every other."""
     return [1.0 for _ in completions]

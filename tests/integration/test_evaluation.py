@@ -25,7 +25,7 @@ from raydpo.core.run import (
 )
 from raydpo.core.storage import Folder
 from raydpo.core.tables import Row
-from raydpo.evaluation.stage import evaluate
+from raydpo.evaluation.stage import evaluate, evaluate_reference
 from raydpo.evaluation.summary import summary_table
 from raydpo.models.loading import load_tokenizer
 from raydpo.prompts.stage import run_prompts_stage
@@ -224,6 +224,77 @@ def test_samples_have_the_training_rewards_in_their_own_units(same: dict[str, An
     assert letters["difference"]["mean"] == 0.0
     assert len(_rows(work / "same" / "policy_rewards")) == 2 * 18
     assert "of which 0.5 ×" in (work / "same" / "report.html").read_text(encoding="utf-8")
+
+
+def with_best_of(config: Config, **best_of: Any) -> Config:
+    values = config.model_dump(mode="json", exclude_unset=True)
+    values["labeling"] = {"reward": {"function": "tests.integration.rewards:length"}}
+    values["evaluation"]["best_of"] = {"n": [1, 2, 6], "samples_per_prompt": 6, **best_of}
+    return Config.model_validate(values)
+
+
+def test_best_of_n_goes_into_metrics_and_page_and_resumes(
+    same: dict[str, Any], work: Path, config: Config, prompts: Table
+):
+    """Beside the policy; numbers against the tables by plain loops."""
+    folder = shutil.copytree(work / "same", work / "best_of")
+    before = committed(folder)
+    asked = with_best_of(config, models=["reference", "policy"])
+    metrics = run(asked, folder, prompts)
+    kinds = [
+        f"best_of_{m}_{k}"
+        for m in ("reference", "policy")
+        for k in ("samples", "rewards", "scores")
+    ]
+    assert committed(folder).keys() >= {*kinds}
+    assert committed(folder)["reference_samples"] == before["reference_samples"]
+    rows = metrics["best_of"]["models"]["reference"]
+    assert metrics["best_of"]["models"]["policy"] == rows  # the same model, with the same seeds
+    samples = _rows(folder / "best_of_reference_samples")
+    assert not {r["seed"] for r in samples} & {
+        r["seed"] for r in _rows(folder / "reference_samples")
+    }
+    rewards, scores = (
+        {
+            (r["prompt_id"], r["candidate"]): r["value"]
+            for r in _rows(folder / f"best_of_reference_{k}")
+        }
+        for k in ("rewards", "scores")
+    )
+    best: list[float] = []
+    for prompt in {r["prompt_id"] for r in samples}:
+        top = max(rewards[prompt, k] for k in range(6))
+        best.append(fmean(scores[prompt, k] for k in range(6) if rewards[prompt, k] == top))
+    assert [row["n"] for row in rows] == [1, 2, 6]
+    assert rows[0]["score"]["mean"] == pytest.approx(fmean(scores.values()))
+    assert rows[2]["score"]["mean"] == pytest.approx(fmean(best))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Best of N, reference" in page
+    assert "Best of N, policy" in page
+    assert (folder / "plots" / "best_of.png").exists()
+    assert "best of 6" in summary_table(metrics)
+    times = committed(folder)
+    fewer = with_best_of(config, n=[1, 3], models=["reference", "policy"])
+    again = run(fewer, folder, prompts)  # the samples are there
+    assert [row["n"] for row in again["best_of"]["models"]["reference"]] == [1, 3]
+    assert committed(folder) == times
+
+
+def test_best_of_n_of_the_reference_alone_needs_no_policy(
+    work: Path, config: Config, prompts: Table
+):
+    alone = with_best_of(config).model_copy(update={"training": None})
+    place = Place(Folder(str(work / "alone")), "test, evaluate")
+    arguments = {"prompts": prompts, "reference_model": config.model}
+    metrics = evaluate_reference(alone, place, **arguments)
+    assert evaluate_reference(alone, place, **arguments) == metrics
+    assert metrics.keys() == {"judge", "reference", "best_of", "counts", "report"}
+    rows = metrics["best_of"]["models"]["reference"]
+    assert rows[2]["reward"]["mean"] > rows[0]["reward"]["mean"]
+    page = (work / "alone" / "report.html").read_text(encoding="utf-8")
+    assert "Best-of-N of the reference" in page
+    assert "pi_dpo" not in summary_table(metrics)
+    assert "best of 6" in summary_table(metrics)
 
 
 def _rows(folder: Path) -> list[Row]:

@@ -25,6 +25,7 @@ from raydpo.core.errors import (
 from raydpo.core.lock import locked
 from raydpo.core.run import run_folder
 from raydpo.models.loading import parameter_count
+from raydpo.pipeline.dry_run import outlook_of_round
 from tests.conftest import make_tiny_model, make_tokenizer
 
 Job = Callable[..., Config]
@@ -92,6 +93,62 @@ def test_good_jobs_have_no_problems(pairs_job: Job, sampling_job: Job) -> None:
         report = check(job)
         assert report.problems == ()
         assert report.lines[-1] == "no problems found"
+
+
+BEST_OF: dict[str, Any] = {
+    "labeling": {"reward": {"function": "tests.integration.rewards:count_e", "name": "e"}},
+    "evaluation": {
+        "judge": {"function": "tests.integration.rewards:length"},
+        "best_of": {"n": [1, 8], "samples_per_prompt": 16},
+    },
+}
+
+
+@pytest.fixture
+def best_of_job(tiny_model: Path, prompts_file: str, tmp_path: Path) -> Job:
+    """A job that measures Best-of-N of a model alone; keys of `best_of` may be given."""
+
+    def make(**changes: Any) -> Config:
+        best_of = {**BEST_OF["evaluation"]["best_of"], **changes}
+        prompts = {"path": prompts_file, "max_prompt_tokens": 32}
+        values = {
+            "name": "job",
+            "output": str(tmp_path / "runs"),
+            "model": str(tiny_model),
+            "sampling": {"max_completion_tokens": 32},
+            **BEST_OF,
+            "evaluation": {**BEST_OF["evaluation"], "prompts": prompts, "best_of": best_of},
+        }
+        return config_from_values(values, "test")
+
+    return make
+
+
+def test_best_of_n_needs_neither_prompts_nor_training(best_of_job: Job) -> None:
+    report = check(best_of_job(), None)
+    assert not report.problems
+    lines = "\n".join(report.lines)
+    assert "N = 1, 8 of 16 samples a held-out prompt of the reference, chosen by e" in lines
+    assert "judged by tests.integration.rewards:length" in lines
+    assert "measures Best-of-N of the reference alone" in lines
+
+
+def test_a_dry_run_of_best_of_n_alone_has_the_evaluation_and_no_other_stage(
+    best_of_job: Job,
+) -> None:
+    found = outlook_of_round(best_of_job(), "evaluation")
+    assert [one.stage for one in found] == ["evaluation-prompts", "evaluation"]
+    with pytest.raises(ConfigError, match="no `prompts` section"):
+        outlook_of_round(best_of_job(), "labeling")
+    with pytest.raises(ConfigError, match="has the stage `evaluation` alone"):
+        outlook_of_round(best_of_job(), "evaluation", ["labeling"])
+
+
+def test_best_of_n_beside_training_is_checked_too(sampling_job: Job, prompts_file: str) -> None:
+    evaluation = {**BEST_OF["evaluation"], "prompts": prompts_file}
+    report = check(sampling_job(evaluation=evaluation), None)
+    assert not report.problems
+    assert any(line.startswith("evaluation.best_of: N = 1, 8") for line in report.lines)
 
 
 def test_nothing_is_written(pairs_job: Job, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, create_model
 
 from raydpo.config.base import PositiveInt, Section
 from raydpo.config.content import Placement, Resolved, content_of
+from raydpo.config.evaluation import BestOfConfig
 from raydpo.config.file import config_from_values
 from raydpo.config.http import HttpConfig
 from raydpo.config.job import (
@@ -345,6 +346,7 @@ ELSEWHERE: dict[str, Any] = {
     "sft.format": "text",
     "evaluation.prompts.path": ASSETS / "prompts.jsonl",
     "evaluation.prompts.format": "text",
+    "evaluation.best_of": BestOfConfig(),
     "labeling.reward.0.function": "tests.integration.rewards:count_e",
     "labeling.reward.0.classifier": ASSETS / "sentiment-reward",
     "labeling.reward.0.http": HttpConfig(url="http://rewards:8000/score"),

@@ -41,6 +41,18 @@ def test_both_models_are_drawn_in_their_colours():
         assert coloured(picture(image), plots.POLICY_COLOUR) > 50
 
 
+def test_best_of_n_is_drawn_with_and_without_a_policy():
+    rows = [
+        {"n": n, "score": ESTIMATE, "kl_nats_per_completion": {"mean": float(n)}} for n in (1, 4)
+    ]
+    kl = {"mean": 3.0, "ci95": None}
+    alone = plots.best_of_against_kl(rows, None, None, "reward")
+    assert coloured(picture(alone), plots.REFERENCE_COLOUR) > 50
+    assert coloured(picture(alone), plots.POLICY_COLOUR) == 0
+    beside = plots.best_of_against_kl(rows, ESTIMATE, kl, "reward")
+    assert coloured(picture(beside), plots.POLICY_COLOUR) > 50
+
+
 def test_steps_that_were_done_twice_count_once_as_done_last():
     replayed = [{**LOG[2], "loss": 50.0}, *LOG]
     assert plots.training_curves(replayed) == plots.training_curves(LOG)
