@@ -123,21 +123,21 @@ def measure_best_of(
     Raises:
         DataError: no prompt has N samples and a completion of the reference.
     """
-    opponents = samples_by_prompt(reference)
-    pools = [
-        _pool(some, rewards, opponents[prompt])
-        for prompt, some in samples_by_prompt(samples).items()
-        if prompt in opponents
-    ]
+    pools = pools_of(samples, rewards, reference)
     return [_measured(n, [p for p in pools if len(p.rewards) >= n], shares) for n in sizes]
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """The samples of a prompt: [M] each.
+class Pool:
+    """The samples of a prompt that Best-of-N chooses from: [M] each.
 
-    `wins` and `ties` are shares of the reference's completions that a sample's score is above, a
-    tie counting one half, and equal to.
+    Attributes:
+        prompt_id: the prompt.
+        rewards: what chooses.
+        scores: judge scores.
+        lengths: in tokens.
+        wins: the share of the reference's completions that have a lower score, a tie counting half.
+        ties: the share of them that have an equal score.
     """
 
     prompt_id: str
@@ -148,16 +148,28 @@ class _Pool:
     ties: Floats
 
 
+def pools_of(
+    samples: list[Sample], rewards: dict[tuple[str, int], float], reference: list[Sample]
+) -> list[Pool]:
+    """Return the pool of each prompt of which both have samples; arguments as of `measure_best_of`."""
+    opponents = samples_by_prompt(reference)
+    return [
+        _pool(some, rewards, opponents[prompt])
+        for prompt, some in samples_by_prompt(samples).items()
+        if prompt in opponents
+    ]
+
+
 def _pool(
     samples: list[Sample], rewards: dict[tuple[str, int], float], opponents: list[Sample]
-) -> _Pool:
+) -> Pool:
     kept = [s for s in samples if (s.prompt_id, s.candidate) in rewards]
     # Classifiers round differently in different batches: equal texts have the first one's reward.
     first: dict[tuple[int, ...], float] = {}
     own = [first.setdefault(s.completion_ids, rewards[s.prompt_id, s.candidate]) for s in kept]
     scores = np.array([s.score for s in kept], dtype=np.float64)
     signs = np.sign(np.subtract.outer(scores, np.array([s.score for s in opponents])))
-    return _Pool(
+    return Pool(
         prompt_id=samples[0].prompt_id,
         rewards=own,
         scores=scores,
@@ -167,7 +179,7 @@ def _pool(
     )
 
 
-def _measured(n: int, pools: list[_Pool], shares: bool) -> Json:
+def _measured(n: int, pools: list[Pool], shares: bool) -> Json:
     if not pools:
         raise DataError(
             f"no held-out prompt has {n} samples with a reward and a judge score",
@@ -192,7 +204,7 @@ def _measured(n: int, pools: list[_Pool], shares: bool) -> Json:
     }
 
 
-def _clustered(of_prompts: list[float], pools: list[_Pool], share: bool = False) -> Json:
+def _clustered(of_prompts: list[float], pools: list[Pool], share: bool = False) -> Json:
     """Estimate the mean over prompts; `observations` counts samples."""
     estimate = metrics.clustered_mean(of_prompts, [pool.prompt_id for pool in pools])
     samples = sum(len(pool.rewards) for pool in pools)
