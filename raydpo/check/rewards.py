@@ -5,17 +5,24 @@ For each of them, `Findings` gets what its scores depend on, and its rewards for
 
 from __future__ import annotations
 
-from typing import Final, assert_never
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, assert_never
 
 from raydpo.check.findings import Findings
 from raydpo.check.machine import is_remote
-from raydpo.config.job import Config, RewardConfig
+from raydpo.config.job import Config, PromptsConfig, RewardConfig
+from raydpo.config.labeling import RewardKind
 from raydpo.core.credentials import without_credentials
-from raydpo.core.errors import RaydpoError
+from raydpo.core.errors import ConfigError, RaydpoError
+from raydpo.core.metadata import metadata_columns
+from raydpo.core.tables import Row
 from raydpo.labeling.functions import code_of
 from raydpo.labeling.scorers import scorer_of
+from raydpo.labeling.signature import MESSAGES
 from raydpo.labeling.trial import try_reward, try_service
 from raydpo.models.loading import load_tokenizer
+from raydpo.prompts.reading import HEAD_ROWS
 from raydpo.prompts.sources import location, source_rows
 from raydpo.prompts.stage import prompt_parts
 
@@ -23,22 +30,46 @@ from raydpo.prompts.stage import prompt_parts
 _ROWS_LOOKED_AT: Final = 64
 
 
+@dataclass(frozen=True)
+class _Two:
+    """Two prompts as in a run, with what rewards can read beside them.
+
+    Attributes:
+        prompts: texts; none if they cannot be read, which another check reports.
+        more: the columns of the data, and the prompts' messages.
+    """
+
+    prompts: list[str]
+    more: dict[str, list[Any]]
+
+
 def check_rewards(config: Config, findings: Findings) -> None:
     """Say what each function and service depends on, and ask it for two rows."""
-    sections = {
-        "labeling.reward": config.labeling.reward if config.labeling else (),
-        "evaluation.judge": config.evaluation.judge if config.evaluation else (),
-    }
-    tried: dict[tuple[str, str], tuple[str, RewardConfig]] = {}
-    for name, rewards in sections.items():
-        for reward in rewards:
-            if findings.attempt(_cover, name, reward, findings):
-                tried.setdefault((reward.kind, reward.source), (name, reward))
-    _announce_training_rewards(config, findings)
-    prompts = _two_prompts(config) if tried else []
-    if prompts:
-        for name, reward in tried.values():
-            findings.attempt(_try, name, reward, prompts, is_remote(config), findings)
+    labeling, evaluation = config.labeling, config.evaluation
+    heldout = evaluation.prompts if evaluation is not None else None
+    sections = (
+        ("labeling.reward", labeling.reward if labeling is not None else (), config.prompts),
+        ("evaluation.judge", evaluation.judge if evaluation is not None else (), heldout),
+    )
+    tried: set[tuple[RewardKind, str]] = set()
+    for name, rewards, prompts in sections:
+        asked = [reward for reward in rewards if findings.attempt(_cover, name, reward, findings)]
+        # Without prompts of the section's own, such as in self-play, those of the other will do.
+        source = prompts or config.prompts or heldout
+        if not asked or source is None:
+            continue
+        two = _two_prompts(config, source)
+        for reward in asked:
+            known = findings.attempt(_check_columns, name, reward, source, config)
+            new = (reward.kind, reward.source) not in tried
+            tried.add((reward.kind, reward.source))
+            if known and new and two.prompts:
+                findings.attempt(_try, name, reward, two, is_remote(config), findings)
+    if config.rewards_evaluated and heldout is not None:
+        _announce_training_rewards(config, findings)
+        for reward in config.rewards_evaluated:
+            name = "evaluation.training_rewards"
+            findings.attempt(_check_columns, name, reward, heldout, config)
 
 
 def _announce_training_rewards(config: Config, findings: Findings) -> None:
@@ -82,23 +113,49 @@ def _cover_function(name: str, reward: RewardConfig, findings: Findings) -> None
         )
 
 
-def _two_prompts(config: Config) -> list[str]:
-    """Two prompts as in a run; none if they cannot be read, which another check reports."""
-    section = config.prompts or (config.evaluation and config.evaluation.prompts)
-    if section is None:
-        return []
+def _check_columns(name: str, reward: RewardConfig, source: PromptsConfig, config: Config) -> bool:
+    """Compare the columns that a reward cannot do without with those of its prompts.
+
+    Raises:
+        ConfigError: a column is not there.
+    """
+    wanted = scorer_of(reward).columns()
+    if not wanted:
+        return True
+    rows = list(_readable(config, source, HEAD_ROWS))
+    there = metadata_columns(row["metadata"] for row in rows)
+    missing = [column for column in wanted if column not in there]
+    if rows and missing:
+        raise ConfigError(
+            f"{name}: {reward.scorer} reads {', '.join(map(repr, missing))}",
+            f"the first {len(rows)} prompts of {source.path} bring "
+            + (f"the columns {', '.join(there)}" if there else "no columns for rewards"),
+            "correct the name, or let the prompts bring the column: see `metadata` of their section"
+            + ("; or set evaluation.training_rewards to false" if "training" in name else ""),
+        )
+    return True
+
+
+def _two_prompts(config: Config, source: PromptsConfig) -> _Two:
+    rows = list(_readable(config, source, _ROWS_LOOKED_AT))
+    two = (rows * 2)[:2]
+    columns = metadata_columns(row["metadata"] for row in two)
+    messages = {MESSAGES: [row["messages"] for row in two]}
+    return _Two([row["prompt"] for row in two], {**columns, **messages})
+
+
+def _readable(config: Config, source: PromptsConfig, count: int) -> Iterator[Row]:
+    """Yield the first prompts as in a run; none if they cannot be read."""
     try:
-        rows = source_rows(*location(section), _ROWS_LOOKED_AT)
-        parts = prompt_parts(section, rows, load_tokenizer(config.model), config.rows_per_part)
-        prompts = [row["prompt"] for part in parts for row in part.rows]
+        rows = source_rows(*location(source), count)
+        tokenizer = load_tokenizer(config.model)
+        for part in prompt_parts(source, rows, tokenizer, config.rows_per_part):
+            yield from part.rows
     except RaydpoError:
-        return []
-    return (prompts * 2)[:2]
+        return
 
 
-def _try(
-    name: str, reward: RewardConfig, prompts: list[str], remote: bool, findings: Findings
-) -> None:
+def _try(name: str, reward: RewardConfig, two: _Two, remote: bool, findings: Findings) -> None:
     """Note what the function or service gave on two rows.
 
     Raises:
@@ -106,10 +163,10 @@ def _try(
     """
     try:
         if reward.http is not None:
-            gave = try_service(reward.http, prompts)
+            gave = try_service(reward.http, two.prompts, two.more)
             findings.facts.append(f"{name}: service {without_credentials(reward.source)} {gave}")
         else:
-            gave = try_reward(reward.source, prompts)
+            gave = try_reward(reward, two.prompts, two.more)
             findings.facts.append(f"{name}: function {reward.source} {gave}")
     except RaydpoError as problem:
         if not remote:

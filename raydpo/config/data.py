@@ -43,6 +43,8 @@ class PromptsConfig(Section):
     """What happens to a longer prompt; cutting a conversation shortens words and turns, and leaves it asking for an answer."""
     deduplicate: bool = False
     """Drop and count prompts whose token ids occurred before; if false, duplicates stay as separate rows."""
+    metadata: Resolved[Literal["all", "none"] | tuple[str, ...]] = "all"
+    """Columns that travel with each prompt for rewards and judges to read: `all` that raydpo itself does not use, `none`, or a list of names."""
     limit: PositiveInt | None = None
     """Maximum number of rows that raydpo reads from the source."""
 

@@ -10,10 +10,10 @@ import re
 from typing import Annotated, Any, Final, Literal, cast
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raydpo.config.base import PositiveFloat, PositiveInt, Section
-from raydpo.config.content import Placement
+from raydpo.config.content import Placement, Resolved
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: A field name of RFC 9110, section 5.1.
@@ -66,6 +66,8 @@ class HttpConfig(Section):
     """Address that raydpo posts batches to; it is saved and printed, so it must contain no secret."""
     shape: Literal["raydpo", "openrlhf"] = "raydpo"
     """The shape of a request: `prompts` and `completions`; or, as OpenRLHF's remote reward models expect, `query`, `prompts` and `labels`."""
+    columns: Resolved[tuple[str, ...]] = ()
+    """Columns of the prompts that each request holds beside the texts, as lists under `columns`; for `openrlhf` at most one, sent as `labels`."""
     version: Annotated[str, Field(max_length=200)] = ""
     """Your name for the model version behind the service; if it changes, raydpo makes the scores again."""
     timeout_seconds: Placement[PositiveFloat] = 60.0
@@ -78,6 +80,15 @@ class HttpConfig(Section):
         Annotated[dict[str, str], BeforeValidator(_names_of_variables)]
     ] = Field(default_factory=dict[str, str])
     """Headers with secrets; each names the environment variable, set on all nodes, that holds its value."""
+
+    @model_validator(mode="after")
+    def _one_column_of_labels(self) -> HttpConfig:
+        if self.shape == "openrlhf" and len(self.columns) > 1:
+            raise ValueError(
+                "a request in OpenRLHF's shape holds one column, its `labels`: name one of "
+                f"{', '.join(self.columns)}, or choose `shape: raydpo`"
+            )
+        return self
 
 
 def _url_shorthand(value: Any) -> Any:

@@ -41,9 +41,11 @@ class RewardConfig(ClassifierReading, FunctionLimits):
     """One scorer of completions: a function, a sequence classifier, a service, or the run's own model."""
 
     function: Resolved[str | None] = None
-    """`package.module:name` of a function that raydpo calls by name with lists of `prompts` and `completions`; it returns a list of numbers."""
+    """`package.module:name` of a function that raydpo calls by name with lists of `prompts`, `completions` and columns of the data; it returns a list of numbers."""
     depends_on: Resolved[OneOrMorePaths] = ()
     """Files and folders that the function reads; if one changes, raydpo makes its scores again."""
+    as_messages: Resolved[bool] = False
+    """Pass `prompts` and `completions` to the function as lists of messages, as TRL does for conversations, and not as texts."""
     classifier: Resolved[PathOrName | None] = None
     """A sequence-classification model: folder, URI or hub name."""
     http: Resolved[Http | None] = None
@@ -79,6 +81,14 @@ class RewardConfig(ClassifierReading, FunctionLimits):
             raise ValueError(
                 "`depends_on` is for a `function`: a model's own files are looked at anyway, and "
                 "a service has a `version`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _functions_read_messages(self) -> RewardConfig:
+        if self.as_messages and self.function is None:
+            raise ValueError(
+                "`as_messages` is for a `function`, which is called with them: take it out"
             )
         return self
 

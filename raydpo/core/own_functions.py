@@ -28,7 +28,9 @@ def search_path() -> tuple[str, ...]:
     return (*filter(None, sys.path), str(Path.cwd()))
 
 
-def import_function(path: str, what: str, owed: str, search: Iterable[str]) -> Callable[..., Any]:
+def import_function(
+    path: str, what: str, owed: str, search: Iterable[str], awaited: bool = False
+) -> Callable[..., Any]:
     """Import a function.
 
     Args:
@@ -36,10 +38,11 @@ def import_function(path: str, what: str, owed: str, search: Iterable[str]) -> C
         what: what it is, for messages: "objective function".
         owed: what such a function takes and returns, for messages.
         search: folders that its module is looked for in, after Python's own.
+        awaited: whether its caller awaits coroutines, so that it may be `async def`.
 
     Raises:
-        ConfigError: importing raises, there is no such function, it is something else, it is a
-            coroutine function, or it is of Python's own library.
+        ConfigError: importing raises, there is no such function, it is something else, nothing
+            would await it, or it is of Python's own library.
     """
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
@@ -66,33 +69,38 @@ def import_function(path: str, what: str, owed: str, search: Iterable[str]) -> C
             owed,
             f"name a function of {module_name}",
         )
-    refuse_coroutines(found, path, what, owed)
+    refuse_coroutines(found, path, what, owed, awaited)
     if inspect.isroutine(found):
         _refuse_standard_library(str(found.__module__), path, what, owed)
     return found
 
 
-def refuse_coroutines(function: Callable[..., Any], path: str, what: str, owed: str) -> None:
-    """Refuse `async def`: a call of such a function runs none of its lines.
+def refuse_coroutines(
+    function: Callable[..., Any], path: str, what: str, owed: str, awaited: bool = False
+) -> None:
+    """Refuse `async def` whose lines would never run.
 
     Args:
         function: a function, or an object with `__call__`.
         path: `package.module:name`, for messages.
         what: what it is, for messages: "objective function".
         owed: what such a function takes and returns, for messages.
+        awaited: whether its caller awaits coroutines; asynchronous generators are refused anyway.
 
     Raises:
-        ConfigError: it is a coroutine function or an asynchronous generator function.
+        ConfigError: it is a coroutine function that nothing awaits, or an asynchronous generator
+            function.
     """
-    inner = getattr(type(function), "__call__", None)  # noqa: B004 - its own code is looked at
-    if any(
-        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, inner)
-    ):
-        raise ConfigError(
-            f"{what} {path!r} is a coroutine function (`async def`)",
-            f"raydpo calls it and awaits nothing; {owed}",
-            "write it with `def`, and call `asyncio.run` in it",
-        )
+    both = (function, getattr(type(function), "__call__", None))  # noqa: B004 - its own code
+    if any(map(inspect.isasyncgenfunction, both)):
+        kind, way_out = "an asynchronous generator", "let it return its values instead of yielding"
+    elif any(map(inspect.iscoroutinefunction, both)) and not awaited:
+        kind, way_out = "a coroutine function", "write it with `def`, and call `asyncio.run` in it"
+    else:
+        return
+    raise ConfigError(
+        f"{what} {path!r} is {kind} (`async def`)", f"raydpo does not await it; {owed}", way_out
+    )
 
 
 def _refuse_standard_library(module_name: str, path: str, what: str, owed: str) -> None:

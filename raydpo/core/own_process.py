@@ -59,11 +59,13 @@ class Look:
         call: the arguments that it is called with, in words.
         file: the file of its module; None if the module has none.
         names: the names of what it is called with, where it is called by name.
+        required: those of them that only the data can give.
     """
 
     call: str
     file: Path | None
     names: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
 
 
 @dataclass
@@ -121,7 +123,8 @@ class OwnProcess:
             if isinstance(answer, Ended):
                 return answer
             file = Path(answer["file"]) if answer["file"] else None
-            self._look = Look(answer["call"], file, tuple(answer.get("names", ())))
+            names = (tuple(answer.get(key, ())) for key in ("names", "required"))
+            self._look = Look(answer["call"], file, *names)
         return self._look
 
     def ask(self, question: dict[str, Any], seconds: float, what: str) -> dict[str, Any] | Ended:

@@ -36,7 +36,7 @@ from raydpo.core.platforms import platform_here
 from raydpo.core.progress import logger
 from raydpo.core.set_aside import set_aside
 from raydpo.core.storage import Folder, fingerprint, folder_of, parquet_bytes, table_from_parquet
-from raydpo.core.tables import QUARANTINE, SCHEMAS, Row, check_table, table_from_rows
+from raydpo.core.tables import QUARANTINE, SCHEMAS, Row, declared, hashed_row, table_from_rows
 
 FORMAT: Final = 3
 _MANIFEST: Final = "manifest.json"
@@ -328,7 +328,7 @@ def write_part(
         "key": stage.begun.key,
         "made_from": made_from,
         "files": files,
-        "content": rows_hash(table.to_pylist()),
+        "content": rows_hash(map(hashed_row, table.to_pylist())),
         "counts": {
             **result.counts,
             "output": len(result.rows),
@@ -515,9 +515,7 @@ def read_part(folder: Folder, manifest: dict[str, Any], index: int) -> pa.Table:
     name = part_name(index)
     content = check_hashes(folder, [part_entry(manifest, index)])
     table = table_from_parquet(content, f"{folder.uri}/{name}")
-    schema = SCHEMAS[manifest["table"]]
-    check_table(table, schema, f"{folder.uri}/{name}")
-    return table.cast(schema)
+    return declared(table, SCHEMAS[manifest["table"]], f"{folder.uri}/{name}")
 
 
 def read_rows(folder: Folder, manifest: dict[str, Any]) -> Iterator[Row]:

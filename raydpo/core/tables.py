@@ -27,19 +27,28 @@ PAIR: Final = pa.struct(
     ]
 )
 
+#: Columns that tables of earlier versions lack. A row may leave them out; they are then null, and
+#: the row's hash is the one that it had before the columns existed.
+LATER_COLUMNS: Final = frozenset({"metadata", "prompt_messages"})
+#: What a source says of the prompt beside what raydpo itself uses: a JSON object, or null
+#: (`core/metadata.py`).
+_METADATA: Final = pa.field("metadata", pa.string())
+
 #: One row a prompt. `prompt` is the rendered text that `prompt_ids` encode; `messages` hold roles
-#: and contents for people to read, and not what else the template was given.
+#: and contents for people and rewards to read, and not what else the template was given.
 PROMPTS: Final = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("prompt", pa.string(), nullable=False),
         pa.field("messages", pa.list_(_MESSAGE)),
         pa.field("prompt_ids", _TOKENS, nullable=False),
+        _METADATA,
     ]
 )
 
 #: One row a completion. The K rows of a prompt are neighbours, `candidate` 0 to K-1.
-#: `sampler_token_logps` is null where a sampler function gave none.
+#: `sampler_token_logps` is null where a sampler function gave none; `prompt_messages` are the
+#: prompt's `messages`.
 CANDIDATES: Final = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
@@ -52,16 +61,19 @@ CANDIDATES: Final = pa.schema(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("policy", pa.string(), nullable=False),
+        pa.field("prompt_messages", pa.list_(_MESSAGE)),
+        _METADATA,
     ]
 )
 
-#: One row a judgement of one candidate by one scorer; all of them are kept.
+#: One row a judgement of one candidate by one scorer; all of them are kept. `value` is null where
+#: one of several scorers does not apply to the candidate.
 SCORES: Final = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("candidate", pa.int32(), nullable=False),
         pa.field("scorer", pa.string(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),
+        pa.field("value", pa.float64()),
         pa.field("rationale", pa.string()),
     ]
 )
@@ -96,6 +108,7 @@ PREFERENCES: Final = pa.schema(
         pa.field("pairs", pa.list_(PAIR), nullable=False),
         pa.field("ranking", pa.list_(pa.int32())),
         pa.field("desirable", pa.list_(pa.bool_())),
+        _METADATA,
     ]
 )
 
@@ -172,7 +185,7 @@ def table_from_rows(rows: list[Row], schema: pa.Schema) -> pa.Table:
     """
     names = set(schema.names)
     for row in rows:
-        if row.keys() != names:
+        if row.keys() | (names & LATER_COLUMNS) != names:
             raise DataError(
                 f"a row has the columns {sorted(row)}",
                 f"the table's columns are {sorted(names)}",
@@ -211,6 +224,25 @@ def check_table(table: pa.Table, schema: pa.Schema, where: str) -> None:
                 "this column is required in every row",
                 "look at the stage's input for a row without it",
             )
+
+
+def declared(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """Return a table as its schema declares it; `LATER_COLUMNS` that it lacks become nulls.
+
+    Raises:
+        DataError: as of `check_table`.
+    """
+    for place, field in enumerate(schema):
+        if field.name in LATER_COLUMNS and field.name not in table.column_names:
+            nulls = pa.nulls(table.num_rows, field.type)
+            table = table.add_column(min(place, table.num_columns), field, nulls)
+    check_table(table, schema, where)
+    return table.cast(schema)
+
+
+def hashed_row(row: Row) -> Row:
+    """Return the columns of a row that its hash covers: all but `LATER_COLUMNS` without a value."""
+    return {k: v for k, v in row.items() if v is not None or k not in LATER_COLUMNS}
 
 
 def _loosened(found: pa.Schema, schema: pa.Schema) -> pa.Schema:

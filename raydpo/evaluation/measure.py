@@ -23,6 +23,7 @@ from raydpo.evaluation.samples import (
     HeldoutPairs,
     Sample,
     ScoredCompletions,
+    values_of,
 )
 
 Json = dict[str, Any]
@@ -151,10 +152,9 @@ def _model_values(samples: list[Sample], judges: tuple[RewardConfig, ...]) -> Js
     return {
         "score": mean_score(_scores(samples), prompts, are_shares(judges)).as_json(),
         "score_by_judge": {
-            judge.scorer: mean_score(
-                [sample.values[judge.scorer] for sample in samples], prompts, _is_probability(judge)
-            ).as_json()
+            judge.scorer: mean_score(*found, _is_probability(judge)).as_json() if found[0] else None
             for judge in judges
+            if (found := values_of(samples, judge.scorer))
         },
         "completion_tokens": metrics.clustered_mean(_lengths(samples), prompts).as_json(),
         "finished_share": metrics.as_share(metrics.clustered_mean(ended, prompts)).as_json(),

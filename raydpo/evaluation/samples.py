@@ -28,7 +28,7 @@ class Sample:
 
     Args:
         score: the weighted sum of the judges' values.
-        values: each judge's own value, by the judge's name.
+        values: each judge's own value, by the judge's name; without judges that do not apply to it.
     """
 
     prompt_id: str
@@ -89,6 +89,12 @@ def collect_samples(
         for row in _rows(candidates)
         if values.get((row["prompt_id"], row["candidate"]), {}).keys() >= names
     ]
+
+
+def values_of(samples: list[Sample], judge: str) -> tuple[list[float], list[str]]:
+    """Return a judge's own values of the samples that it applies to, and the prompt of each."""
+    kept = [sample for sample in samples if judge in sample.values]
+    return [sample.values[judge] for sample in kept], [sample.prompt_id for sample in kept]
 
 
 def samples_by_prompt(samples: list[Sample]) -> dict[str, list[Sample]]:
@@ -188,10 +194,10 @@ def _logps_by_group(table: Table) -> dict[str, list[list[float]]]:
     return {row["group_id"]: row["reference_token_logps"] for row in _rows(table)}
 
 
-def _values_by_candidate(scores: Table) -> dict[tuple[str, int], dict[str, float]]:
-    values: dict[tuple[str, int], dict[str, float]] = {}
+def _values_by_candidate(scores: Table) -> dict[tuple[str, int], dict[str, float | None]]:
+    values: dict[tuple[str, int], dict[str, float | None]] = {}
     for row in _rows(scores):
-        if not math.isfinite(row["value"]):
+        if row["value"] is not None and not math.isfinite(row["value"]):
             raise DataError(
                 f"{row['scorer']} gave {row['value']} for {row['prompt_id']!r}",
                 "a judge's value is a finite number",
@@ -201,7 +207,8 @@ def _values_by_candidate(scores: Table) -> dict[tuple[str, int], dict[str, float
     return values
 
 
-def _sample(row: Row, values: dict[str, float], judges: tuple[RewardConfig, ...]) -> Sample:
+def _sample(row: Row, found: dict[str, float | None], judges: tuple[RewardConfig, ...]) -> Sample:
+    values = {judge: value for judge, value in found.items() if value is not None}
     return Sample(
         prompt_id=row["prompt_id"],
         candidate=row["candidate"],
@@ -209,7 +216,7 @@ def _sample(row: Row, values: dict[str, float], judges: tuple[RewardConfig, ...]
         completion=row["completion"],
         completion_ids=tuple(row["completion_ids"]),
         finish_reason=row["finish_reason"],
-        score=math.fsum(judge.weight * values[judge.scorer] for judge in judges),
+        score=math.fsum(judge.weight * values.get(judge.scorer, 0.0) for judge in judges),
         values=values,
     )
 

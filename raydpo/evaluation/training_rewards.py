@@ -18,7 +18,7 @@ from raydpo.core.parts import Table
 from raydpo.core.run import read_part
 from raydpo.evaluation import metrics
 from raydpo.evaluation.measure import are_shares, mean_score, score_unit
-from raydpo.evaluation.samples import Sample
+from raydpo.evaluation.samples import Sample, values_of
 
 Json = dict[str, Any]
 _Values = tuple[list[float], list[str]]
@@ -88,7 +88,11 @@ def training_reward(
         return {"missing_because": reason, "components": [], "sum": None}
     return {
         "missing_because": None,
-        "components": [_component(reward, reference, policy) for reward in rewards],
+        "components": [
+            _component(reward, *sides)
+            for reward in rewards
+            if (sides := _sides(reward, reference, policy)) is not None
+        ],
         "sum": {
             "unit": reward_unit(rewards),
             **_compared(_scores(reference), _scores(policy), are_shares(rewards)),
@@ -112,14 +116,21 @@ def _not_measured(config: Config) -> str:
     return "evaluation.training_rewards is false"
 
 
-def _component(reward: RewardConfig, reference: list[Sample], policy: list[Sample]) -> Json:
+def _sides(
+    reward: RewardConfig, reference: list[Sample], policy: list[Sample]
+) -> tuple[_Values, _Values] | None:
+    """Return a reward's values of both models; None if it applies to no prompt of both."""
+    theirs, ours = values_of(reference, reward.scorer), values_of(policy, reward.scorer)
+    return (theirs, ours) if set(theirs[1]) & set(ours[1]) else None
+
+
+def _component(reward: RewardConfig, reference: _Values, policy: _Values) -> Json:
     alone = (reward.model_copy(update={"weight": 1.0}),)
-    sides = _values(reference, reward.scorer), _values(policy, reward.scorer)
     return {
         "name": reward.scorer,
         "unit": score_unit(alone),
         "weight": reward.weight,
-        **_compared(*sides, are_shares(alone)),
+        **_compared(reference, policy, are_shares(alone)),
     }
 
 
@@ -134,10 +145,6 @@ def _compared(reference: _Values, policy: _Values, shares: bool) -> Json:
 
 def _scores(samples: list[Sample]) -> _Values:
     return [sample.score for sample in samples], [sample.prompt_id for sample in samples]
-
-
-def _values(samples: list[Sample], scorer: str) -> _Values:
-    return [sample.values[scorer] for sample in samples], [sample.prompt_id for sample in samples]
 
 
 def _distribution(values: list[float]) -> Json:

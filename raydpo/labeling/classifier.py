@@ -22,6 +22,7 @@ from raydpo.labeling.pooling import (
     without_padding_id,
 )
 from raydpo.labeling.rewards import Judged, Refusal, reward_or_refusal
+from raydpo.labeling.signature import NO_LISTS, Lists
 from raydpo.models.context import model_context
 from raydpo.models.loading import (
     CLASSIFIER,
@@ -137,9 +138,12 @@ def read_otherwise_before(source: ModelConfig) -> dict[str, str]:
 
 
 def judge_with_classifier(
-    classifier: Classifier, prompts: list[str], completions: list[str]
+    classifier: Classifier, prompts: list[str], completions: list[str], _: Lists = NO_LISTS
 ) -> Judged:
-    """Return the completions' rewards in their order; texts of similar length share a batch."""
+    """Return the completions' rewards in their order; texts of similar length share a batch.
+
+    A classifier reads the texts alone, and no other list.
+    """
     match classifier.reward.input:
         case "completion":
             texts = completions

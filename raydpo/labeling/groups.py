@@ -64,6 +64,7 @@ def preference_row(
         ],
         "ranking": None if ranking is None else [index[candidate] for candidate in ranking],
         "desirable": None,
+        "metadata": first.get("metadata"),
     }
 
 

@@ -35,11 +35,12 @@ from raydpo.core.errors import ServiceError
 from raydpo.core.notices import tell
 from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.labeling.service import Failure, Row, Service, service_of
+from raydpo.labeling.signature import NO_LISTS, Lists
 
 _T = TypeVar("_T")
 
 #: raydpo's own row, which distinguishes a service that is down from one that fails on some rows.
-PROBE: Final = ("A prompt.", " A completion.")
+PROBE: Final = Row("A prompt.", " A completion.")
 #: If this many rows fail alone and none has a reward, the service is at fault.
 _MOST_REFUSED: Final = 4
 _FIRST_WAIT_SECONDS: Final = 0.5
@@ -57,7 +58,11 @@ OWED_BY_SERVICES: Final = (
 
 
 def judge_over_http(
-    http: HttpConfig, batch_size: int, prompts: list[str], completions: list[str]
+    http: HttpConfig,
+    batch_size: int,
+    prompts: list[str],
+    completions: list[str],
+    more: Lists = NO_LISTS,
 ) -> Judged:
     """Return rewards or refusals, whatever the service does; there are no default rewards.
 
@@ -66,6 +71,7 @@ def judge_over_http(
         batch_size: completions in one request.
         prompts: the prompts of one part.
         completions: one for each prompt.
+        more: further lists of that length; the service gets those that its `columns` name.
 
     Raises:
         ConfigError: an environment variable of a header is not set.
@@ -73,8 +79,16 @@ def judge_over_http(
     """
     if not completions:  # all prompts of the part were refused
         return Judged([])
-    rows = list(zip(prompts, completions, strict=True))
+    rows = rows_of(http, prompts, completions, more)
     return _run(_judged(service_of(http), batch_size, rows))
+
+
+def rows_of(http: HttpConfig, prompts: list[str], completions: list[str], more: Lists) -> list[Row]:
+    """Return what the service gets of each completion: the texts, and the columns that it names."""
+    return [
+        Row(prompt, completion, {n: more[n][i] for n in http.columns if n in more})
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+    ]
 
 
 async def _judged(service: Service, batch_size: int, rows: list[Row]) -> Judged:

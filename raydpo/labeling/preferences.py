@@ -196,12 +196,15 @@ def _refuse_other_prompts(candidates: list[Row], scores: list[Row]) -> None:
 
 
 def combined_rewards(scores: list[Row], weights: dict[str, float]) -> Rewards:
-    """Return weighted sums of the scorers' values, for candidates that all of them scored."""
-    values: dict[tuple[str, int], dict[str, float]] = {}
+    """Return weighted sums of the scorers' values, for candidates that all of them scored.
+
+    A scorer that does not apply to a candidate (null) adds nothing to its sum.
+    """
+    values: dict[tuple[str, int], dict[str, float | None]] = {}
     for row in scores:
         values.setdefault((row["prompt_id"], row["candidate"]), {})[row["scorer"]] = row["value"]
     return {
-        key: sum(weight * given[scorer] for scorer, weight in weights.items())
+        key: sum(weight * (given[scorer] or 0.0) for scorer, weight in weights.items())
         for key, given in values.items()
         if given.keys() >= weights.keys()
     }

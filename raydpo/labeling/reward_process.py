@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from raydpo.config.job import RewardConfig
 from raydpo.core.halving import Halving
 from raydpo.core.own_process import Ended, OwnProcess
 from raydpo.labeling import reward_child
 from raydpo.labeling.rewards import Judged, Refusal
-from raydpo.labeling.signature import OWED
+from raydpo.labeling.signature import ANY_NAME, MESSAGES, NO_LISTS, OWED, Lists
+
+
+def as_asked(
+    reward: RewardConfig, prompts: list[str], completions: list[str], more: Lists
+) -> tuple[list[Any], list[Any]]:
+    """Return prompts and completions as the function wants them: as texts, or as messages.
+
+    A prompt without messages becomes one message of the user.
+    """
+    if not reward.as_messages:
+        return prompts, completions
+    known = more.get(MESSAGES) or [None] * len(prompts)
+    asked = [
+        messages or [{"role": "user", "content": prompt}]
+        for prompt, messages in zip(prompts, known, strict=True)
+    ]
+    return asked, [[{"role": "assistant", "content": completion}] for completion in completions]
 
 
 class RewardProcess(OwnProcess):
@@ -20,27 +37,47 @@ class RewardProcess(OwnProcess):
     child: ClassVar[str] = reward_child.__name__
 
     def judge(
-        self, prompts: list[str], completions: list[str], seconds: float, some_of_many: bool = False
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        seconds: float,
+        some_of_many: bool = False,
+        more: Lists = NO_LISTS,
     ) -> Judged | Ended:
-        """Return the function's results; `some_of_many` as in `judge_with_function`.
+        """Return the function's results; `some_of_many` and `more` as in `judge_with_function`.
+
+        Of `more`, the process gets the lists that the function reads.
 
         Raises:
             ConfigError, DataError: the errors that `judge_with_function` raises there.
         """
+        look = self.look()
+        if isinstance(look, Ended):
+            return look
+        read = {
+            n: values for n, values in more.items() if n in look.names or ANY_NAME in look.names
+        }
         question = {
             "prompts": prompts,
             "completions": completions,
             "some_of_many": some_of_many,
+            "more": read,
         }
         answer = self.ask(question, seconds, f"on {len(completions)} completions")
         if isinstance(answer, Ended):
             return answer
-        pairs = zip(answer["values"], answer["reasons"], strict=True)
-        return Judged([value if reason is None else Refusal(reason) for value, reason in pairs])
+        rows = zip(answer["values"], answer["reasons"], answer["do_not_apply"], strict=True)
+        return Judged(
+            [v if reason is None else Refusal(reason, does_not_apply=no) for v, reason, no in rows]
+        )
 
 
 def judge_bounded(
-    process: RewardProcess, reward: RewardConfig, prompts: list[str], completions: list[str]
+    process: RewardProcess,
+    reward: RewardConfig,
+    prompts: list[str],
+    completions: list[str],
+    more: Lists = NO_LISTS,
 ) -> Judged:
     """Return rewards or refusals, whatever the function does to its process.
 
@@ -49,18 +86,21 @@ def judge_bounded(
         reward: the reward, for its limits.
         prompts: the prompts of one part.
         completions: one for each prompt.
+        more: further lists of that length, by name.
 
     Raises:
-        ConfigError: the function cannot be called with prompts and completions.
+        ConfigError: the function cannot be called with what there is.
         DataError: the function raises, ends its process or hangs for every completion, or its
             result is not a list of that length.
     """
+    asked = as_asked(reward, prompts, completions, more)
 
     def ask(
         begin: int, end: int, seconds: float, some_of_many: bool
     ) -> list[float | Refusal] | Ended:
-        rows = prompts[begin:end], completions[begin:end]
-        answer = process.judge(*rows, seconds, some_of_many)
+        rows = asked[0][begin:end], asked[1][begin:end]
+        further = {name: values[begin:end] for name, values in more.items()}
+        answer = process.judge(*rows, seconds, some_of_many, further)
         return answer if isinstance(answer, Ended) else answer.values
 
     def refuse(how: str) -> float | Refusal:

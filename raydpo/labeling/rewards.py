@@ -7,6 +7,8 @@ Arrow and no Ray.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 from raydpo.core.errors import DataError
 from raydpo.core.own_calls import batch_or_rows
 from raydpo.core.own_functions import import_function, raised
-from raydpo.labeling.signature import OWED, RewardCall, reward_call
+from raydpo.labeling.signature import NO_LISTS, OWED, Lists, RewardCall, reward_call
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,13 @@ class Refusal:
     Attributes:
         reason: the reason in words.
         ended_process: whether the function ended its process, or the process was ended, on it.
+        does_not_apply: whether the function returned None. Where other rewards of a sum have a
+            value, the sum is theirs.
     """
 
     reason: str
     ended_process: bool = False
+    does_not_apply: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Judged:
 
 
 def resolve_function(path: str) -> RewardCall:
-    """Import a reward function; the result is called with (prompts, completions).
+    """Import a reward function; the result is called with (prompts, completions, more).
 
     Args:
         path: `package.module:name`; modules in the working directory are found too.
@@ -50,7 +55,7 @@ def resolve_function(path: str) -> RewardCall:
         ConfigError: there is no such function, or it cannot be called with prompts and
             completions.
     """
-    function = import_function(path, "reward function", OWED, [str(Path.cwd())])
+    function = import_function(path, "reward function", OWED, [str(Path.cwd())], awaited=True)
     return reward_call(function, path)
 
 
@@ -60,8 +65,11 @@ def judge_with_function(
     prompts: list[str],
     completions: list[str],
     some_of_many: bool = False,
+    more: Lists = NO_LISTS,
 ) -> Judged:
     """Call the function on all completions; if it raises, call it on each of them alone.
+
+    The result of an `async def` is awaited in an event loop of its own.
 
     Args:
         function: the function as a person wrote it.
@@ -69,6 +77,7 @@ def judge_with_function(
         prompts: texts.
         completions: one for each prompt.
         some_of_many: whether there are others; then it is no error if it raises for all of these.
+        more: further lists of that length by name, which the function can ask for.
 
     Raises:
         ConfigError: the function cannot be called with prompts and completions.
@@ -77,7 +86,8 @@ def judge_with_function(
     call = reward_call(function, path)
 
     def judge(begin: int, end: int) -> list[float | Refusal]:
-        values = call(prompts[begin:end], completions[begin:end])
+        further = {name: values[begin:end] for name, values in more.items()}
+        values = _awaited(call(prompts[begin:end], completions[begin:end], further))
         return [reward_or_refusal(value) for value in _checked(values, path, end - begin)]
 
     def failed(error: BaseException) -> DataError:
@@ -98,9 +108,22 @@ def judge_with_function(
     )
 
 
+def _awaited(result: Any) -> Any:
+    """Return what a function returned, or what its coroutine does."""
+    if not inspect.isawaitable(result):
+        return result
+
+    async def ended() -> Any:
+        return await result
+
+    return asyncio.run(ended())
+
+
 def reward_or_refusal(value: Any) -> float | Refusal:
     """Convert a finite number to a float, and anything else to a reason."""
-    if value is None or isinstance(value, str | bytes):
+    if value is None:
+        return Refusal("the reward is None, not a number", does_not_apply=True)
+    if isinstance(value, str | bytes):
         return Refusal(f"the reward is {value!r}, not a number")
     try:  # arrays and tensors of one number have `item`
         reward = float(value.item() if hasattr(value, "item") else value)

@@ -7,7 +7,6 @@ makes its scores from tables of log-probs (`implicit.py`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, assert_never
 
@@ -27,10 +26,18 @@ from raydpo.labeling.functions import code_of, look_at
 from raydpo.labeling.over_http import judge_over_http
 from raydpo.labeling.reward_process import RewardProcess, judge_bounded
 from raydpo.labeling.rewards import Judged
+from raydpo.labeling.signature import NO_LISTS, Lists
 from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint
 
-#: A function: (prompts, completions) -> rewards or refusals.
-Judge = Callable[[list[str], list[str]], Judged]
+
+class Judge(Protocol):
+    """A scorer at work."""
+
+    def __call__(
+        self, prompts: list[str], completions: list[str], more: Lists = NO_LISTS, /
+    ) -> Judged:
+        """Return a reward or a refusal for each completion; `more` are further lists by name."""
+        ...
 
 
 class Scorer(Protocol):
@@ -50,6 +57,10 @@ class Scorer(Protocol):
 
     def settings(self) -> dict[str, Any]:
         """Return what its scores depend on in addition to the inputs; a JSON value."""
+        ...
+
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of the data that it cannot do without."""
         ...
 
     def stale_with(self) -> str | None:
@@ -89,7 +100,14 @@ class _FunctionScorer:
         return {name or "source": value for name, value in self._code().hashes.items()}
 
     def settings(self) -> dict[str, Any]:
-        return {"function": self.path, **content_of(self.reward, without=ClassifierReading)}
+        return {
+            "function": self.path,
+            **content_of(self.reward, without=ClassifierReading),
+            **({"as_messages": True} if self.reward.as_messages else {}),
+        }
+
+    def columns(self) -> tuple[str, ...]:
+        return look_at(self.path, self.reward.import_seconds).required
 
     def stale_with(self) -> str:
         return self._code().covered
@@ -121,6 +139,9 @@ class _ClassifierScorer:
     def settings(self) -> dict[str, Any]:
         return content_of(self.reward)
 
+    def columns(self) -> tuple[str, ...]:
+        return ()
+
     def stale_with(self) -> None:
         return None
 
@@ -143,7 +164,11 @@ class _HttpScorer:
         return {
             "http": content_of(self.http),
             **content_of(self.reward, without=ClassifierReading),
+            **({"columns": self.http.columns} if self.http.columns else {}),
         }
+
+    def columns(self) -> tuple[str, ...]:
+        return self.http.columns
 
     def stale_with(self) -> str:
         version = f"its `version` ({self.http.version!r})"

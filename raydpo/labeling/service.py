@@ -3,12 +3,12 @@
 Each completion gets a reward or a refusal, or the module says why the request failed. A request
 is a POST of JSON, in one of two shapes:
 
-    raydpo      {"prompts": [...], "completions": [...]}
-    openrlhf    {"query": [prompt + completion, ...], "prompts": [...], "labels": ["", ...]}
+    raydpo      {"prompts": [...], "completions": [...], "columns": {"answer": [...]}}
+    openrlhf    {"query": [prompt + completion, ...], "prompts": [...], "labels": [...]}
 
 OpenRLHF sends the second to its remote reward models (`openrlhf/utils/agent.py`,
 `_fetch_rewards_via_http`, and `openrlhf/cli/serve_rm.py` at commit 3c3be62); without a column of
-labels, its labels are empty. A service answers both with {"rewards": [...]}, a number for each
+labels, its labels are empty. `columns` are there where the configuration names some. A service answers both with {"rewards": [...]}, a number for each
 completion; raydpo ignores other keys.
 """
 
@@ -19,11 +19,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Literal, assert_never, cast
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, assert_never, cast
 
 import httpx
 
@@ -32,8 +33,14 @@ from raydpo.core.credentials import without_credentials
 from raydpo.core.errors import ConfigError, said_by
 from raydpo.labeling.rewards import Refusal
 
-#: A row: a prompt and its completion.
-Row = tuple[str, str]
+
+class Row(NamedTuple):
+    """A prompt and its completion, with the columns of the data that are sent beside them."""
+
+    prompt: str
+    completion: str
+    columns: Mapping[str, Any] = MappingProxyType({})
+
 
 #: Maximum bytes of an answer: a base, and an allowance for each reward in it.
 _MOST_BYTES: Final = 1 << 20
@@ -102,7 +109,7 @@ class Service:
         self, client: httpx.AsyncClient, rows: Sequence[Row]
     ) -> list[float | Refusal] | Failure:
         """Send one request; the result has the order of the rows."""
-        body = _request(self.http.shape, rows)
+        body = _request(self.http, rows)
         # The same rows form the same request, whenever they are sent again.
         own = {"Content-Type": "application/json", "Accept": "application/json"}
         own["Idempotency-Key"] = hashlib.sha256(body).hexdigest()
@@ -213,16 +220,22 @@ def _reward(value: object) -> float | Refusal:
     return reward if math.isfinite(reward) else Refusal(f"the reward service answered {reward}")
 
 
-def _request(shape: Literal["raydpo", "openrlhf"], rows: Sequence[Row]) -> bytes:
-    prompts = [prompt for prompt, _ in rows]
-    match shape:
+def _request(http: HttpConfig, rows: Sequence[Row]) -> bytes:
+    prompts = [row.prompt for row in rows]
+    columns = {name: [row.columns.get(name) for row in rows] for name in http.columns}
+    request: dict[str, Any]
+    match http.shape:
         case "raydpo":
-            request = {"prompts": prompts, "completions": [completion for _, completion in rows]}
+            request = {"prompts": prompts, "completions": [row.completion for row in rows]}
+            if columns:
+                request["columns"] = columns
         case "openrlhf":
-            queries = [prompt + completion for prompt, completion in rows]
-            request = {"query": queries, "prompts": prompts, "labels": [""] * len(rows)}
+            [labels] = columns.values() or [[None] * len(rows)]
+            texts = ["" if label is None else str(label) for label in labels]
+            queries = [row.prompt + row.completion for row in rows]
+            request = {"query": queries, "prompts": prompts, "labels": texts}
         case _:
-            assert_never(shape)
+            assert_never(http.shape)
     return json.dumps(request).encode()
 
 

@@ -1,14 +1,16 @@
-"""Adapt a reward function to the call (prompts, completions) by the names in its signature.
+"""Adapt a reward function to the call that its signature asks for.
 
-If raydpo cannot fill a parameter, the refusal names it.
+raydpo passes lists of equal length by name: the prompts, the completions, what else it knows of
+them, and the columns of the prompts' source. If it cannot fill a parameter, the refusal names it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
+from types import MappingProxyType
 from typing import Any, Final
 
 from raydpo.core.errors import ConfigError
@@ -16,6 +18,14 @@ from raydpo.core.own_functions import refuse_coroutines
 
 PROMPTS: Final = "prompts"
 COMPLETIONS: Final = "completions"
+#: What raydpo knows of each completion beside the two texts.
+COMPLETION_IDS: Final = "completion_ids"
+FINISH_REASONS: Final = "finish_reasons"
+MESSAGES: Final = "messages"
+#: Lists that every reward function can ask for; a column of one of these names is not passed.
+OWN_LISTS: Final = (PROMPTS, COMPLETIONS, COMPLETION_IDS, FINISH_REASONS, MESSAGES)
+#: Stands among the names that a function takes for lists of any name (`**kwargs`).
+ANY_NAME: Final = "**"
 #: What raydpo passes to a reward function, and what the function must return.
 OWED: Final = (
     "a reward function is `def reward(prompts, completions, **kwargs)`, called by these names with "
@@ -33,33 +43,56 @@ _WORDS: Final = {
 }
 
 
+#: Lists of equal length by name, one value for each completion.
+Lists = Mapping[str, list[Any]]
+NO_LISTS: Final[Lists] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class RewardCall:
     """A reward function with the arguments of its call.
 
     Attributes:
         function: the function as it was given.
-        by_position: which of `prompts` and `completions` are passed by position, in order.
-        by_name: which of them are passed by name.
-        defaults: its other parameters, which keep their defaults.
+        by_position: names of the lists that are passed by position, in order.
+        by_name: names of the lists that are passed by name where they are there.
+        columns: names of the lists that have to be columns of the data.
+        takes_any: whether it takes lists of all names (`**kwargs`).
+        defaults: parameters that keep their defaults unless a column has their name.
     """
 
     function: Callable[..., Any]
     by_position: tuple[str, ...]
     by_name: tuple[str, ...]
+    columns: tuple[str, ...]
+    takes_any: bool
     defaults: tuple[str, ...]
 
-    def __call__(self, prompts: list[str], completions: list[str]) -> Any:
-        """Return the function's result for these texts."""
-        data = {PROMPTS: prompts, COMPLETIONS: completions}
-        positional = (data[name] for name in self.by_position)
-        return self.function(*positional, **{name: data[name] for name in self.by_name})
+    def __call__(self, prompts: list[str], completions: list[str], more: Lists = NO_LISTS) -> Any:
+        """Return the function's result.
+
+        Args:
+            prompts: texts.
+            completions: one for each prompt.
+            more: further lists of that length, by name. A required column that is not among them
+                becomes a list of None.
+        """
+        absent = {name: [None] * len(completions) for name in self.columns}
+        lists = {**absent, **more, PROMPTS: prompts, COMPLETIONS: completions}
+        positional = [lists.pop(name) for name in self.by_position]
+        named = {n: v for n, v in lists.items() if self.takes_any or n in self.by_name}
+        return self.function(*positional, **named)
 
     def __str__(self) -> str:
-        """Describe the call in words, with the parameters that keep their defaults."""
-        given = ", ".join([*self.by_position, *(f"{name}=..." for name in self.by_name)])
-        kept = f", which keeps its defaults of {', '.join(self.defaults)}" if self.defaults else ""
-        return f"({given}){kept}"
+        """Describe the call in words."""
+        named = [name for name in self.by_name if name not in self.defaults]
+        given = [*self.by_position, *(f"{name}=..." for name in named)]
+        call = f"({', '.join([*given, *(['**columns'] if self.takes_any else [])])})"
+        if not self.defaults:
+            return call
+        return (
+            f"{call}, and {', '.join(self.defaults)} from columns of these names, if there are any"
+        )
 
 
 def reward_call(function: Callable[..., Any], path: str) -> RewardCall:
@@ -70,8 +103,7 @@ def reward_call(function: Callable[..., Any], path: str) -> RewardCall:
         path: `package.module:name`, for messages.
 
     Raises:
-        ConfigError: it is a class or a coroutine function, or needs something other than prompts
-            and completions.
+        ConfigError: it is a class or an asynchronous generator, or takes no completions.
     """
     if isinstance(function, RewardCall):
         return function
@@ -83,39 +115,25 @@ def reward_call(function: Callable[..., Any], path: str) -> RewardCall:
         if p.kind is Parameter.POSITIONAL_ONLY
         or (p.default is Parameter.empty and p.kind not in _ANY_NUMBER)
     ]
-    any_name = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
-    if any(p.name in _DATA for p in parameters) or (any_name and not required):
-        positional, named = _by_name(function, path, parameters, required, any_name)
+    takes_any = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
+    named = any(p.name in _DATA for p in parameters) or (takes_any and len(required) != 2)
+    if not named:
+        positional = _by_position(function, path, required)
+    elif takes_any or any(p.name == COMPLETIONS for p in parameters):
+        positional = tuple(p.name for p in required if p.kind is Parameter.POSITIONAL_ONLY)
     else:
-        positional, named = _by_position(function, path, required), ()
-    given = (*required, *(p for p in parameters if p.kind in _ANY_NUMBER or p.name in named))
-    return RewardCall(
-        function, positional, named, tuple(p.name for p in parameters if p not in given)
-    )
-
-
-def _by_name(
-    function: Callable[..., Any],
-    path: str,
-    parameters: list[Parameter],
-    required: list[Parameter],
-    any_name: bool,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what a function that names its data gets by position and by name."""
-    others = [p.name for p in required if p.name not in _DATA]
-    if others:
-        raise _refusal(
-            function,
-            path,
-            f"nothing is there to give to parameter `{'`, `'.join(others)}`",
-            "columns of the data are not passed on: find what you need by the prompt inside the "
-            "function, give the parameter a default, or call it `prompts` or `completions`",
-        )
-    if not any_name and not any(p.name == COMPLETIONS for p in parameters):
         raise _refusal(function, path, "no parameter takes the completions", _NAME_THEM)
-    positional = tuple(p.name for p in required if p.kind is Parameter.POSITIONAL_ONLY)
-    named = {p.name for p in parameters} if not any_name else set(_DATA)
-    return positional, tuple(n for n in _DATA if n in named and n not in positional)
+    columns = [p.name for p in required if p.name not in OWN_LISTS] if named else []
+    rest = [p for p in parameters if p not in required and p.kind not in _ANY_NUMBER]
+    by_name = [p.name for p in (*required, *rest) if p.name not in positional] if named else []
+    return RewardCall(
+        function,
+        positional,
+        tuple(by_name),
+        tuple(columns),
+        takes_any,
+        tuple(p.name for p in rest if p.name not in OWN_LISTS),
+    )
 
 
 def _by_position(
@@ -148,7 +166,7 @@ def _refuse_other_callables(function: Callable[..., Any], path: str) -> None:
             OWED,
             "name a function, or an instance of the class that is made in its module",
         )
-    refuse_coroutines(function, path, "reward function", OWED)
+    refuse_coroutines(function, path, "reward function", OWED, awaited=True)
 
 
 def _parameters(function: Callable[..., Any], path: str) -> list[Parameter]:

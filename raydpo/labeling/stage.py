@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from typing import Any, Final
 
 from raydpo.config.job import RewardConfig
 from raydpo.core.cluster import uses_cuda
 from raydpo.core.errors import ConfigError
+from raydpo.core.metadata import WITH_METADATA, metadata_columns
 from raydpo.core.notices import tell
 from raydpo.core.own_functions import search_path
 from raydpo.core.parts import (
@@ -35,6 +37,7 @@ from raydpo.core.tables import Row
 from raydpo.labeling.groups import candidate_id
 from raydpo.labeling.rewards import Refusal
 from raydpo.labeling.scorers import Judge, scorer_of
+from raydpo.labeling.signature import COMPLETION_IDS, FINISH_REASONS, MESSAGES
 
 STAGE_NAME: Final = "scores"
 
@@ -60,6 +63,8 @@ def score_candidates(place: Place, candidates: Table, rewards: tuple[RewardConfi
 def scoring_work(targets: list[Target], rewards: tuple[RewardConfig, ...]) -> PartWork:
     """Define the work of `score_candidates` on one or more tables; workers load scorers once."""
     check_rewards(rewards)
+    for target in targets:
+        refuse_missing_columns(target.source, rewards)
     for reward in rewards:
         if (covered := scorer_of(reward).stale_with()) is not None:
             text = "[%s] %s is made again when these change: %s"
@@ -132,29 +137,69 @@ def _scored_by(reward: RewardConfig) -> tuple[str, dict[str, Any], dict[str, str
     return reward.scorer, scorer.settings(), scorer.inputs()
 
 
+def refuse_missing_columns(candidates: Table, rewards: tuple[RewardConfig, ...]) -> None:
+    """Refuse rewards that read columns of the data where the candidates bring none.
+
+    Raises:
+        ConfigError: a scorer cannot do without a column.
+    """
+    if candidates.manifest["counts"].get(WITH_METADATA):
+        return
+    for reward in rewards:
+        if columns := scorer_of(reward).columns():
+            raise ConfigError(
+                f"{reward.scorer} reads {', '.join(map(repr, columns))}, and {candidates.folder.uri} "
+                "brings no columns of the data",
+                "prompts carry the columns that raydpo does not use (`metadata` of their section); "
+                "tables that a version before 0.3 made have none",
+                "let `metadata` name the columns; a run that is older starts under another `name`",
+            )
+
+
 def make_judge(reward: RewardConfig, search: tuple[str, ...] = ()) -> Judge:
     """Load a scorer; a function is looked for in the folders `search` first."""
     return scorer_of(reward).load(search)
 
 
 def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
-    """Score one part; `judges` by scorer."""
+    """Score one part; `judges` by scorer.
+
+    If a reward function returns None for a candidate that another scorer has a value for, its
+    value is null: it does not apply. Any other missing value refuses the candidate.
+    """
     prompts = [row["prompt"] for row in candidates]
     completions = [row["completion"] for row in candidates]
-    judged = {scorer: judge(prompts, completions) for scorer, judge in judges.items()}
+    more = lists_of(candidates)
+    judged = {scorer: judge(prompts, completions, more) for scorer, judge in judges.items()}
     rows: list[Row] = []
     refused: list[Row] = []
+    not_applicable: Counter[str] = Counter()
     for index, candidate in enumerate(candidates):
         values = {scorer: given.values[index] for scorer, given in judged.items()}
-        reasons = [f"{s}: {v.reason}" for s, v in values.items() if isinstance(v, Refusal)]
+        refusals = {s: v for s, v in values.items() if isinstance(v, Refusal)}
+        if len(refusals) < len(values):  # another scorer has a value: these need none
+            refusals = {s: v for s, v in refusals.items() if not v.does_not_apply}
+        reasons = [f"{scorer}: {refusal.reason}" for scorer, refusal in refusals.items()]
         if reasons:
             refused.append(_quarantined(candidate, "; ".join(reasons)))
-            if any(isinstance(v, Refusal) and v.ended_process for v in values.values()):
+            if any(refusal.ended_process for refusal in refusals.values()):
                 tell(f"candidate {candidate_id(candidate)} is refused: {'; '.join(reasons)}")
         else:
             rows += [_score(candidate, scorer, value) for scorer, value in values.items()]
+            not_applicable.update(s for s, v in values.items() if isinstance(v, Refusal))
     counts = {f"truncated_for_{scorer}": given.truncated for scorer, given in judged.items()}
+    counts |= {f"does_not_apply_{scorer}": count for scorer, count in not_applicable.items()}
     return PartResult(rows, refused, {"scored": len(candidates) - len(refused), **counts})
+
+
+def lists_of(candidates: list[Row]) -> dict[str, list[Any]]:
+    """Return what scorers can read beside the texts: what raydpo knows, and the data's columns."""
+    return {
+        **metadata_columns(row.get("metadata") for row in candidates),
+        COMPLETION_IDS: [row["completion_ids"] for row in candidates],
+        FINISH_REASONS: [row["finish_reason"] for row in candidates],
+        MESSAGES: [row.get("prompt_messages") for row in candidates],
+    }
 
 
 def _make_transform(rewards: tuple[RewardConfig, ...], search: tuple[str, ...]) -> Transform:
@@ -181,7 +226,7 @@ def _score(candidate: Row, scorer: str, value: float | Refusal) -> Row:
         "prompt_id": candidate["prompt_id"],
         "candidate": candidate["candidate"],
         "scorer": scorer,
-        "value": value,
+        "value": None if isinstance(value, Refusal) else value,
         "rationale": None,
     }
 

@@ -10,12 +10,13 @@ import tempfile
 from typing import Final
 
 from raydpo.config.http import HttpConfig
+from raydpo.config.job import RewardConfig
 from raydpo.core.errors import DataError
 from raydpo.core.own_process import Ended
-from raydpo.labeling.over_http import OWED_BY_SERVICES, probe
-from raydpo.labeling.reward_process import RewardProcess
+from raydpo.labeling.over_http import OWED_BY_SERVICES, probe, rows_of
+from raydpo.labeling.reward_process import RewardProcess, as_asked
 from raydpo.labeling.rewards import Judged, Refusal
-from raydpo.labeling.signature import OWED
+from raydpo.labeling.signature import COMPLETION_IDS, FINISH_REASONS, NO_LISTS, OWED, Lists
 
 #: How long the function may take to answer; the time for its imports does not count.
 LIMIT_SECONDS: Final = 10
@@ -26,22 +27,32 @@ _ATTEMPTS: Final = 3
 _COMPLETIONS: Final = (" A first completion.", " Another one, which is longer: 2 + 2 = 4.")
 
 
-def try_reward(path: str, prompts: list[str]) -> str:
+def try_reward(reward: RewardConfig, prompts: list[str], more: Lists = NO_LISTS) -> str:
     """Call a reward function on one completion of each prompt; return its result in words.
 
     A function that does not answer in time is no error, because it may wait for a service.
 
+    Args:
+        reward: the reward with the function.
+        prompts: texts.
+        more: lists of that length by name: columns of the data, and the prompts' messages.
+
     Raises:
         ConfigError, DataError: the errors that a run would end with.
     """
-    completions = _completions(prompts)
+    path, completions = str(reward.function), _completions(prompts)
+    made_up = {
+        COMPLETION_IDS: [list(range(len(completion.split()))) for completion in completions],
+        FINISH_REASONS: ["stop"] * len(completions),
+    }
+    asked = as_asked(reward, prompts, completions, more)
     with tempfile.TemporaryFile() as printed:
         process = RewardProcess(path, _IMPORT_SECONDS, output=printed)
         try:
             look = process.look()
             if isinstance(look, Ended) and look.too_slow:
                 return f"was not imported in {_IMPORT_SECONDS} s"
-            answer = process.judge(prompts, completions, LIMIT_SECONDS)
+            answer = process.judge(*asked, LIMIT_SECONDS, more={**more, **made_up})
         finally:
             process.close()
         printed.seek(0)
@@ -59,13 +70,13 @@ def try_reward(path: str, prompts: list[str]) -> str:
     )
 
 
-def try_service(http: HttpConfig, prompts: list[str]) -> str:
+def try_service(http: HttpConfig, prompts: list[str], more: Lists = NO_LISTS) -> str:
     """Ask a service to score a completion of each prompt in one request; return that in words.
 
     Raises:
         ConfigError, ServiceError, DataError: the errors that a run would end with.
     """
-    rows = list(zip(prompts, _completions(prompts), strict=True))
+    rows = rows_of(http, prompts, _completions(prompts), more)
     judged = Judged(probe(http, rows, _ATTEMPTS))
     return _told(f"reward service {http.url}", judged, OWED_BY_SERVICES)
 

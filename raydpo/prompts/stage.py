@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from raydpo.config.content import content_of
 from raydpo.config.job import Config, PromptsConfig
 from raydpo.core.errors import DataError
+from raydpo.core.metadata import metadata_count, metadata_text
 from raydpo.core.place import Place
 from raydpo.core.run import PartResult, Stage
 from raydpo.core.tables import Row
@@ -56,6 +57,7 @@ class _Draft:
     name: str
     messages: list[Message] | None
     text: Text
+    metadata: str | None = None
     refused: str | None = None
 
 
@@ -94,7 +96,8 @@ def run_prompts_stage(config: Config, prompts: PromptsConfig, place: Place) -> T
 def prompts_stage(config: Config, prompts: PromptsConfig, place: Place) -> Stage:
     """Describe what the table of these prompts is made from."""
     readings = later_readings(prompts, prompts.system_prompt)
-    content = {**content_of(prompts), **readings, **later_cuts(prompts.too_long)}
+    chosen = {"metadata": prompts.metadata} if prompts.metadata != "all" else {}
+    content = {**content_of(prompts), **readings, **later_cuts(prompts.too_long), **chosen}
     return source_stage(config, prompts, place, _STAGE, content, config.rows_per_part)
 
 
@@ -144,6 +147,13 @@ def _check_columns(prompts: PromptsConfig, head: list[Row]) -> None:
             f"ids stand in column {prompts.id_column!r} (id_column)",
             "set `id_column` to the column that holds them, or remove it: ids are hashes then",
         )
+    named = prompts.metadata if isinstance(prompts.metadata, tuple) else ()
+    if head and (missing := [name for name in named if name not in found]):
+        raise DataError(
+            f"{prompts.path} has the columns {', '.join(found)}",
+            f"`metadata` names columns of the source, and {', '.join(map(repr, missing))} is none",
+            "take it out of `metadata` of this prompts section, or correct its name",
+        )
 
 
 def _draft(
@@ -153,7 +163,7 @@ def _draft(
     try:
         columns = Columns(usable_row(source))
     except RefusedRow as error:
-        return _Draft(source, name, None, Text(""), str(error))
+        return _Draft(source, name, None, Text(""), refused=str(error))
     try:
         if prompts.id_column is not None:
             columns.get("the id", prompts.id_column)
@@ -165,11 +175,23 @@ def _draft(
             name = state.ids.hashed(dialogue.asked if context.names else content)
         text = render(dialogue, tokenizer, prompts.system_prompt).prompt
         messages = None if isinstance(dialogue.prompt, str) else dialogue.prompt
-        return _Draft(source, name, messages, text)
+        return _Draft(source, name, messages, text, _metadata(prompts, columns))
     except RefusedRow as error:
-        return _Draft(source, name, None, Text(""), str(error))
+        return _Draft(source, name, None, Text(""), refused=str(error))
     finally:
         state.uses.add(columns)
+
+
+def _metadata(prompts: PromptsConfig, columns: Columns) -> str | None:
+    """Return what a row brings for rewards to read, as JSON."""
+    match prompts.metadata:
+        case "none":
+            return None
+        case "all":
+            names = [name for name in columns.row if name not in columns.uses]
+        case named:
+            names = list(named)
+    return metadata_text({name: columns.get("metadata for rewards", name) for name in names})
 
 
 def _content(prompts: PromptsConfig, columns: Columns, has_template: bool) -> str | list[Message]:
@@ -214,7 +236,7 @@ def _encode_part(
         rows.append(row)
         cut += row["prompt_ids"] != ids
     cuts = cut_counts((prompts.too_long,), cut_prompts=cut)
-    counts = {"input": len(drafts), "duplicates": duplicates, **cuts}
+    counts = {"input": len(drafts), "duplicates": duplicates, **cuts, **metadata_count(rows)}
     return PartResult(rows, refused, counts)
 
 
@@ -226,6 +248,7 @@ def _row(prompts: PromptsConfig, draft: _Draft, ids: list[int], encoder: Encoder
         "prompt": fitted.text,
         "messages": draft.messages,
         "prompt_ids": fitted.ids,
+        "metadata": draft.metadata,
     }
 
 

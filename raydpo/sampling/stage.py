@@ -21,6 +21,7 @@ from raydpo.config.content import content_of
 from raydpo.config.job import ModelConfig, SamplingConfig
 from raydpo.config.sampling import SamplerFunctionConfig
 from raydpo.core.errors import EngineError
+from raydpo.core.metadata import metadata_count
 from raydpo.core.own_functions import search_path
 from raydpo.core.parts import PartJob, PartStage, PartWork, Table, Workers, to_table
 from raydpo.core.place import Place
@@ -302,6 +303,8 @@ def _candidate(prompt: Row, index: int, completion: Completion, task: _Task) -> 
         "finish_reason": completion.finish_reason,
         "seed": _seed(prompt, task) + index,
         "policy": task.policy,
+        "prompt_messages": prompt.get("messages"),
+        "metadata": prompt.get("metadata"),
     }
 
 
@@ -320,4 +323,5 @@ def _counts(rows: list[Row]) -> dict[str, int]:
         **({WITHOUT_LOGPS: missing} if missing else {}),
         "completion_tokens": sum(len(row["completion_ids"]) for row in rows),
         "cut_at_max_tokens": sum(row["finish_reason"] == "length" for row in rows),
+        **metadata_count(rows),
     }

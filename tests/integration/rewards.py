@@ -1,5 +1,7 @@
 """Rewards that tests name by import path."""
 
+from typing import Any
+
 
 def count_e(prompts: list[str], completions: list[str]) -> list[float]:
     """The share of letters e: cheap, and different for different completions."""
@@ -9,6 +11,14 @@ def count_e(prompts: list[str], completions: list[str]) -> list[float]:
 def length(prompts: list[str], completions: list[str]) -> list[float]:
     """Longer is better; many completions are equally long."""
     return [float(len(completion)) for completion in completions]
+
+
+async def count_letter(completions: list[str], letter: list[str], **columns: Any) -> list[float]:
+    """The share of the letter that the data names for each prompt; the same as `count_e` for e."""
+    assert all(len(values) == len(completions) for values in columns.values())
+    assert columns.keys() >= {"completion_ids", "finish_reasons", "messages", "prompts"}
+    pairs = zip(completions, letter, strict=True)
+    return [text.count(wanted) / (len(text) + 1) for text, wanted in pairs]
 
 
 def constant(prompts: list[str], completions: list[str]) -> list[float]:

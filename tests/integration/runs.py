@@ -17,8 +17,10 @@ _STARTS = ["the film was", "I loved the", "the plot is", "a bad", "it was very",
 
 
 def write_prompts(folder: Path, heldout: int = 24) -> None:
-    """Write 24 prompts to prompts.jsonl, and some others to heldout.jsonl."""
-    prompts = [{"prompt": f"{start} {number}"} for number in range(4) for start in _STARTS]
+    """Write 24 prompts with a column for rewards to prompts.jsonl, and some others to heldout.jsonl."""
+    prompts = [
+        {"prompt": f"{start} {number}", "letter": "e"} for number in range(4) for start in _STARTS
+    ]
     lines = [json.dumps(prompt) + "\n" for prompt in prompts]
     (folder / "prompts.jsonl").write_text("".join(lines))
     (folder / "heldout.jsonl").write_text("".join(lines[:heldout]).replace("the", "a"))

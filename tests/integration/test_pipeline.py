@@ -44,7 +44,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 def job(folder: Path, model: Path) -> dict[str, Any]:
-    reward = {"function": "tests.integration.rewards:count_e"}
+    reward = {"function": "tests.integration.rewards:count_letter"}
     return {
         "name": "run",
         "output": str(folder),
@@ -118,6 +118,18 @@ def test_every_prompt_is_sampled_scored_and_accounted_for(undisturbed) -> None:
     for group in groups:
         for pair in group["pairs"]:
             assert group["rewards"][pair["chosen"]] > group["rewards"][pair["rejected"]]
+
+
+def test_columns_of_the_prompts_travel_to_every_table_that_has_the_prompt(undisturbed) -> None:
+    run, _ = undisturbed
+    for table in ("prompts", "candidates", "preferences"):
+        assert {row["metadata"] for row in rows(run, table)} == {'{"letter": "e"}'}, table
+    counted = [manifest(run, name)["counts"]["with_metadata"] for name in ("prompts", "candidates")]
+    assert counted == [24, 72]
+    scores = {(s["prompt_id"], s["candidate"]): s["value"] for s in rows(run, "scores")}
+    for row in rows(run, "candidates"):
+        expected = row["completion"].count("e") / (len(row["completion"]) + 1)
+        assert scores[row["prompt_id"], row["candidate"]] == expected
 
 
 def test_no_file_and_no_log_holds_a_secret_and_prompts_stand_where_people_read_them(

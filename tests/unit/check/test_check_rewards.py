@@ -25,7 +25,7 @@ def right(completions, prompts):
 def faulty(prompts, completions, **columns):
     return columns["answer"]
 def by_answer(completions, ground_truth):
-    return [0.0 for _ in completions]
+    return [float(truth) for truth in ground_truth]
 """
 
 
@@ -67,7 +67,7 @@ def test_a_reward_is_called_on_two_rows_and_what_its_hash_covers_is_told(job) ->
     report = check(job(function("right")))
     assert report.problems == ()
     facts = "\n".join(report.facts)
-    assert "function checked_rewards:right(prompts=..., completions=...)" in facts
+    assert "function checked_rewards:right(completions=..., prompts=...)" in facts
     assert "labeling.reward: function checked_rewards:right gave 20 and 41 on two rows" in facts
     assert "made again when these change: the function's own module" in facts
     assert "checked_rewards:right names words.txt: a change there leaves old scores" in facts
@@ -98,10 +98,35 @@ def test_on_a_cluster_that_is_elsewhere_a_fault_is_told_and_no_problem(job, monk
     assert any("fails on this machine, and may not on the cluster" in f for f in report.facts)
 
 
-def test_parameters_that_nothing_is_there_for_are_refused(job) -> None:
-    for config in (job(function("by_answer")), job(function("right"), function("by_answer"))):
-        [problem] = check(config).problems
-        assert "nothing is there to give to parameter `ground_truth`" in str(problem)
+def test_a_column_that_the_prompts_do_not_bring_is_refused(job, tmp_path: Path) -> None:
+    [problem] = check(job(function("by_answer"))).problems
+    assert "labeling.reward: checked_rewards:by_answer reads 'ground_truth'" in str(problem)
+    assert "prompts.jsonl bring no columns for rewards" in str(problem)
+    [problem] = check(job(function("right"), function("by_answer"))).problems
+    assert "evaluation.judge: checked_rewards:by_answer reads 'ground_truth'" in str(problem)
+
+
+def test_columns_reach_the_trial_and_are_told(job, tmp_path: Path) -> None:
+    rows = [{"prompt": f"the film {n}", "ground_truth": n + 2, "level": "a"} for n in range(3)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = check(job(function("by_answer")))
+    assert report.problems == ()
+    facts = "\n".join(report.facts)
+    assert "function checked_rewards:by_answer gave 2 and 3 on two rows" in facts
+    assert "column 'ground_truth': used as metadata for rewards" in facts
+
+
+def test_a_column_is_looked_for_in_the_prompts_that_the_reward_will_see(job, tmp_path) -> None:
+    with_truth = {"prompt": "the film", "ground_truth": 1}
+    (tmp_path / "more.jsonl").write_text(json.dumps(with_truth) + "\n")
+    config = job(function("by_answer"), function("by_answer"))
+    section = config.prompts.model_copy(update={"path": str(tmp_path / "more.jsonl")})
+    problems = check(config.model_copy(update={"prompts": section})).problems
+    assert [problem.value for problem in problems] == [
+        "evaluation.judge: checked_rewards:by_answer reads 'ground_truth'",
+        "evaluation.training_rewards: checked_rewards:by_answer reads 'ground_truth'",
+    ]
+    assert "or set evaluation.training_rewards to false" in problems[1].way_out
 
 
 def test_a_judge_is_called_as_well(job) -> None:

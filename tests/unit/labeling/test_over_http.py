@@ -21,7 +21,7 @@ from raydpo.core.errors import ConfigError, ServiceError
 from raydpo.labeling import over_http
 from raydpo.labeling.over_http import PROBE, judge_over_http, probe
 from raydpo.labeling.rewards import Judged, Refusal
-from raydpo.labeling.service import rewards_in
+from raydpo.labeling.service import Row, rewards_in
 from tests.unit.labeling.reward_server import Answer, Plan, Service, reward_of, reward_service
 
 COUNT = 60
@@ -367,9 +367,31 @@ def test_openrlhf_s_shape_is_spoken() -> None:
     assert request == {"query": queries, "prompts": PROMPTS[:2], "labels": ["", ""]}
 
 
+MORE = {"answer": ["a", None], "level": [1, 2], "completion_ids": [[1], [2]]}
+
+
+def test_a_service_gets_the_columns_that_the_configuration_names() -> None:
+    with reward_service() as service:
+        http = HttpConfig(url=service.url, columns=("answer", "absent"))
+        judge_over_http(http, 8, PROMPTS[:2], COMPLETIONS[:2], MORE)
+        (request,) = service.requests
+    assert request["columns"] == {"answer": ["a", None], "absent": [None, None]}
+    assert request["prompts"] == PROMPTS[:2]
+
+
+def test_openrlhf_s_labels_are_the_column_that_the_configuration_names() -> None:
+    with reward_service() as service:
+        http = HttpConfig(url=service.url, shape="openrlhf", columns=("answer",))
+        judge_over_http(http, 8, PROMPTS[:2], COMPLETIONS[:2], MORE)
+        (request,) = service.requests
+    assert request["labels"] == ["a", ""]
+    with pytest.raises(ValueError, match="holds one column"):
+        HttpConfig(url="http://a", shape="openrlhf", columns=("answer", "level"))
+
+
 def test_a_cell_of_a_notebook_where_a_loop_runs_asks_a_service() -> None:
     async def cell() -> tuple[Judged, list[float | Refusal]]:
-        rows = list(zip(PROMPTS[:2], COMPLETIONS[:2], strict=True))
+        rows = list(map(Row, PROMPTS[:2], COMPLETIONS[:2]))
         return judged(service), probe(HttpConfig(url=service.url), rows, 1)
 
     with reward_service() as service:

@@ -8,12 +8,16 @@ import pytest
 
 from raydpo.config.job import RewardConfig
 from raydpo.core.errors import ConfigError
+from raydpo.labeling.preferences import combined_rewards
 from raydpo.labeling.rewards import Judged, judge_with_function
+from raydpo.labeling.scorers import scorer_of
 from raydpo.labeling.stage import check_rewards, make_judge, score_part
 
 
 def by_function(function):
-    return lambda prompts, completions: judge_with_function(function, "x", prompts, completions)
+    return lambda prompts, completions, more=None: judge_with_function(
+        function, "x", prompts, completions, more=more or {}
+    )
 
 
 @pytest.fixture
@@ -37,15 +41,13 @@ def test_one_row_a_candidate_and_scorer_in_the_order_of_the_candidates(candidate
 
 def test_a_candidate_that_two_scorers_refuse_is_quarantined_once(candidates):
     def picky(bad: int):
-        return by_function(lambda _p, c: [None if i in (1, bad) else 1.0 for i in range(len(c))])
+        odd = float("nan")
+        return by_function(lambda _p, c: [odd if i in (1, bad) else 1.0 for i in range(len(c))])
 
     result = score_part({"first": picky(1), "second": picky(4)}, candidates)
     assert [(row["id"], row["reason"]) for row in result.quarantined] == [
-        (
-            "p0/1",
-            "first: the reward is None, not a number; second: the reward is None, not a number",
-        ),
-        ("p2/0", "second: the reward is None, not a number"),
+        ("p0/1", "first: the reward is nan; second: the reward is nan"),
+        ("p2/0", "second: the reward is nan"),
     ]
     assert json.loads(result.quarantined[0]["row"]) == candidates[1]
     scored = {(row["prompt_id"], row["candidate"]) for row in result.rows}
@@ -54,10 +56,42 @@ def test_a_candidate_that_two_scorers_refuse_is_quarantined_once(candidates):
     assert len(candidates) == result.counts["scored"] + len(result.quarantined)
 
 
+def test_none_of_one_scorer_does_not_apply_and_none_of_all_is_refused(candidates):
+    def absent(*places: int):
+        return by_function(lambda _p, c: [None if i in places else 2.0 for i in range(len(c))])
+
+    result = score_part({"first": absent(0, 1), "second": absent(1)}, candidates)
+    values = {(r["prompt_id"], r["candidate"], r["scorer"]): r["value"] for r in result.rows}
+    assert values["p0", 0, "first"] is None
+    assert values["p0", 0, "second"] == 2.0
+    assert result.counts["does_not_apply_first"] == 1
+    assert "does_not_apply_second" not in result.counts
+    assert [row["id"] for row in result.quarantined] == ["p0/1"]
+    rewards = combined_rewards(result.rows, {"first": 10.0, "second": 0.5})
+    assert rewards["p0", 0] == 1.0
+    assert rewards["p1", 0] == 21.0
+
+
+def test_scorers_read_what_the_data_says_of_the_row(candidates):
+    rows = [
+        {**row, "metadata": json.dumps({"truth": i}), "prompt_messages": None}
+        for i, row in enumerate(candidates)
+    ]
+
+    def reward(completions, truth, completion_ids, finish_reasons, messages):
+        assert completion_ids == [row["completion_ids"] for row in candidates]
+        assert finish_reasons == [row["finish_reason"] for row in candidates]
+        assert messages == [None] * len(candidates)
+        return truth
+
+    result = score_part({"truth": by_function(reward)}, rows)
+    assert [row["value"] for row in result.rows] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
 def test_cut_texts_are_counted_for_each_scorer(candidates):
     judges = {
-        "long": lambda _p, c: Judged([0.0] * len(c), truncated=2),
-        "short": lambda _p, c: Judged([0.0] * len(c)),
+        "long": lambda _p, c, _more: Judged([0.0] * len(c), truncated=2),
+        "short": lambda _p, c, _more: Judged([0.0] * len(c)),
     }
     counts = score_part(judges, candidates).counts
     assert (counts["truncated_for_long"], counts["truncated_for_short"]) == (2, 0)
@@ -66,6 +100,20 @@ def test_cut_texts_are_counted_for_each_scorer(candidates):
 def test_an_empty_part_has_no_scores():
     result = score_part({"length": by_function(lambda _p, c: [len(x) for x in c])}, [])
     assert (result.rows, result.quarantined) == ([], [])
+
+
+def test_scores_are_known_by_what_the_scorer_reads():
+    def settings(**reward):
+        return scorer_of(RewardConfig(**reward)).settings()
+
+    function = "tests.integration.rewards:count_e"
+    assert "as_messages" not in settings(function=function)
+    assert settings(function=function, as_messages=True)["as_messages"] is True
+    http = {"url": "http://rewards:8000/"}
+    assert "columns" not in settings(http=http)
+    assert settings(http={**http, "columns": ["answer"]})["columns"] == ("answer",)
+    with pytest.raises(ValueError, match="`as_messages` is for a `function`"):
+        RewardConfig(classifier="org/model", as_messages=True)
 
 
 def test_scorers_of_one_name_are_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 from typing import Any
@@ -27,6 +28,13 @@ def other_order(completions, prompts):
 
 def other_order_with_more(completions, prompts, **rest):
     assert not rest
+    return lengths(prompts, completions)
+
+
+def from_trl(prompts, completions, ground_truth, **kwargs):
+    """As TRL documents it: a column by its name, and whatever else there is."""
+    assert ground_truth == ["gt", "gt2"]
+    assert kwargs.keys() == {"completion_ids", "source"}
     return lengths(prompts, completions)
 
 
@@ -93,17 +101,82 @@ def test_completions_alone_are_enough() -> None:
     ]
 
 
-def test_parameters_that_keep_their_defaults_are_told() -> None:
-    def answer(completions, ground_truth=None, *, scale=1.0):
+MORE = {"ground_truth": ["gt", "gt2"], "source": ["a", "b"], "completion_ids": [[1], [1, 2]]}
+
+
+def by_answer_alone(completions, /, ground_truth):
+    return list(zip(completions, ground_truth, strict=True))
+
+
+def before(ground_truth, completions, **_):
+    return list(zip(completions, ground_truth, strict=True))
+
+
+def all_in_one(ground_truth, **rest):
+    return list(zip(rest["completions"], ground_truth, strict=True))
+
+
+def with_default(completions, ground_truth=(), scale=1.0):
+    assert scale == 1.0
+    return list(zip(completions, ground_truth, strict=True))
+
+
+@pytest.mark.parametrize("function", [by_answer_alone, before, all_in_one, with_default])
+def test_a_column_arrives_under_its_name(function: Any) -> None:
+    call = reward_call(function, "m:f")
+    assert call(PROMPTS, COMPLETIONS, MORE) == [("c", "gt"), ("ccc", "gt2")]
+    assert call.columns == (() if function is with_default else ("ground_truth",))
+
+
+def test_a_function_in_trls_style_runs_unchanged() -> None:
+    assert reward_call(from_trl, "m:f")(PROMPTS, COMPLETIONS, MORE) == BOTH
+
+
+def test_what_raydpo_knows_of_a_completion_is_no_column_of_the_data() -> None:
+    def tokens(completions, completion_ids, finish_reasons, messages):
+        return [completion_ids, finish_reasons, messages]
+
+    call = reward_call(tokens, "m:f")
+    assert call.columns == ()
+    more = {
+        "completion_ids": [[1], [2]],
+        "finish_reasons": ["stop", "length"],
+        "messages": [[], []],
+    }
+    assert call(PROMPTS, COMPLETIONS, more) == list(more.values())
+
+
+def test_a_column_that_a_part_of_the_data_lacks_is_none_for_each_row() -> None:
+    call = reward_call(before, "m:f")
+    assert call(PROMPTS, COMPLETIONS) == [("c", None), ("ccc", None)]
+
+
+def test_the_call_is_told_in_words() -> None:
+    def answer(completions, truth, ground_truth=None, *, scale=1.0):
         return []
 
     assert str(reward_call(answer, "m:f")) == (
-        "(completions=...), which keeps its defaults of ground_truth, scale"
+        "(completions=..., truth=...), and ground_truth, scale from columns of these names, if "
+        "there are any"
+    )
+    assert str(reward_call(from_trl, "m:f")) == (
+        "(prompts=..., completions=..., ground_truth=..., **columns)"
     )
 
 
+def test_a_coroutine_is_awaited() -> None:
+    judged = judge_with_function(coroutine, "m:f", PROMPTS, COMPLETIONS)
+    assert judged.values == [1.0, 3.0]
+    judged = judge_with_function(AsynchronousScorer(), "m:f", PROMPTS, COMPLETIONS)
+    assert judged.values == [0.0, 0.0]
+
+
 async def coroutine(prompts, completions):
-    return []
+    async def length(text):
+        await asyncio.sleep(0)
+        return len(text)
+
+    return await asyncio.gather(*map(length, completions))
 
 
 async def stream(prompts, completions):
@@ -112,15 +185,12 @@ async def stream(prompts, completions):
 
 class AsynchronousScorer:
     async def __call__(self, prompts, completions):
-        return []
+        return [0.0 for _ in completions]
 
 
 REFUSED = {
-    "columns": (lambda completions, ground_truth: [], "to parameter `ground_truth`"),
-    "a required name": (lambda prompts, completions, *, answer: [], "to parameter `answer`"),
-    "a column before": (lambda solution, completions, **_: [], "to parameter `solution`"),
     "no completions": (lambda prompts: [], "no parameter takes the completions"),
-    "one of two names": (lambda prompts, texts: [], "to parameter `texts`"),
+    "one of two names": (lambda prompts, texts: [], "no parameter takes the completions"),
     "exchanged": (lambda completion, prompt: [], "`completion` would be given the prompts"),
     "exchanged letters": (lambda c, p: [], "`c` would be given the prompts"),
     "an answer": (lambda response, ground_truth: [], "`response` would be given the prompts"),
@@ -134,11 +204,7 @@ REFUSED = {
     "only stars": (lambda *texts: [], "no parameter that is required"),
     "no signature": (max, "without a readable signature"),
     "a class": (Scorer, "is a class"),
-    "a method without its object": (Scorer.method, "to parameter `self`"),
-    "a coroutine": (coroutine, "coroutine function"),
-    "a stream": (stream, "coroutine function"),
-    "an asynchronous object": (AsynchronousScorer(), "coroutine function"),
-    "a part of a coroutine": (functools.partial(coroutine, scale=1), "coroutine function"),
+    "a stream": (stream, "asynchronous generator"),
 }
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raydpo.config.job import RewardConfig
 from raydpo.core.errors import ConfigError, DataError
 from raydpo.labeling import trial
 from raydpo.labeling.trial import try_reward
@@ -28,7 +30,11 @@ def exits(prompts, completions): sys.exit("no licence")
 def faulty(prompts, completions, **columns): return columns["answer"]
 def dictionaries(prompts, completions): return [{"score": 1.0} for _ in completions]
 def one(prompts, completions): return [1.0]
-def columns(completions, answer): return [1.0 for _ in completions]
+def columns(completions, answer): return [len(text) for text in answer]
+def messages(prompts, completions):
+    return [len(p) + 10 * (c[0]["role"] == "assistant") for p, c in zip(prompts, completions)]
+def made_up(completions, completion_ids, finish_reasons):
+    return [len(ids) * finish_reasons.count("stop") for ids in completion_ids]
 """
 
 
@@ -41,19 +47,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def tried(name: str, more: dict[str, list[Any]] | None = None, **options: Any) -> str:
+    reward = RewardConfig(function=f"tried_rewards:{name}", **options)
+    return try_reward(reward, PROMPTS, more or {})
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_the_data_and_raydpo_know_of_a_row_reaches_the_function() -> None:
+    assert tried("columns", {"answer": ["four", "a"]}) == "gave 4 and 1 on two rows"
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "the film"}]
+    more = {"messages": [chat, None]}
+    assert tried("messages", more, as_messages=True) == "gave 12 and 11 on two rows"
+    assert tried("made_up").endswith("on two rows")
+
+
 @pytest.mark.usefixtures("folder")
 def test_what_a_function_gives_is_told() -> None:
-    found = try_reward("tried_rewards:prompts_then_completions", PROMPTS)
+    found = tried("prompts_then_completions")
     assert found == "gave 1008 and 1006 on two rows"
     assert "tried_rewards" not in sys.modules
     refused = "gave no reward (the reward is None, not a number) and 1 on two rows"
-    assert try_reward("tried_rewards:some", PROMPTS) == refused
+    assert tried("some") == refused
 
 
 @pytest.mark.usefixtures("folder")
 def test_a_function_that_does_not_answer_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "LIMIT_SECONDS", 1)
-    assert try_reward("tried_rewards:waits", PROMPTS).startswith("did not answer in 1 s")
+    assert tried("waits").startswith("did not answer in 1 s")
 
 
 @pytest.mark.usefixtures("folder")
@@ -66,13 +86,13 @@ def test_a_function_that_does_not_answer_is_no_error(monkeypatch: pytest.MonkeyP
         ("faulty", DataError, "raised KeyError: 'answer'"),
         ("dictionaries", DataError, "the reward is a dict, not a number"),
         ("one", DataError, "returned 1 values (list) for 2 completions"),
-        ("columns", ConfigError, "to parameter `answer`"),
+        ("columns", DataError, "raised TypeError"),
         ("absent", ConfigError, "has no 'absent'"),
     ],
 )
 def test_what_a_run_would_end_with_is_raised(name: str, error: type, said: str) -> None:
     with pytest.raises(error) as caught:
-        try_reward(f"tried_rewards:{name}", PROMPTS)
+        tried(name)
     assert said in caught.value.value
     assert len(str(caught.value).splitlines()) <= 5
 
@@ -81,5 +101,5 @@ def test_what_a_run_would_end_with_is_raised(name: str, error: type, said: str) 
 def test_nothing_of_it_stays_here() -> None:
     process = os.getpid()
     with pytest.raises(DataError):
-        try_reward("tried_rewards:ends", PROMPTS)
+        tried("ends")
     assert os.getpid() == process

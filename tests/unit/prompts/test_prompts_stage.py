@@ -41,6 +41,30 @@ def test_plain_text_stays_plain(tokenizer, encoder: Encoder) -> None:
     assert row["messages"] is None
 
 
+def test_columns_that_nothing_uses_become_metadata(tokenizer) -> None:
+    rows = [
+        {"prompt": "a", "answer": "42", "level": None, "id": 1, "system": "brief"},
+        {"prompt": "b", "answer": None},
+        {"messages": [{"role": "user", "content": "hi"}], "tools": [], "answer": ["x"]},
+    ]
+    part = _part(tokenizer, rows)
+    assert [row["metadata"] for row in part.rows] == [
+        '{"answer": "42", "id": 1}',
+        None,
+        '{"answer": ["x"]}',
+    ]
+    assert part.counts["with_metadata"] == 2
+
+
+def test_metadata_can_be_chosen_or_left_out(tokenizer) -> None:
+    rows = [{"prompt": "a", "answer": "42", "level": 3}]
+    assert _part(tokenizer, rows, metadata="none").rows[0]["metadata"] is None
+    chosen = _part(tokenizer, rows, metadata=["level", "prompt"])
+    assert chosen.rows[0]["metadata"] == '{"level": 3, "prompt": "a"}'
+    with pytest.raises(DataError, match="'absent' is none"):
+        _part(tokenizer, rows, metadata=["level", "absent"])
+
+
 def test_plain_text_becomes_a_user_message_when_asked(tokenizer) -> None:
     rows = [{"prompt": "the film was"}]
     (row,) = _part(tokenizer, rows, chat="always", system_prompt="brief").rows
