@@ -1,7 +1,9 @@
 """Measure how fast the engine pool samples, its overhead, and whether memory stays flat.
 
 It takes a model (the demo's) and how much of each to do. It prints a table, writes
-`bench_sampling.json` to the output folder, and prints one JSON object as the last line:
+`bench_sampling.json` to the output folder, and prints one JSON object as the last line. Each
+measurement is in `unfinished.jsonl` there as soon as it is made, and the same command goes on where
+it was stopped:
 
     python jobs/bench_sampling.py --quick
     python jobs/bench_sampling.py --prompts 4000 --flat-prompts 1000000
@@ -35,6 +37,8 @@ import ray
 import torch
 from sampling_peers import BareLLM, MemoryWatch, NoOpEngine, Transformers
 
+from benchmark.kept import Kept, source_hash
+from benchmark.machine import Noise, Watch, processor, said_of
 from raydpo.config.job import EnginesConfig, ModelConfig, SamplingConfig
 from raydpo.core.cluster import start, uses_cuda
 from raydpo.core.parts import Table
@@ -96,20 +100,50 @@ def main(arguments: list[str] | None = None) -> int:
     logger.setLevel(logging.WARNING)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
+    kept = Kept(output / "unfinished.jsonl", _made_with(options))
+    if (earlier := kept.found()) is not None:
+        print(earlier, flush=True)
     folder = Path(tempfile.mkdtemp(prefix="raydpo-bench-", dir=options.scratch))
-    started = time.perf_counter()
     start()
     try:
-        found = _measure(_work(options, folder), options)
+        _measure(_work(options, folder), options, kept)
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
-    found |= {"seconds": round(time.perf_counter() - started, 1), **_machine()}
+    found = _joined(kept) | _machine()
     (output / "bench_sampling.json").write_text(json.dumps(found, indent=1) + "\n")
     (output / "bench_sampling.md").write_text(table := _table(found))
     print(table)
     print(json.dumps(found))
+    kept.finish()
     return 0
+
+
+def _made_with(options: argparse.Namespace) -> dict[str, Any]:
+    """What a kept measurement depends on."""
+    sources = ("raydpo", "jobs/bench_sampling.py", "jobs/sampling_peers.py")
+    names = ("model", "prompts", "repeats", "candidates", "completion_tokens", "generate_prompts")
+    asked = {name: getattr(options, name) for name in (*names, "flat_prompts")}
+    return {**asked, **_machine(), "processor_name": processor(), "source": source_hash(sources)}
+
+
+def _joined(kept: Kept) -> dict[str, Any]:
+    """All measurements, and how busy the machine was."""
+    found: dict[str, Any] = {}
+    for result in kept.results.values():
+        found |= result["found"]
+    noises = [Noise(**result["noise"]) for result in kept.results.values()]
+    seconds = sum(
+        # the speeds contain the rates
+        result["noise"]["seconds"] * (name != "rates")
+        for name, result in kept.results.items()
+    )
+    return {
+        **found,
+        "seconds": round(seconds, 1),
+        "machine": said_of(noises),
+        "noise": [noise.as_json() for noise in noises],
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,30 +183,61 @@ def _work(options: argparse.Namespace, folder: Path) -> Work:
     return Work(model, sampling, prompts, options.repeats, folder)
 
 
-def _measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
-    found = _speeds(work, options.generate_prompts)
-    return found | _flat_memory(work, options.flat_prompts)
+def _measure(work: Work, options: argparse.Namespace, kept: Kept) -> None:
+    """Make the measurements that are missing; each is kept when it is made."""
+    pieces: dict[str, Callable[[], dict[str, Any]]] = {
+        "speeds": lambda: _speeds(work, kept),
+        "transformers": lambda: _plain(work, options.generate_prompts, kept),
+        "flat memory": lambda: _flat_memory(work, options.flat_prompts),
+    }
+    for number, (name, measure) in enumerate(pieces.items(), 1):
+        if name not in kept.results:
+            _keep(kept, name, measure)
+        noise = Noise(**kept.results[name]["noise"])
+        print(f"[{number}/{len(pieces)}] {name}: {noise.seconds:.0f} s, {noise}", flush=True)
 
 
-def _speeds(work: Work, generate_prompts: int) -> dict[str, Any]:
-    """Tokens per second of the pool and its peers, interleaved; start-up, push, overhead."""
+def _keep(kept: Kept, name: str, measure: Callable[[], dict[str, Any]]) -> None:
+    with Watch() as watch:
+        found = measure()
+    kept.add(name, {"found": found, "noise": watch.noise().as_json()})
+
+
+def _speeds(work: Work, kept: Kept) -> dict[str, Any]:
+    """Tokens per second of the pool and of bare vLLM, interleaved; start-up, push, overhead.
+
+    The rates, which take longest, are kept before the rest is measured.
+    """
     prompts = _prompts_table(work.folder / "prompts", work.prompts)
     started = time.perf_counter()
     with engine_pool(work.model, work.sampling, MAX_PROMPT_TOKENS, "bench") as pool:
-        found: dict[str, Any] = {"startup_seconds": round(time.perf_counter() - started, 2)}
-        bare = _peer(work, BareLLM, work.model, _engine_arguments(work))
-        runs = _interleaved(work, prompts, pool, bare)
+        startup = round(time.perf_counter() - started, 2)
+        if "rates" not in kept.results:
+            _keep(kept, "rates", lambda: _rates(_against_bare(work, prompts, pool)))
+        rates = kept.results["rates"]["found"]
+        found = _push(work, pool) | _round_overhead(work, pool, rates)
+    return {"startup_seconds": startup, **found}
+
+
+def _against_bare(work: Work, prompts: Table, pool: EnginePool) -> _Runs:
+    bare = _peer(work, BareLLM, work.model, _engine_arguments(work))
+    try:
+        return _interleaved(work, prompts, pool, bare)
+    finally:
         cast(Any, ray).kill(bare)
-        found |= _rates(runs)
-        found |= _push(work, pool) | _round_overhead(work, pool, found)
-        plain = _peer(work, Transformers, work.model)
-        few = work.requests()[:generate_prompts]
-        tokens, seconds = ray.get(plain.generate.remote(few, work.sampling))
-        cast(Any, ray).kill(plain)
+
+
+def _plain(work: Work, prompts: int, kept: Kept) -> dict[str, Any]:
+    """Tokens per second of `transformers.generate`, and of the stage over it."""
+    plain = _peer(work, Transformers, work.model)
+    tokens, seconds = ray.get(plain.generate.remote(work.requests()[:prompts], work.sampling))
+    cast(Any, ray).kill(plain)
     rate = tokens / seconds
-    found["transformers_tokens_per_second"] = round(rate, 1)
-    found["stage_vs_transformers"] = round(found["stage_tokens_per_second"] / rate, 3)
-    return found
+    stage = kept.results["rates"]["found"]["stage_tokens_per_second"]
+    return {
+        "transformers_tokens_per_second": round(rate, 1),
+        "stage_vs_transformers": round(stage / rate, 3),
+    }
 
 
 def _engine_arguments(work: Work) -> dict[str, Any]:
@@ -227,7 +292,10 @@ def _interleaved(work: Work, prompts: Table, pool: EnginePool, bare: Any) -> _Ru
     turns = [by_stage, by_engine, by_bare]
     for repeat in range(work.repeats):  # there and back, so that a drift of the machine cancels
         for turn in turns if repeat % 2 == 0 else reversed(turns):
+            started = time.perf_counter()
             turn()
+            took = time.perf_counter() - started
+            print(f"repeat {repeat + 1}/{work.repeats}, {turn.__name__}: {took:.1f} s", flush=True)
     return runs
 
 
@@ -380,7 +448,7 @@ def _table(found: dict[str, Any]) -> str:
         ),
     ]
     lines = ["| what | measured |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", found["machine"]]) + "\n"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ JSON and a plot.
     python jobs/bench_training.py --output docs/benchmarks    # everything
     python jobs/bench_training.py --profile                   # where our step's time goes
 
-Every contender has its own process, and takes the same steps of the same data in turn. If TRL
+Each scenario's result is printed and kept in `--results` as soon as it is measured. The same
+command goes on where it was stopped, and a whole run deletes that file at its end. Every contender
+has its own process, and takes the same steps of the same data in turn. If TRL
 (`pip install 'raydpo[peers]'`), Ray or vLLM is not installed, a line says that it is left out.
 """
 
@@ -18,13 +20,16 @@ import json
 import os
 import sys
 import tempfile
-import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmark import report
 from benchmark.flops import peak_flops
+from benchmark.kept import Kept, source_hash
+from benchmark.machine import Noise, Watch, said_of
 from benchmark.processes import BenchmarkError, Worker, profile, take_turns, workers
 from benchmark.results import Measured, measured
 from benchmark.scenarios import (
@@ -60,6 +65,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the train step against TRL's.")
     parser.add_argument("--quick", action="store_true", help="only what the last line needs")
     parser.add_argument("--output", type=Path, help="folder for the page, JSON and plot")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("runs/bench-training/unfinished.jsonl"),
+        help="where the results of an unfinished run are kept",
+    )
     parser.add_argument("--only", help="only scenarios whose name contains this")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
@@ -103,15 +114,27 @@ def benchmark(choices: Choices, arguments: argparse.Namespace, logs: Path) -> No
     notes = left_out(choices)
     print(*notes, sep="\n", flush=True)
     chosen = choose_experiments(choices, arguments.only)
-    rows, failures = measure(chosen, arguments.threads, logs)
-    notes += failures
-    print("\n" + report.table(rows) + "\n")
+    where = report.environment(arguments.threads, choices.device)
+    kept = Kept(arguments.results, made_with(choices, where))
+    if (found := kept.found()) is not None:
+        print(found, flush=True)
+    rows, failures = measure(chosen, arguments.threads, logs, kept)
+    noises = [Noise(**result["noise"]) for result in kept.results.values()]
+    notes += [*failures, said_of(noises)]
+    print(f"\n{report.table(rows)}\n\n{said_of(noises)}\n")
     if arguments.output is not None:
-        where = report.environment(arguments.threads, choices.device)
         report.write(arguments.output, rows, chosen, where, notes)
     print(json.dumps(report.summary(rows)), flush=True)
     if failures:
         sys.exit("\n".join(failures))
+    kept.finish()
+
+
+def made_with(choices: Choices, where: dict[str, Any]) -> dict[str, Any]:
+    """What a kept result depends on."""
+    names = ("processor", "accelerator", "threads", "python", "versions")
+    source = source_hash(("raydpo", "jobs/benchmark"))
+    return {**asdict(choices), **{name: where[name] for name in names}, "source": source}
 
 
 def choose_experiments(choices: Choices, only: str | None) -> list[Experiment]:
@@ -132,28 +155,45 @@ def choose_experiments(choices: Choices, only: str | None) -> list[Experiment]:
     return chosen
 
 
-def measure(chosen: list[Experiment], threads: int, logs: Path) -> tuple[list[Measured], list[str]]:
+def measure(
+    chosen: list[Experiment], threads: int, logs: Path, kept: Kept
+) -> tuple[list[Measured], list[str]]:
     """Run the experiments one after the other; processes are kept where they may be.
+
+    Those whose result is kept are not run again, and each new result is kept at once.
 
     Returns:
         What was measured, and a line for each experiment that failed: the others are kept.
     """
     rows: list[Measured] = []
     failures: list[str] = []
-    kept: dict[str, Worker] = {}
+    started: dict[str, Worker] = {}
     for number, experiment in enumerate(chosen, 1):
-        started = time.perf_counter()
+        name = experiment.scenario.name
         try:
-            rows += measure_one(experiment, threads, logs, kept)
+            if name not in kept.results:
+                kept.add(name, measure_and_watch(experiment, threads, logs, started))
         except BenchmarkError as error:
             print(error, file=sys.stderr, flush=True)
-            reason = error.value.splitlines()[0]
-            failures.append(f"{experiment.scenario.name} was not measured: {reason}")
-            _close(kept)  # nobody knows what they wait for
-        took = time.perf_counter() - started
-        print(f"[{number}/{len(chosen)}] {experiment.scenario.name}: {took:.0f} s", file=sys.stderr)
-    _close(kept)
+            failures.append(f"{name} was not measured: {error.value.splitlines()[0]}")
+            _close(started)  # nobody knows what they wait for
+            continue
+        new = [Measured(**row) for row in kept.results[name]["rows"]]
+        noise = Noise(**kept.results[name]["noise"])
+        progress = f"[{number}/{len(chosen)}] {name}: {noise.seconds:.0f} s, {noise}"
+        print(progress, *report.rows_of(new), sep="\n", flush=True)
+        rows += new
+    _close(started)
     return rows, failures
+
+
+def measure_and_watch(
+    experiment: Experiment, threads: int, logs: Path, started: dict[str, Worker]
+) -> dict[str, Any]:
+    """What is kept of an experiment: its rows, and how busy the machine was."""
+    with Watch() as watch:
+        rows = measure_one(experiment, threads, logs, started)
+    return {"rows": [asdict(row) for row in rows], "noise": watch.noise().as_json()}
 
 
 def _close(kept: dict[str, Worker]) -> None:

@@ -25,6 +25,7 @@ from acceptance.process import Worker  # noqa: E402
 from acceptance.record import BAD, Record, made_with, stem  # noqa: E402
 from acceptance.speed_page import aims_table, speed_rows  # noqa: E402
 from acceptance.wheels import CORE, OPTIONAL, download_command, missing, wheels_text  # noqa: E402
+from benchmark.machine import Watch  # noqa: E402
 from raydpo.core.errors import RaydpoError  # noqa: E402
 
 
@@ -103,9 +104,12 @@ def accept(arguments: argparse.Namespace, folder: Path) -> tuple[Record, dict[st
         # The estimates are a GPU's.
         limit = left if facts["device"] == "cpu" else min(3 * estimate + 30, left)
         scratch = Path(tempfile.mkdtemp(dir=folder))
-        result = worker.get().run(name, {**context, "folder": str(scratch)}, limit)
-        record.add(name, result)
-        print(f"{result['status']:9} {name} {result.get('reason', '')[:120]}", flush=True)
+        with Watch() as watch:
+            result = worker.get().run(name, {**context, "folder": str(scratch)}, limit)
+        noise = watch.noise()
+        record.add(name, {**result, "noise": noise.as_json()})
+        reason = result.get("reason", "")[:120]
+        print(f"{result['status']:9} {name} ({noise}) {reason}".rstrip(), flush=True)
         path.with_suffix(".md").write_text(page(record, facts), encoding="utf-8")
     worker.end()
     picture = path.with_suffix(".png")

@@ -5,14 +5,12 @@ The values identify results: those of another environment do not count in this o
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from pathlib import Path
 from typing import Any
 
 from benchmark.children import installed_versions
+from benchmark.kept import source_hash
 
-_ROOT = Path(__file__).parents[2]
 _PACKAGES = (
     "torch",
     "transformers",
@@ -41,14 +39,5 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "versions": installed_versions(_PACKAGES),
-        "source": source_hash(),
+        "source": source_hash(("raydpo", "jobs/acceptance", "jobs/benchmark")),
     }
-
-
-def source_hash() -> str:
-    """Of all that the tasks run."""
-    digest = hashlib.sha256()
-    for folder in ("raydpo", "jobs/acceptance", "jobs/benchmark"):
-        for path in sorted((_ROOT / folder).rglob("*.py")):
-            digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from benchmark.machine import Noise, said_of
+
 from .record import Record
 from .speed_page import DRY_RUN, speed_section, summary
 
@@ -45,6 +47,7 @@ def page(record: Record, facts: dict[str, Any], plot: str | None = None) -> str:
             "",
             f"- Python {facts['python']}, CUDA {facts['cuda']}; {versions}.",
             *(f"- `{command}`" for command in record.commands),
+            *_machine(record),
             "",
             *speed_section(record.current_results, record.small),
             *([f"![Tokens a second, and where a step's time goes]({plot})", ""] if plot else []),
@@ -55,6 +58,12 @@ def page(record: Record, facts: dict[str, Any], plot: str | None = None) -> str:
             *_troubles(record.results),
         ]
     )
+
+
+def _machine(record: Record) -> list[str]:
+    """A line on other work beside the tasks, where it was looked at."""
+    found = [result["noise"] for result in record.current_results.values() if "noise" in result]
+    return [f"- {said_of([Noise(**one) for one in found])}." for _ in found[:1]]
 
 
 def _troubles(results: dict[str, dict[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .children import installed_versions
+from .machine import processor
 from .results import Measured
 from .scenarios import Experiment
 
@@ -38,7 +39,7 @@ def environment(threads: int, device: str) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": shlex.join(["python", "jobs/bench_training.py", *sys.argv[1:]]),
-        "processor": _processor(),
+        "processor": processor(),
         "accelerator": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": threads,
         "python": platform.python_version(),
@@ -62,12 +63,17 @@ def summary(rows: list[Measured]) -> dict[str, float | None]:
 
 def table(rows: list[Measured]) -> str:
     """The measurements as a Markdown table, a row for each contender and scenario."""
-    lines = [_line(_COLUMNS), _line(["---"] * 2 + ["---:"] * 5)]
+    return "\n".join([_line(_COLUMNS), _line(["---"] * 2 + ["---:"] * 5), *rows_of(rows)])
+
+
+def rows_of(rows: list[Measured]) -> list[str]:
+    """The table's rows; a scenario is named in its first."""
+    lines: list[str] = []
     seen = ""
     for row in rows:
         lines.append(_line(_cells(row, row.scenario if row.scenario != seen else "")))
         seen = row.scenario
-    return "\n".join(lines)
+    return lines
 
 
 def page(
@@ -156,11 +162,3 @@ def _cells(row: Measured, scenario: str) -> list[str]:
 
 def _line(cells: tuple[str, ...] | list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")

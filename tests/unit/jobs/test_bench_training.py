@@ -16,7 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.unit.jobs.job_modules import modules_of, tiny_scenario
 
-MODULES = ("spec", "data", "flops", "memory", "processes", "scenarios", "results", "report")
+MODULES = (
+    *("spec", "data", "flops", "memory", "processes", "scenarios", "results", "report"),
+    *("kept", "machine"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +226,7 @@ def test_an_experiment_that_fails_is_named_and_the_others_are_kept(
     cuda_only = replace(jobs.spec.OURS, attention="flex")
     broken = jobs.scenarios.Experiment(replace(tiny, name="broken"), (cuda_only,), turns)
     whole = jobs.scenarios.Experiment(tiny, (jobs.spec.OURS,), turns)
-    rows, failures = jobs.command.measure([broken, whole], 1, tmp_path)
+    kept = jobs.kept.Kept(tmp_path / "results.jsonl", {})
+    rows, failures = jobs.command.measure([broken, whole], 1, tmp_path, kept)
     assert [row.scenario for row in rows] == ["tiny"]
     assert failures == ["broken was not measured: the process of raydpo ended with 1:"]
