@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,3 +86,20 @@ def test_useful_operations_of_an_adapter_are_those_that_torch_counts() -> None:
     # Torch counts the whole square of attention scores, forward and twice backward.
     masked = 3 * 4 * 2 * 64 * (9 * 9 - 9 * 10 // 2)
     assert expected + masked == pytest.approx(counter.get_total_flops(), rel=5e-3)
+
+
+def test_the_page_says_how_busy_the_machine_was(tmp_path: Path) -> None:
+    with (
+        modules_of("acceptance", ("page", "record")) as found,
+        modules_of("benchmark", ("machine",)) as shared,
+    ):
+        record = found.record.Record(tmp_path / "results.json", {"small": True})
+        facts = {"card": "CPU", "python": "3.11", "cuda": None, "versions": {}}
+        record.add("early", {"status": "passed", "values": {}})
+        assert "the machine" not in found.page.page(record, facts)
+        noise = shared.machine.Noise(
+            3.0, 4, load=2.5, load_before=2.0, others_share=0.25, steal_share=0.01
+        )
+        record.add("late", {"status": "passed", "values": {}, "noise": noise.as_json()})
+        text = found.page.page(record, facts)
+    assert "- the machine meanwhile (4 CPUs): load 2.5 to 2.5, other processes took 25%" in text

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,27 @@ def test_table_json_and_plot_are_written(jobs: Any, tiny: Any, tmp_path: Path) -
     assert (tmp_path / "training-cpu.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_an_interrupted_run_has_measured_is_printed_and_not_measured_again(
+    jobs: Any, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = experiment(jobs, tiny)
+    ours = runs(jobs, "raydpo", [1.0, 2.0, 1.0], [0.7] * 7)
+    theirs = runs(jobs, "trl_compact", [3.0, 4.0, 5.0], [0.7] * 7)
+    rows = jobs.results.measured(one, [ours, theirs])
+    noise = jobs.machine.Noise(7.0, 2, load=3.5, load_before=3.0, others_share=0.25)
+    result = {"rows": [asdict(row) for row in rows], "noise": noise.as_json()}
+    jobs.kept.Kept(tmp_path / "results.jsonl", {}).add("tiny", result)
+    kept = jobs.kept.Kept(tmp_path / "results.jsonl", {})
+    # A contender that no process could run: to measure it again would fail.
+    broken = replace(one, contenders=(replace(jobs.spec.OURS, kind="nobody"),))
+    again, failures = jobs.command.measure([broken], 1, tmp_path, kept)
+    assert again == rows
+    assert failures == []
+    printed = capsys.readouterr().out
+    assert "[1/1] tiny: 7 s, load 3.5, other processes 25%" in printed
+    assert "|  | `trl_compact` | 2.000 | 3.00 | 3.00 | 500 |" in printed
+
+
 @pytest.mark.slow
 def test_real_contenders_take_turns_and_agree_on_every_loss(
     jobs: Any, tiny: Any, tmp_path: Path
@@ -230,3 +251,8 @@ def test_an_experiment_that_fails_is_named_and_the_others_are_kept(
     rows, failures = jobs.command.measure([broken, whole], 1, tmp_path, kept)
     assert [row.scenario for row in rows] == ["tiny"]
     assert failures == ["broken was not measured: the process of raydpo ended with 1:"]
+    # Only what was measured is on disk, with how busy the machine was: `broken` is tried again.
+    (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
+    result = json.loads(line)["result"]
+    assert [row["scenario"] for row in result["rows"]] == ["tiny"]
+    assert result["noise"]["own_cpu_seconds"] > 0

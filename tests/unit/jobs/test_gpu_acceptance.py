@@ -80,10 +80,13 @@ def test_it_runs_in_small_with_nothing_but_the_core(tmp_path: Path, bare_python:
     assert {r["status"] for r in results.values()} == {"passed", "left out"}
     left_out = [name for name, r in results.items() if r["status"] == "left out"]
     assert [name for name in left_out if not name.startswith(NOT_HERE)] == []
+    noises = [r["noise"] for r in results.values() if r["status"] == "passed"]
+    assert all(noise["own_cpu_seconds"] > 0 for noise in noises)
     assert results["attention flex float32 on CPU"]["status"] == "passed"
     assert results["FSDP2 over all GPUs bfloat16"]["values"]["ranks"] == 2
     table = (tmp_path / "acceptance-cpu.md").read_text()
     assert "| `CPU offload bfloat16` | left out | cpu_offload keeps" in table
+    assert "- the machine meanwhile (" in table
     again = run("--output", str(tmp_path), python=bare_python)
     assert not [x for x in again.stdout.splitlines() if x.startswith("passed")]
 
