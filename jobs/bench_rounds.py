@@ -30,7 +30,7 @@ from benchmark.machine import Noise, processor
 from raydpo.core.errors import RaydpoError
 from rounds import ours, theirs
 from rounds.measuring import run
-from rounds.page import page, wall_table
+from rounds.page import measured_rounds, page, wall_table
 from rounds.search import best, search
 from rounds.setting import Setting, Tuning, from_json
 from rounds.summary import SIDES, Results, judge_name, judged, ratio, repeats_of, run_name
@@ -93,7 +93,6 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure online rounds against the usual loop.")
-    parser.add_argument("--rounds", type=int, nargs="+", default=[3, 1], help="of a run")
     parser.add_argument("--repeats", type=int, default=3, help="of each run, in pairs")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--workers", type=int, default=1, help="train workers of our side")
@@ -124,20 +123,19 @@ def measure(bench: Bench) -> None:
         print("no time is left for the search; the same command goes on", flush=True)
         return
     wanted = [
-        (repeat, rounds, side)
+        (repeat, side)
         for repeat in range(bench.options.repeats)
-        for rounds in bench.options.rounds
         for side in (SIDES if repeat % 2 == 0 else SIDES[::-1])
         if side in bench.options.sides
     ]
-    for number, (repeat, rounds, side) in enumerate(wanted, 1):
-        name = run_name(rounds, repeat, side)
+    for number, (repeat, side) in enumerate(wanted, 1):
+        name = run_name(repeat, side)
         if name in bench.kept.results:
             continue
-        if bench.late(expected_seconds(bench.kept.results, rounds, side)):
+        if bench.late(expected_seconds(bench.kept.results, bench.setting.rounds, side)):
             print(f"no time is left for {name}; the same command goes on", flush=True)
             return
-        result = measure_one(bench, repeat, rounds, side, tuning or Tuning())
+        result = measure_one(bench, repeat, side, tuning or Tuning())
         bench.kept.add(name, result)
         noise = Noise(**result["noise"])
         print(f"[{number}/{len(wanted)}] {name}: {result['seconds']:.1f} s ({noise})", flush=True)
@@ -145,11 +143,7 @@ def measure(bench: Bench) -> None:
 
 def expected_seconds(results: Results, rounds: int, side: str) -> float:
     """How long a run will take: a fifth longer than the longest that was measured, or a guess."""
-    found = [
-        result["seconds"]
-        for name, result in results.items()
-        if name.startswith(f"{rounds} rounds, ") and name.endswith(f", {side}")
-    ]
+    found = [result["seconds"] for name, result in results.items() if name.endswith(f", {side}")]
     start, each = _GUESSES[side]
     return 1.2 * max(found) if found else start + each * rounds
 
@@ -162,12 +156,10 @@ def tuning_of(bench: Bench) -> Tuning | None:
     return tuning if whole else None
 
 
-def measure_one(
-    bench: Bench, repeat: int, rounds: int, side: str, tuning: Tuning
-) -> dict[str, Any]:
+def measure_one(bench: Bench, repeat: int, side: str, tuning: Tuning) -> dict[str, Any]:
     """Run one side once."""
-    setting = replace(bench.setting, rounds=rounds, seed=bench.setting.seed + repeat)
-    folder = fresh_folder(run_folder(bench, repeat, rounds, side))
+    setting = replace(bench.setting, seed=bench.setting.seed + repeat)
+    folder = fresh_folder(bench.folder.resolve() / f"{side}-{repeat}")
     if side == "ours":
         command = ours.command(setting, folder, ROOT, bench.options.workers)
     else:
@@ -176,16 +168,12 @@ def measure_one(
     of_side = ours if side == "ours" else theirs
     return {
         "seconds": timed.seconds,
+        "ends": of_side.ends(setting, folder, timed.started),
         "noise": timed.noise,
         "phases": of_side.phases(setting, folder, timed.seconds),
         "counts": of_side.counts(setting, folder),
-        "policy": str(of_side.policy(setting, folder)),
+        "policies": of_side.policies(setting, folder),
     }
-
-
-def run_folder(bench: Bench, repeat: int, rounds: int, side: str) -> Path:
-    """Where a run writes."""
-    return bench.folder.resolve() / f"{side}-{rounds}-rounds-{repeat}"
 
 
 def fresh_folder(path: Path) -> Path:
@@ -201,42 +189,53 @@ def fresh_folder(path: Path) -> Path:
 
 def judge(bench: Bench) -> None:
     """Let one judge score the policies of both sides, where both have one."""
-    for rounds in bench.options.rounds:
-        for repeat in repeats_of(bench.kept.results, rounds):
-            name = judge_name(rounds, repeat)
-            if name in bench.kept.results or bench.options.no_judge or bench.late():
-                continue
-            started = time.perf_counter()
-            bench.kept.add(name, judge_one(bench, repeat, rounds))
-            took = time.perf_counter() - started
-            print(f"[judge] {name}: {took:.0f} s", flush=True)
+    for repeat in repeats_of(bench.kept.results):
+        name = judge_name(repeat)
+        if name in bench.kept.results or bench.options.no_judge or bench.late():
+            continue
+        started = time.perf_counter()
+        bench.kept.add(name, judge_one(bench, repeat))
+        print(f"[judge] {name}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
-def judge_one(bench: Bench, repeat: int, rounds: int) -> dict[str, list[float]]:
-    """The judge's score of every held-out prompt, for the original and both policies."""
-    results = bench.kept.results
-    paths = {side: results[run_name(rounds, repeat, side)]["policy"] for side in SIDES}
-    paths["original"] = str(ROOT / bench.setting.model)
+def judge_one(bench: Bench, repeat: int) -> dict[str, dict[str, list[float]]]:
+    """The judge's score of every held-out prompt, after each number of rounds that is compared.
+
+    For the original model and the policies of both sides.
+    """
+    results, original = bench.kept.results, str(ROOT / bench.setting.model)
+    paths = {
+        str(rounds): {
+            "original": original,
+            **{s: results[run_name(repeat, s)]["policies"][rounds - 1] for s in SIDES},
+        }
+        for rounds in measured_rounds(bench.setting)
+    }
     scores = bench.folder / "scores.json"
     setting = replace(bench.setting, seed=bench.setting.seed + repeat)
     command = [
         *(sys.executable, "-m", "rounds.judging", json.dumps(setting.as_json())),
-        *(str(ROOT), str(scores.resolve()), *paths.values()),
+        *(str(ROOT), str(scores.resolve())),
+        *dict.fromkeys(path for sides in paths.values() for path in sides.values()),
     ]
     run(command, bench.folder / "judge.log", ROOT, theirs.engine_environment())
     found = json.loads(scores.read_text(encoding="utf-8"))
-    return {side: found[path] for side, path in paths.items()}
+    return {
+        rounds: {side: found[path] for side, path in sides.items()}
+        for rounds, sides in paths.items()
+    }
 
 
 def report(bench: Bench) -> None:
     """Print what is measured so far, and write the page."""
     results = bench.kept.results
-    ratios = [found for n in sorted(bench.options.rounds) if (found := ratio(results, n))]
+    after = measured_rounds(bench.setting)
+    ratios = [found for n in after if (found := ratio(results, n))]
     if not ratios:
         print("nothing to compare yet", flush=True)
         return
     print("\n" + "\n".join(wall_table(ratios)), flush=True)
-    for n in sorted(bench.options.rounds):
+    for n in after:
         if (found := judged(results, n)) and not found.same:
             print(f"after {n} round(s) the policies differ: this is not the same work", flush=True)
     if bench.options.output is not None:
@@ -258,8 +257,7 @@ def write(bench: Bench, folder: Path) -> None:
         "workers": bench.options.workers,
     }
     tuning, trials, _ = best(bench.kept)
-    rounds = tuple(sorted(bench.options.rounds))
-    text = page(bench.kept.results, bench.setting, tuning, trials, rounds, where)
+    text = page(bench.kept.results, bench.setting, tuning, trials, where)
     (folder / "rounds.md").write_text(text, encoding="utf-8")
     values = {
         **where,
@@ -272,7 +270,7 @@ def write(bench: Bench, folder: Path) -> None:
 
 def _without_paths(results: Results) -> Results:
     return {
-        name: {key: value for key, value in result.items() if key != "policy"}
+        name: {key: value for key, value in result.items() if key != "policies"}
         for name, result in results.items()
     }
 

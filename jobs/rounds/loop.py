@@ -54,7 +54,10 @@ def main() -> None:
             command, more = step_command(name, setting, tuning, root, folder, index, model)
             subprocess.run(command, env={**os.environ, **more}, check=True)  # noqa: S603
             seconds = time.perf_counter() - started
-            line = {"round": index, "name": name, "seconds": seconds, **work(name, folder, index)}
+            line = {
+                **{"round": index, "name": name, "seconds": seconds, "ended": time.time()},
+                **work(name, folder, index),
+            }
             with open(folder / "processes.jsonl", "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line) + "\n")
         model = policy(folder, index)

@@ -27,10 +27,12 @@ class Timed:
     """One command from its start to its end.
 
     Attributes:
+        started: in seconds since the epoch.
         seconds: of wall time.
         noise: see `benchmark.machine.Noise`, as plain values.
     """
 
+    started: float
     seconds: float
     noise: dict[str, Any]
 
@@ -44,7 +46,7 @@ def run(
         SideError: it failed; with the end of its log.
     """
     with open(log, "w", encoding="utf-8") as output:
-        started = time.perf_counter()
+        began, started = time.time(), time.perf_counter()
         process = subprocess.Popen(  # noqa: S603
             command,
             stdout=output,
@@ -68,7 +70,7 @@ def run(
             "both sides run to the end",
             f"its whole output is in {log}",
         )
-    return Timed(seconds, watch.noise().as_json())
+    return Timed(began, seconds, watch.noise().as_json())
 
 
 def environment() -> dict[str, str]:

@@ -71,16 +71,32 @@ def job(setting: Setting, folder: Path, root: Path, workers: int) -> dict[str, A
     }
 
 
-def policy(setting: Setting, folder: Path) -> Path:
-    """The model after the last round."""
-    return folder / RUN / f"round-{setting.rounds - 1:03d}" / "policy" / "model"
+def policies(setting: Setting, folder: Path) -> list[str]:
+    """The model after each round."""
+    return [str(place / "policy" / "model") for place in _rounds(setting, folder)]
+
+
+def ends(setting: Setting, folder: Path, started: float) -> list[float]:
+    """Seconds from the command to the end of each round, when its result is written.
+
+    Args:
+        setting: the work.
+        folder: of the run.
+        started: when the command began, in seconds since the epoch.
+    """
+    files = [place / "round.json" for place in _rounds(setting, folder)]
+    return [file.stat().st_mtime - started for file in files]
+
+
+def _rounds(setting: Setting, folder: Path) -> list[Path]:
+    return [folder / RUN / f"round-{index:03d}" for index in range(setting.rounds)]
 
 
 def phases(setting: Setting, folder: Path, wall_seconds: float) -> dict[str, float]:
     """Seconds by what they were spent on, over all rounds; `outside rounds` is start and end."""
     found: dict[str, float] = {}
-    for index in range(setting.rounds):
-        text = (folder / RUN / f"round-{index:03d}" / "round.json").read_text(encoding="utf-8")
+    for place in _rounds(setting, folder):
+        text = (place / "round.json").read_text(encoding="utf-8")
         for name, seconds in json.loads(text)["seconds"].items():
             found[name] = found.get(name, 0.0) + seconds
     return {**found, "outside rounds": wall_seconds - sum(found.values())}
@@ -89,8 +105,7 @@ def phases(setting: Setting, folder: Path, wall_seconds: float) -> dict[str, flo
 def counts(setting: Setting, folder: Path) -> dict[str, list[int]]:
     """Completions, pairs and optimizer steps of each round."""
     found: dict[str, list[int]] = {"completions": [], "pairs": [], "steps": []}
-    for index in range(setting.rounds):
-        place = folder / RUN / f"round-{index:03d}"
+    for place in _rounds(setting, folder):
         for name, table, count in (
             ("completions", "candidates", "output"),
             ("pairs", "preferences", "pairs"),

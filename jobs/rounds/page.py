@@ -14,6 +14,8 @@ from .summary import Judged, Ratio, Results
 
 #: What the ratio of wall times shall reach, by rounds.
 TARGETS: Final = {1: 1.5, 3: 3.0}
+#: Share of the processor time below which a process is not named.
+_FEWEST_SHARE: Final = 0.02
 
 
 def page(
@@ -21,12 +23,11 @@ def page(
     setting: Setting,
     tuning: Tuning,
     trials: list[Trial],
-    rounds: tuple[int, ...],
     where: dict[str, Any],
 ) -> str:
-    """The whole page."""
-    measured = [n for n in rounds if summary.repeats_of(results, n)]
+    """The whole page; both sides have run at least once."""
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    after = measured_rounds(setting)
     lines = [
         "# Online rounds against the loop that people write",
         "",
@@ -41,27 +42,37 @@ def page(
         "- Theirs: vLLM's offline `LLM`, a transformers pipeline, TRL's `DPOTrainer`, a process "
         "each, in each round; settings of the search below.",
         "- Both: from the command to the finished policy, without evaluation. A ratio is of the "
-        "two runs of one repeat, which follow each other; repeats begin with the other side.",
+        "two runs of one repeat, which follow each other; repeats begin with the other side. "
+        f"Fewer rounds than {setting.rounds} are the first ones of the same runs, and the "
+        "command's end.",
         "",
-        *wall_table([r for n in measured if (r := summary.ratio(results, n))]),
+        *wall_table([r for n in after if (r := summary.ratio(results, n))]),
         "",
-        *[f"- {n} round(s): {said_of(summary.noises(results, n))}." for n in measured],
+        f"- {said_of(summary.noises(results))}.",
+        f"- Processor time, theirs / ours: {_median_and_range(summary.cpu_ratio(results), 2)}. "
+        "Other work beside the runs stretches it less than the wall time.",
         "",
         "## Whether it is the same work",
         "",
-        *work_table(results, measured),
+        *work_table(results),
         "",
-        *[judged_line(found) for n in measured if (found := summary.judged(results, n))],
+        *[judged_line(found) for n in after if (found := summary.judged(results, n))],
         "",
         "## Where the time goes",
         "",
-        *[line for n in measured for line in phase_table(results, n)],
+        *phase_table(results, setting.rounds),
+        *process_table(results, setting.rounds),
         "## The search for their settings",
         "",
         *search_table(trials, tuning),
         "",
     ]
     return "\n".join(lines)
+
+
+def measured_rounds(setting: Setting) -> list[int]:
+    """After how many rounds both sides are compared."""
+    return sorted({1, setting.rounds})
 
 
 def wall_table(ratios: list[Ratio]) -> list[str]:
@@ -80,20 +91,19 @@ def wall_table(ratios: list[Ratio]) -> list[str]:
     return lines
 
 
-def work_table(results: Results, rounds: list[int]) -> list[str]:
-    """What both sides did, and the memory that it took."""
+def work_table(results: Results) -> list[str]:
+    """What both sides did, and the memory and processor time that it took."""
     lines = [
-        "| rounds | side | completions | pairs | steps | peak memory (PSS), MB |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
+        "| side | completions | pairs | steps | peak memory (PSS), MB | processor time, s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for n in rounds:
-        for side in summary.SIDES:
-            counts = summary.counts(results, n, side)
-            each = " | ".join(
-                ", ".join(map(str, counts[name])) for name in ("completions", "pairs", "steps")
-            )
-            peak = summary.peak_bytes(results, n, side)
-            lines.append(f"| {n} | {side} | {each} | {peak / 1e6 if peak else 0:.0f} |")
+    for side in summary.SIDES:
+        counts = summary.counts(results, side)
+        each = " | ".join(
+            ", ".join(map(str, counts[name])) for name in ("completions", "pairs", "steps")
+        )
+        peak = (summary.peak_bytes(results, side) or 0) / 1e6
+        lines.append(f"| {side} | {each} | {peak:.0f} | {summary.cpu_seconds(results, side):.0f} |")
     return lines
 
 
@@ -108,20 +118,36 @@ def judged_line(found: Judged) -> str:
 
 
 def phase_table(results: Results, rounds: int) -> list[str]:
-    """Where the time goes on both sides, in two tables."""
+    """Where the wall time goes on both sides, in two tables."""
     lines: list[str] = []
     for side in summary.SIDES:
-        seconds = summary.phases(results, rounds, side)
-        total = sum(seconds.values())
-        lines += [f"| {rounds} round(s), {side} | s, median | share |", "| --- | ---: | ---: |"]
-        lines += [f"| {name} | {s:.1f} | {s / total:.0%} |" for name, s in seconds.items()]
-        lines.append("")
+        lines += _shares(f"{rounds} round(s), {side}", summary.phases(results, side))
     return lines
 
 
+def process_table(results: Results, rounds: int) -> list[str]:
+    """Where the processor time goes on both sides, by process, in two tables."""
+    lines: list[str] = []
+    for side in summary.SIDES:
+        seconds = summary.processes(results, side)
+        lines += _shares(f"processor time of {rounds} round(s), {side}", seconds, _FEWEST_SHARE)
+    return lines
+
+
+def _shares(title: str, seconds: dict[str, float], least: float = 0.0) -> list[str]:
+    """A table of seconds and shares; what is below the least share is one row."""
+    total = sum(seconds.values())
+    shown = {name: s for name, s in seconds.items() if s >= least * total}
+    if len(shown) < len(seconds):
+        shown[f"{len(seconds) - len(shown)} others"] = total - sum(shown.values())
+    lines = [f"| {title} | s, median | share |", "| --- | ---: | ---: |"]
+    lines += [f"| {name} | {s:.1f} | {s / total:.0%} |" for name, s in shown.items()]
+    return [*lines, ""]
+
+
 def search_table(trials: list[Trial], tuning: Tuning) -> list[str]:
-    """What was tried."""
-    lines = ["| process of round 0, one epoch | change | s | stays |", "| --- | --- | ---: | --- |"]
+    """What was tried: the seconds that decide are those of `search.Trial`."""
+    lines = ["| process | change | s | stays |", "| --- | --- | ---: | --- |"]
     for trial in trials:
         change = ", ".join(f"{k} {v}" for k, v in trial.change.items()) or "as it begins"
         stays = "yes" if trial.kept else "no"

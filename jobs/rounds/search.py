@@ -1,10 +1,12 @@
-"""The short search for the usual loop's best settings, on the work of round 0 with one epoch.
+"""The short search for the usual loop's best settings, on one round of few prompts.
 
 Each process of a round is timed with one change after the other; a change stays if it was faster.
+What decides is the whole process where the change is one of its start, and its work elsewhere.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,6 +35,9 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
     ),
 }
 
+#: Prompts of a trial.
+_PROMPTS: Final = 64
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -41,7 +46,7 @@ class Trial:
     Attributes:
         process: of a round.
         change: to the best settings so far.
-        seconds: the whole process.
+        seconds: the whole process for sampling, and its work alone for the others.
         kept: whether the change stayed.
     """
 
@@ -85,7 +90,7 @@ def search(
         late: whether no further trial may begin.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    setting = replace(setting, rounds=1, epochs=1)
+    setting = replace(setting, rounds=1, epochs=1, prompts_per_round=_PROMPTS)
     theirs.write_prompts(setting, folder, root)
     total = sum(map(len, CHANGES.values()))
     while not (found := best(kept))[2] and not late():
@@ -94,16 +99,24 @@ def search(
         command, environment = step_command(
             process, setting, replace(tuning, **change), root, folder, 0, root / setting.model
         )
+        written = output(process, folder, 0)
         if change:  # what later trials read is made by the settings that the search begins with
-            command = [
-                str(folder / "trial") if part == str(output(process, folder, 0)) else part
-                for part in command
-            ]
+            trial = folder / f"trial{written.suffix}"
+            command = [str(trial) if part == str(written) else part for part in command]
+            written = trial
         started = time.perf_counter()
         timed = run(command, folder / "log.txt", root, environment)
-        kept.add(trial_name(process, change), {"seconds": timed.seconds, "noise": timed.noise})
+        spent = timed.seconds
+        if process != "sampling":
+            work = json.loads(written.with_suffix(".seconds.json").read_text(encoding="utf-8"))
+            spent = sum(work.values())
+        result = {"seconds": spent, "whole_seconds": timed.seconds, "noise": timed.noise}
+        kept.add(trial_name(process, change), result)
         took = time.perf_counter() - started
-        print(f"[search {len(trials) + 1}/{total}] {process} {change}: {took:.1f} s", flush=True)
+        print(
+            f"[search {len(trials) + 1}/{total}] {process} {change}: {spent:.1f} s, whole {took:.1f} s",
+            flush=True,
+        )
 
 
 def missing(done: int) -> tuple[str, dict[str, Any]]:

@@ -17,14 +17,24 @@ SIDES: Final = ("ours", "theirs")
 _MOST_ERRORS = 2.0
 
 
-def run_name(rounds: int, repeat: int, side: str) -> str:
+def run_name(repeat: int, side: str) -> str:
     """The name of a run among the kept results."""
-    return f"{rounds} rounds, repeat {repeat}, {side}"
+    return f"repeat {repeat}, {side}"
 
 
-def judge_name(rounds: int, repeat: int) -> str:
+def judge_name(repeat: int) -> str:
     """The name of a judgement among the kept results."""
-    return f"{rounds} rounds, repeat {repeat}, judge"
+    return f"repeat {repeat}, judge"
+
+
+def seconds_after(result: dict[str, Any], rounds: int) -> float:
+    """Wall time of a command of so many rounds, from a run of as many or more.
+
+    It is the time to the end of that round, and what the command takes to end after its last one:
+    neither side does anything before for the rounds that follow.
+    """
+    ends: list[float] = result["ends"]
+    return ends[rounds - 1] + result["seconds"] - ends[-1]
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Ratio:
     """Wall times of both sides.
 
     Attributes:
-        rounds: of a run.
+        rounds: of a command.
         ours, theirs: seconds of each repeat, in its order.
     """
 
@@ -77,29 +87,30 @@ class Judged:
         return abs(self.difference) <= _MOST_ERRORS * self.standard_error
 
 
-def repeats_of(results: Results, rounds: int) -> list[int]:
+def repeats_of(results: Results) -> list[int]:
     """The repeats that both sides have run."""
     found: list[int] = []
-    while all(run_name(rounds, len(found), side) in results for side in SIDES):
+    while all(run_name(len(found), side) in results for side in SIDES):
         found.append(len(found))
     return found
 
 
 def ratio(results: Results, rounds: int) -> Ratio | None:
-    """Wall times of the repeats that both sides have run; None if there is none."""
-    repeats = repeats_of(results, rounds)
+    """Wall times of so many rounds of the repeats that both sides have run; None without any."""
+    repeats = repeats_of(results)
     if not repeats:
         return None
     ours, theirs = (
-        [results[run_name(rounds, repeat, side)]["seconds"] for repeat in repeats] for side in SIDES
+        [seconds_after(results[run_name(repeat, side)], rounds) for repeat in repeats]
+        for side in SIDES
     )
     return Ratio(rounds, ours, theirs)
 
 
-def phases(results: Results, rounds: int, side: str) -> dict[str, float]:
+def phases(results: Results, side: str) -> dict[str, float]:
     """Median seconds of each phase over the repeats of one side, the longest first."""
     found: dict[str, list[float]] = {}
-    own = [results[run_name(rounds, repeat, side)] for repeat in repeats_of(results, rounds)]
+    own = [results[run_name(repeat, side)] for repeat in repeats_of(results)]
     for result in own:
         for name in result["phases"]:
             found.setdefault(name, [])
@@ -109,33 +120,55 @@ def phases(results: Results, rounds: int, side: str) -> dict[str, float]:
     return dict(sorted(medians.items(), key=lambda item: -item[1]))
 
 
-def peak_bytes(results: Results, rounds: int, side: str) -> float | None:
+def peak_bytes(results: Results, side: str) -> float | None:
     """Median over the repeats of the peak memory of a side's processes together."""
-    peaks = [noise.peak_bytes for noise in noises(results, rounds, (side,))]
+    peaks = [noise.peak_bytes for noise in noises(results, (side,))]
     known = [peak for peak in peaks if peak is not None]
     return statistics.median(known) if known else None
 
 
-def noises(results: Results, rounds: int, sides: Iterable[str] = SIDES) -> list[Noise]:
+def noises(results: Results, sides: Iterable[str] = SIDES) -> list[Noise]:
     """The machine during each run."""
     return [
-        Noise(**results[run_name(rounds, repeat, side)]["noise"])
-        for repeat in repeats_of(results, rounds)
+        Noise(**results[run_name(repeat, side)]["noise"])
+        for repeat in repeats_of(results)
         for side in sides
     ]
 
 
-def counts(results: Results, rounds: int, side: str) -> dict[str, list[int]]:
+def cpu_seconds(results: Results, side: str) -> float:
+    """Median over the repeats of the processor time of a side's processes together."""
+    return statistics.median(n.own_cpu_seconds or 0.0 for n in noises(results, (side,)))
+
+
+def cpu_ratio(results: Results) -> list[float]:
+    """Their processor time over ours, of each repeat."""
+    ours, theirs = (noises(results, (side,)) for side in SIDES)
+    pairs = zip(ours, theirs, strict=True)
+    return [(b.own_cpu_seconds or 0.0) / (a.own_cpu_seconds or 1.0) for a, b in pairs]
+
+
+def processes(results: Results, side: str) -> dict[str, float]:
+    """Median processor time of a side's processes by their titles, the largest first."""
+    found: dict[str, list[float]] = {}
+    own = noises(results, (side,))
+    for title in {title for noise in own for title in noise.cpu_seconds}:
+        found[title] = [noise.cpu_seconds.get(title, 0.0) for noise in own]
+    medians = {title: statistics.median(values) for title, values in found.items()}
+    return dict(sorted(medians.items(), key=lambda item: -item[1]))
+
+
+def counts(results: Results, side: str) -> dict[str, list[int]]:
     """Completions, pairs and steps of each round, of the first repeat."""
-    return results[run_name(rounds, 0, side)]["counts"]
+    return results[run_name(0, side)]["counts"]
 
 
 def judged(results: Results, rounds: int) -> Judged | None:
-    """The judge's scores of both sides; None if nothing was judged."""
+    """The judge's scores of both sides after so many rounds; None if nothing was judged."""
     found = [
-        results[judge_name(rounds, repeat)]
-        for repeat in repeats_of(results, rounds)
-        if judge_name(rounds, repeat) in results
+        results[judge_name(repeat)][str(rounds)]
+        for repeat in repeats_of(results)
+        if judge_name(repeat) in results
     ]
     if not found:
         return None

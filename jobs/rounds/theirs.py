@@ -58,9 +58,21 @@ def write_prompts(setting: Setting, folder: Path, root: Path) -> None:
         prompts_file(folder, index).write_text("\n".join(chosen) + "\n", encoding="utf-8")
 
 
-def policy(setting: Setting, folder: Path) -> Path:
-    """The model after the last round."""
-    return loop.policy(folder, setting.rounds - 1)
+def policies(setting: Setting, folder: Path) -> list[str]:
+    """The model after each round."""
+    return [str(loop.policy(folder, index)) for index in range(setting.rounds)]
+
+
+def ends(setting: Setting, folder: Path, started: float) -> list[float]:
+    """Seconds from the command to the end of each round's last process.
+
+    Args:
+        setting: the work.
+        folder: of the run.
+        started: when the command began, in seconds since the epoch.
+    """
+    rows = [row for row in _lines(folder / "processes.jsonl") if row["name"] == loop.PROCESSES[-1]]
+    return [row["ended"] - started for row in rows]
 
 
 def phases(setting: Setting, folder: Path, wall_seconds: float) -> dict[str, float]:

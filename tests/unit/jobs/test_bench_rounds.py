@@ -19,7 +19,13 @@ from tests.unit.jobs.job_modules import JOBS, modules_of
 
 MODULES = ("loop", "loop_reward", "ours", "page", "search", "setting", "summary", "theirs")
 #: A run of both sides that takes a minute: few short completions, one round.
-TINY = ("prompts_per_round=8", "max_completion_tokens=8", "epochs=1", "heldout_samples=1")
+TINY = (
+    "rounds=1",
+    "prompts_per_round=8",
+    "max_completion_tokens=8",
+    "epochs=1",
+    "heldout_samples=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +39,33 @@ def jobs() -> Iterator[Any]:
 
 def noise(jobs: Any, load: float = 1.0) -> dict[str, Any]:
     shares = {"own_share": 0.8, "others_share": 0.1, "steal_share": 0.0}
+    spent = {"ray::Engine": 36.0, "python": 3.6, "a": 0.2, "b": 0.2}
     return jobs.machine.Noise(
-        9.0, 2, load=load, load_before=load, peak_bytes=2_000_000_000, **shares
+        *(9.0, 2),
+        **shares,
+        load=load,
+        load_before=load,
+        peak_bytes=2_000_000_000,
+        own_cpu_seconds=40.0,
+        cpu_seconds=spent,
     ).as_json()
 
 
 def run(jobs: Any, seconds: float) -> dict[str, Any]:
     return {
         "seconds": seconds,
+        "ends": [0.4 * seconds, 0.6 * seconds, 0.9 * seconds],
         "noise": noise(jobs),
         "phases": {"sampling": seconds / 2, "training": seconds / 2},
         "counts": {"completions": [556], "pairs": [680], "steps": [18]},
-        "policy": "/somewhere",
+        "policies": ["/somewhere"] * 3,
     }
 
 
-def results(jobs: Any, ours: list[float], theirs: list[float], rounds: int = 3) -> dict[str, Any]:
+def results(jobs: Any, ours: list[float], theirs: list[float]) -> dict[str, Any]:
     sides = {"ours": ours, "theirs": theirs}
     return {
-        jobs.summary.run_name(rounds, repeat, side): run(jobs, seconds)
+        jobs.summary.run_name(repeat, side): run(jobs, seconds)
         for side, each in sides.items()
         for repeat, seconds in enumerate(each)
     }
@@ -139,9 +153,15 @@ def test_a_ratio_is_of_the_two_runs_of_one_repeat(jobs: Any) -> None:
     ratio = jobs.summary.ratio(found, 3)
     assert ratio.each == [3.0, 2.0, 5.0]
     assert ratio.median == 3.0  # that of the medians would be 5
-    del found[jobs.summary.run_name(3, 1, "ours")]
+    del found[jobs.summary.run_name(1, "ours")]
     assert jobs.summary.ratio(found, 3).each == [3.0]  # a repeat without its other side is left out
-    assert jobs.summary.ratio(found, 1) is None
+    assert jobs.summary.ratio({}, 3) is None
+
+
+def test_fewer_rounds_are_the_first_ones_and_the_end_of_the_command(jobs: Any) -> None:
+    one = {"seconds": 70.0, "ends": [30.0, 50.0, 68.0]}
+    assert jobs.summary.seconds_after(one, 1) == 32.0
+    assert jobs.summary.seconds_after(one, 3) == 70.0
 
 
 def test_policies_that_the_judge_tells_apart_are_not_the_same_work(jobs: Any) -> None:
@@ -150,11 +170,12 @@ def test_policies_that_the_judge_tells_apart_are_not_the_same_work(jobs: Any) ->
 
     def judge(shift: float) -> Any:
         for repeat, jitter in enumerate((0.0, 0.02, -0.02)):
-            found[jobs.summary.judge_name(3, repeat)] = {
+            scores = {
                 "original": [0.5] * 4,
                 "ours": [p + shift + jitter for p in prompts],
                 "theirs": prompts,
             }
+            found[jobs.summary.judge_name(repeat)] = {"3": scores}
         return jobs.summary.judged(found, 3)
 
     same, other = judge(0.01), judge(0.1)
@@ -184,10 +205,10 @@ def test_the_search_keeps_a_change_only_where_it_is_faster(jobs: Any, tmp_path: 
 def test_an_interrupted_run_is_measured_anew_and_its_folder_stays(
     jobs: Any, tmp_path: Path
 ) -> None:
-    path = tmp_path / "ours-3-rounds-0"
+    path = tmp_path / "ours-0"
     (jobs.command.fresh_folder(path) / "half").touch()
     assert list(jobs.command.fresh_folder(path).iterdir()) == []
-    assert (tmp_path / "ours-3-rounds-0.unfinished-1" / "half").exists()
+    assert (tmp_path / "ours-0.unfinished-1" / "half").exists()
 
 
 def test_nothing_begins_that_would_end_too_late(jobs: Any) -> None:
@@ -195,7 +216,7 @@ def test_nothing_begins_that_would_end_too_late(jobs: Any) -> None:
     found = results(jobs, [50.0, 60.0], [200.0])
     assert expected(found, 3, "ours") == pytest.approx(72.0)
     assert expected(found, 3, "theirs") == pytest.approx(240.0)
-    assert expected(found, 1, "theirs") < expected({}, 3, "theirs")
+    assert expected({}, 1, "theirs") < expected({}, 3, "theirs")
 
 
 def test_the_page_has_ratios_phases_memory_and_the_machine(jobs: Any) -> None:
@@ -203,15 +224,15 @@ def test_the_page_has_ratios_phases_memory_and_the_machine(jobs: Any) -> None:
     where = {"command": "c", "date": "d", "processor": "p", "cpus": 2, "python": "3", "workers": 1}
     tuning = jobs.setting.Tuning()
     trials = [jobs.search.Trial("training", {"batch_pairs": 16}, 9.0, True)]
-    text = jobs.page.page(
-        found, jobs.setting.Setting(), tuning, trials, (1, 3), {**where, "versions": {}}
-    )
+    text = jobs.page.page(found, jobs.setting.Setting(), tuning, trials, {**where, "versions": {}})
     assert "| 3 | 2 | 15 (10 to 20) | 55 (30 to 80) | 3.50 (3.00 to 4.00) | 3.0 |" in text
-    assert "| 3 | theirs | 556 | 680 | 18 | 2000 |" in text
+    assert "| 1 | 2 | 8 (5 to 10) | 28 (15 to 40) | 3.50 (3.00 to 4.00) | 1.5 |" in text
+    assert "| theirs | 556 | 680 | 18 | 2000 | 40 |" in text
+    assert "| ray::Engine | 36.0 | 90% |" in text
+    assert "| 2 others | 0.4 | 1% |" in text
     assert "| training | 7.5 | 50% |" in text
-    assert "- 3 round(s): the machine meanwhile (2 CPUs): load 1.0 to 1.0" in text
+    assert "- the machine meanwhile (2 CPUs): load 1.0 to 1.0" in text
     assert "| training | batch_pairs 16 | 9.0 | yes |" in text
-    assert "| 1 |" not in text.split("## Whether")[0]  # nothing was measured with one round
 
 
 def test_without_trl_the_command_says_how_to_install_it(
@@ -228,7 +249,7 @@ def test_without_trl_the_command_says_how_to_install_it(
 
 def bench(jobs: Any, tmp_path: Path, *more: str) -> dict[str, Any]:
     path = tmp_path / "results.jsonl"
-    arguments = ["--results", str(path), "--rounds", "1", "--repeats", "1", "--no-search"]
+    arguments = ["--results", str(path), "--repeats", "1", "--no-search"]
     jobs.command.main([*arguments, *more, "--set", *TINY])
     lines = path.read_text(encoding="utf-8").splitlines()
     return {entry["name"]: entry["result"] for entry in map(json.loads, lines)}
@@ -243,7 +264,8 @@ def test_our_side_runs_and_says_where_its_time_went(jobs: Any, tmp_path: Path) -
     assert sum(result["phases"].values()) == pytest.approx(result["seconds"])
     assert {"training", "engine start", "outside rounds"} <= result["phases"].keys()
     assert result["noise"]["peak_bytes"] > 500e6
-    assert (Path(result["policy"]) / "model.safetensors").exists()
+    assert (Path(result["policies"][-1]) / "model.safetensors").exists()
+    assert 0 < result["ends"][0] <= result["seconds"]
 
 
 @pytest.mark.slow
@@ -255,4 +277,5 @@ def test_the_usual_loop_does_the_same_number_of_steps(jobs: Any, tmp_path: Path)
     assert result["counts"]["steps"] == [1]
     assert sum(result["phases"].values()) == pytest.approx(result["seconds"])
     assert {"training", "reference", "start of training"} <= result["phases"].keys()
-    assert (Path(result["policy"]) / "model.safetensors").exists()
+    assert (Path(result["policies"][-1]) / "model.safetensors").exists()
+    assert 0 < result["ends"][0] <= result["seconds"]
