@@ -17,11 +17,13 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from benchmark.children import installed_versions
@@ -88,6 +90,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(str(error))
     finally:
         report(bench)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -276,4 +282,5 @@ def _without_paths(results: Results) -> Results:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # a time limit must not leave processes behind
     main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from raydpo.core.errors import RaydpoError
 
 #: Lines of a failed command's log that the error shows.
 _SHOWN_LINES = 25
+#: How long a command that is interrupted may take to end.
+_ENDS_WITHIN_SECONDS = 30.0
 
 
 class SideError(RaydpoError):
@@ -53,6 +56,7 @@ def run(
             stderr=subprocess.STDOUT,
             cwd=root,
             env={**environment(), **(more or {})},
+            start_new_session=True,  # so that a signal reaches the processes of a script, too
         )
         try:
             with Watch(process.pid, memory=True, every_seconds=2.0) as watch:
@@ -60,8 +64,7 @@ def run(
                 seconds = time.perf_counter() - started
         finally:
             if process.poll() is None:  # interrupted: the same command goes on later
-                process.terminate()
-                process.wait()
+                _end(process)
     if code:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         raise SideError(
@@ -71,6 +74,16 @@ def run(
             f"its whole output is in {log}",
         )
     return Timed(began, seconds, watch.noise().as_json())
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those of its session, the hard way if they take too long."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(_ENDS_WITHIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def environment() -> dict[str, str]:

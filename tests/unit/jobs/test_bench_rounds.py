@@ -5,6 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +22,17 @@ from raydpo.config.labeling import PairsConfig
 from raydpo.labeling.pairs import Draws, Scored, build_pairs
 from tests.unit.jobs.job_modules import JOBS, modules_of
 
-MODULES = ("loop", "loop_reward", "ours", "page", "search", "setting", "summary", "theirs")
+MODULES = (
+    "loop",
+    "loop_reward",
+    "measuring",
+    "ours",
+    "page",
+    "search",
+    "setting",
+    "summary",
+    "theirs",
+)
 #: A run of both sides that takes a minute: few short completions, one round.
 TINY = (
     "rounds=1",
@@ -245,6 +260,44 @@ def test_without_trl_the_command_says_how_to_install_it(
     with pytest.raises(SystemExit, match=r"pip install 'raydpo\[peers\]'"):
         jobs.command.main(["--results", str(tmp_path / "results.jsonl")])
     assert list(tmp_path.iterdir()) == []  # nothing was measured
+
+
+def test_a_command_that_fails_shows_the_end_of_its_log(jobs: Any, tmp_path: Path) -> None:
+    failing = [sys.executable, "-c", "print('first'); raise SystemExit('no such model')"]
+    with pytest.raises(jobs.measuring.SideError, match=r"ended with 1:\n(.*\n)?no such model"):
+        jobs.measuring.run(failing, tmp_path / "log.txt", tmp_path)
+    assert "first" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_stopped_benchmark_leaves_no_process_behind(jobs: Any, tmp_path: Path) -> None:
+    """As a time limit does it: the script that a command runs ends with the command."""
+    child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, 'pid'])"
+    parent = (
+        "import signal, sys; from pathlib import Path; import bench_rounds as b; "
+        "signal.signal(signal.SIGTERM, b._stop); from rounds.measuring import run; "
+        f"run([sys.executable, '-c', {script!r}], Path('log.txt'), Path('.'))"
+    )
+    environment = {**os.environ, **jobs.measuring.environment()}
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=environment)
+    until = time.monotonic() + 120
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    child_id = int((tmp_path / "pid").read_text())
+    while _alive(child_id):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def bench(jobs: Any, tmp_path: Path, *more: str) -> dict[str, Any]:
