@@ -300,6 +300,41 @@ def _alive(process: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.thorough
+def test_the_loops_training_takes_the_steps_of_ours_and_its_tokens(
+    jobs: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("trl")
+    setting = jobs.setting.Setting(groups_per_step=2, epochs=2)
+    tuning = jobs.setting.Tuning(batch_pairs=2)
+    rows = [
+        {
+            "prompt": f"prompt {number}",
+            "prompt_ids": [1, 43, 935],
+            "chosen_ids": [264 + number, 715, 337],  # cut: no end token may be appended
+            "rejected_ids": [511, 497 + number],
+        }
+        for number in (0, 0, 1, 2, 3, 4)
+    ]
+    pairs = jobs.loop.output("rewards and pairs", tmp_path, 0)
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    root = JOBS.parent
+    command, variables = jobs.loop.step_command(
+        "training", setting, tuning, root, tmp_path, 0, root / setting.model
+    )
+    jobs.measuring.run(command, tmp_path / "log.txt", root, variables)
+    done = json.loads((jobs.loop.policy(tmp_path, 0) / "training.json").read_text())
+    # Five prompts, two a step: three steps an epoch, of 6 / 3 pairs, so of one batch of two.
+    assert done == {"pairs": 6, "steps": 6, "batches": 1}
+    work = jobs.loop.work("training", tmp_path, 0)["work"]
+    assert work.keys() == {"reference", "training"}
+    assert min(work.values()) > 0
+    assert (jobs.loop.policy(tmp_path, 0) / "model.safetensors").exists()
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert "'epoch': '2'" in log
+    assert f"'num_tokens': '{2 * 6 * (2 * 3 + 3 + 2)}'" in log
+
+
 def bench(jobs: Any, tmp_path: Path, *more: str) -> dict[str, Any]:
     path = tmp_path / "results.jsonl"
     arguments = ["--results", str(path), "--repeats", "1", "--no-search"]
