@@ -276,7 +276,7 @@ def _commands() -> Iterator[str]:
         rows = tuple(map(_argument, _actions(parser)))
         same = first.setdefault(rows, command)
         if same != command:
-            yield f"\nIts arguments are those of [`raydpo {same}`](#raydpo-{same})."
+            yield f"\nIts arguments are those of [`raydpo {same}`](#raydpo-{same.replace(' ', '-')})."
         elif rows:
             yield "\n| argument | default | what it does |"
             yield "| --- | --- | --- |"

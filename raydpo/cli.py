@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from raydpo import __version__
+from raydpo.core.arguments import whole_number
 from raydpo.core.errors import RaydpoError
 from raydpo.core.imports import uncollected
 from raydpo.core.stages import FOLDERS, OLD_WORDS, STAGES
+from raydpo.show.commands import add_publish, add_suite
 
 if TYPE_CHECKING:
     from raydpo.config.job import Config
@@ -88,14 +90,15 @@ def command_parser() -> argparse.ArgumentParser:
     _add(commands, "sft", "supervised fine-tuning: the model that sampling starts from", _sft)
     _add(commands, "score", "log-probabilities of existing completions under the model", _score)
     check = _add(commands, "check", "say, without a cluster, all that would go wrong", _check)
-    check.add_argument("--rows", type=_from(1), help="look at so many rows of the data only")
+    check.add_argument("--rows", type=whole_number(1), help="look at so many rows of the data only")
     show = commands.add_parser("show", help="what a run has done so far")
     show.add_argument("run", help="the run directory")
-    show.add_argument("--rows", type=_from(0), default=2, help="rows to show of each table")
+    show.add_argument("--rows", type=whole_number(0), default=2, help="rows to show of each table")
     show.set_defaults(command=_show)
     _add_replay(commands)
     _add_compare(commands)
-    _add_publish(commands)
+    add_publish(commands)
+    add_suite(commands)
     text = "delete what finished stages were set aside as"
     clean = commands.add_parser("clean", help=text, description=text)
     clean.add_argument("run", help="the run directory")
@@ -106,17 +109,6 @@ def command_parser() -> argparse.ArgumentParser:
     schema.set_defaults(command=_schema)
     _add_annotate(commands)
     return parser
-
-
-def _from(least: int) -> Callable[[str], int]:
-    """What reads an option that is a whole number, `least` or more."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text[:20]) < 1 << 63:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
-        return int(text)
-
-    return read
 
 
 def _stage(word: str) -> str:
@@ -177,49 +169,14 @@ def _add_compare(commands: Any) -> None:
         help="folder for comparison.html and comparison.json; without it "
         "comparisons/RUN-and-RUN in the working directory",
     )
-    compare.add_argument("--seed", type=_from(0), default=0, help="seed of the resamples")
+    compare.add_argument("--seed", type=whole_number(0), default=0, help="seed of the resamples")
     compare.add_argument(
         "--resamples",
-        type=_from(1),
+        type=whole_number(1),
         default=10_000,
         help="bootstrap resamples of the prompts, and exchanges of the test",
     )
     compare.set_defaults(command=_compare)
-
-
-def _add_publish(commands: Any) -> None:
-    text = "write a trained model with its model card into a folder, and upload it to the hub"
-    publish = commands.add_parser("publish", help=text, description=text)
-    publish.add_argument("run", help="the run directory, which is read only")
-    publish.add_argument(
-        "--output", help="the folder; without it published/NAME in the working directory"
-    )
-    publish.add_argument(
-        "--hub",
-        metavar="OWNER/NAME",
-        help="upload the folder to this model repository; the token is HF_TOKEN, or that of "
-        "`hf auth login`",
-    )
-    publish.add_argument(
-        "--private", action="store_true", help="make a new repository a private one"
-    )
-    publish.add_argument("--license", help="an id of the hub's list, such as apache-2.0")
-    publish.add_argument(
-        "--base-model",
-        metavar="OWNER/NAME",
-        help="the base model's name on the hub, if the job names a folder",
-    )
-    publish.add_argument(
-        "--round",
-        type=_from(0),
-        help="the round; without it the best one of online rounds, otherwise the last one",
-    )
-    publish.add_argument(
-        "--merged",
-        action="store_true",
-        help="publish the merged model where an adapter was trained",
-    )
-    publish.set_defaults(command=_publish)
 
 
 def _add_annotate(commands: Any) -> None:
@@ -229,9 +186,9 @@ def _add_annotate(commands: Any) -> None:
     export.add_argument("run", help="the run directory, with candidates sampled")
     export.add_argument("--output", help="the file; without it <run>/annotation.jsonl")
     text = "pairs of each prompt's candidates that people are shown"
-    export.add_argument("--pairs-per-prompt", type=_from(1), default=1, help=text)
+    export.add_argument("--pairs-per-prompt", type=whole_number(1), default=1, help=text)
     export.add_argument(
-        "--seed", type=_from(0), default=0, help="seed of the choice and order of pairs"
+        "--seed", type=whole_number(0), default=0, help="seed of the choice and order of pairs"
     )
     export.set_defaults(command=_annotate_export)
     load = actions.add_parser("import", help="build preferences from the votes in a JSONL file")
@@ -452,26 +409,6 @@ def _compare(options: argparse.Namespace) -> int:
     comparison = compare_runs(options.run, output, options.seed, options.resamples)
     print(comparison_text(comparison))
     print(f"page: {folder_of(output).uri}/{PAGE_FILE}")
-    return 0
-
-
-def _publish(options: argparse.Namespace) -> int:
-    with uncollected():
-        from raydpo.show.publish import publish_run
-
-    published = publish_run(
-        options.run,
-        options.output,
-        hub=options.hub,
-        private=options.private,
-        license=options.license,
-        base_model=options.base_model,
-        round_index=options.round,
-        merged=options.merged,
-    )
-    print(f"{len(published.files)} files in {published.folder}; read its README.md")
-    if published.url is not None:
-        print(f"on the hub: {published.url}")
     return 0
 
 

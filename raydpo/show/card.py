@@ -28,6 +28,7 @@ _TASKS: Final[dict[Kind, str]] = {"reward model": "text-classification"}
 _TEMPLATE: Final = "card.md.j2"
 #: Characters of a fingerprint that the card shows.
 _SHORT: Final = 16
+_HARNESS_URL: Final = "https://github.com/EleutherAI/lm-evaluation-harness"
 _DPO_PAPER: Final = "2305.18290"
 _NO_LICENCE: Final = (
     "No licence was stated when this model was published. Without one, nobody but its owner may "
@@ -104,7 +105,7 @@ def _values(model: TrainedModel, options: CardOptions) -> Json:
         "objections": _objections(model),
         "before": "before training" if measured.source == "training report" else "reference",
         "numbers": [_row(number) for number in numbers],
-        "measured_how": _measured_how(model) if numbers else "",
+        "measured_how": _measured_how(model),
         "figures": sorted(measured.figures),
         "sources": [*_sources(model.config, model)],
         "stages": [*_stage_rows(model)],
@@ -148,6 +149,8 @@ def _result(model: TrainedModel, found: Number) -> EvalResult:
         metric_type=found.type,
         metric_name=found.name,
         metric_value=found.value,
+        source_name=found.program,
+        source_url=_HARNESS_URL if found.program else None,
     )
 
 
@@ -230,7 +233,15 @@ def _row(found: Number) -> tuple[str, ...]:
 
 
 def _measured_how(model: TrainedModel) -> str:
+    programs = ", ".join(dict.fromkeys(result.program for result in model.suites))
+    by_suites = f"Numbers of other tasks are by {programs}." if programs else ""
+    return " ".join(filter(None, [_measured_by_run(model), by_suites]))
+
+
+def _measured_by_run(model: TrainedModel) -> str:
     found, config = model.measured, model.config
+    if found.source == "nothing":
+        return ""
     if found.source == "training report":
         groups, prompts = found.numbers["groups"], found.numbers["prompts"]
         return (

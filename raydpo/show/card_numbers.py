@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raydpo.evaluation.suites import SuiteResult
 from raydpo.show.public_config import is_private, public_name
 from raydpo.show.trained import TrainedModel
 
@@ -49,6 +50,7 @@ class Number:
         interval: its 95 % confidence interval.
         before: the same of the reference, or of the model before training.
         data: what it was measured on.
+        program: that measured it, if it was not raydpo.
     """
 
     type: str
@@ -57,18 +59,36 @@ class Number:
     interval: tuple[float, float] | None
     before: float | None
     data: DataName
+    program: str | None = None
 
 
 def numbers_of(model: TrainedModel) -> list[Number]:
-    """Return what the run measured of a model, in the order of the card."""
+    """Return what was measured of a model, in the order of the card: by the run, then by suites."""
+    return [*_of_run(model), *map(_of_suite, model.suites)]
+
+
+def _of_run(model: TrainedModel) -> Iterator[Number]:
     numbers, source = model.measured.numbers, model.measured.source
     if source == "evaluation":
-        return [*_of_evaluation(model, numbers)]
-    if source == "training report":
-        return [*_of_training(model, numbers)]
-    if source == "rounds":
-        return [*_of_rounds(model, numbers["evaluation"])]
-    return []
+        yield from _of_evaluation(model, numbers)
+    elif source == "training report":
+        yield from _of_training(model, numbers)
+    elif source == "rounds":
+        yield from _of_rounds(model, numbers["evaluation"])
+
+
+def _of_suite(found: SuiteResult) -> Number:
+    """Return a number of a suite, whose settings stand in its name."""
+    settings = f", {found.settings}" if found.settings else ""
+    return Number(
+        type=found.metric.partition(" ")[0],
+        name=f"{found.metric}{settings}",
+        value=found.value,
+        interval=found.interval,
+        before=None,
+        data=DataName(found.task, found.task),
+        program=found.program,
+    )
 
 
 def data_name(path: str, split: str) -> DataName:

@@ -12,6 +12,7 @@ from raydpo.core.errors import RaydpoError, said_by
 from raydpo.core.run import no_run, read_manifest, read_part
 from raydpo.core.set_aside import all_set_aside, is_set_aside
 from raydpo.core.storage import Folder, folder_of
+from raydpo.evaluation.suites import results_in
 from raydpo.evaluation.summary import verdict_lines
 from raydpo.labeling.kept_votes import is_of_people
 
@@ -81,6 +82,8 @@ def _described(folder: Folder, name: str, rows: int) -> Iterator[str]:
             f"  exported step {manifest['exported_step']}; {manifest['steps']} of "
             f"{manifest['planned_steps']} steps done, held-out loss {manifest['heldout']['loss']:.4f}"
         )
+    for result in results_in(manifest):
+        yield f"  {result.program}: {result}"
     for kind, value in manifest["inputs"].items():
         yield f"  from {kind} {str(value)[:16]}"
     if manifest.get("table") and manifest.get("parts"):

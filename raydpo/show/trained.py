@@ -21,6 +21,7 @@ from raydpo.core.errors import DataError, RunError
 from raydpo.core.run import read_manifest, round_folder
 from raydpo.core.stages import LABELS
 from raydpo.core.storage import Folder
+from raydpo.evaluation.suites import SuiteResult, suite_results
 from raydpo.online.summary import PLOT_FILE, RECORD_FILE
 from raydpo.pipeline.results import Run
 from raydpo.show.evaluated import refuse_other_policy
@@ -69,6 +70,7 @@ class TrainedModel:
         stages: the manifests of the finished stages before it, by what the log calls them.
         steps: the metrics of each training step.
         measured: what the run measured of it.
+        suites: numbers of standard suites, of these very weights.
     """
 
     run: Folder
@@ -81,6 +83,7 @@ class TrainedModel:
     stages: dict[str, Json]
     steps: list[Json]
     measured: Measured
+    suites: list[SuiteResult]
 
     @property
     def section(self) -> TrainerConfig:
@@ -134,6 +137,7 @@ def trained_model(run: Run, round_index: int | None = None, merged: bool = False
         stages=_stages(parent, index),
         steps=read_metrics(folder),
         measured=_measured(run.folder, parent, index, manifest),
+        suites=suite_results(parent, manifest["fingerprint"]),
     )
 
 

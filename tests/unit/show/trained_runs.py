@@ -74,6 +74,14 @@ def write_table(folder: Path, schema: str, counts: dict[str, int]) -> None:
     commit(stage, counts)
 
 
+def write_rows(folder: Path, schema: str, rows: list[dict[str, Any]]) -> None:
+    """Write a finished table."""
+    stage = Stage(_place(folder), schema, schema, {}, {})
+    open_stage(stage)
+    write_part(stage, 0, PartResult(rows))
+    commit(stage, {})
+
+
 def write_evaluation(run: Path, made_the_labels: bool = False, **changes: Any) -> None:
     """Write a finished evaluation of the policy of round 0."""
     policy = json.loads((run / "round-000/policy/manifest.json").read_text())["fingerprint"]
