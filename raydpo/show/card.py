@@ -28,6 +28,8 @@ _TASKS: Final[dict[Kind, str]] = {"reward model": "text-classification"}
 _TEMPLATE: Final = "card.md.j2"
 #: Characters of a fingerprint that the card shows.
 _SHORT: Final = 16
+#: What the numbers beside the model's are of, where it is not the reference.
+_BEFORE: Final = {"training report": "before training", "rounds": "original model"}
 _HARNESS_URL: Final = "https://github.com/EleutherAI/lm-evaluation-harness"
 _DPO_PAPER: Final = "2305.18290"
 _NO_LICENCE: Final = (
@@ -103,7 +105,7 @@ def _values(model: TrainedModel, options: CardOptions) -> Json:
         "summary": _summary(model, options),
         "verdict": measured.numbers.get("verdict"),
         "objections": _objections(model),
-        "before": "before training" if measured.source == "training report" else "reference",
+        "before": _BEFORE.get(measured.source, "reference"),
         "numbers": [_row(number) for number in numbers],
         "measured_how": _measured_how(model),
         "figures": sorted(measured.figures),
@@ -358,13 +360,11 @@ def _training_rows(model: TrainedModel) -> Iterator[tuple[str, str]]:
 
 
 def _limits(model: TrainedModel) -> Iterator[str]:
-    measured, config = model.measured, model.config
+    measured = model.measured
     if measured.source == "nothing":
         yield "The run measured nothing on held-out data."
     elif measured.source == "training report":
         yield "Nothing was sampled: the numbers say how well it tells given data apart, not how well it writes."
-    elif measured.source == "rounds":
-        yield "Rounds are compared by the judge's score, KL and length; repetition and variety were not checked."
     made = measured.numbers.get("judge", {}).get("made_the_labels")
     if made is not None:
         yield (
@@ -372,8 +372,6 @@ def _limits(model: TrainedModel) -> Iterator[str]:
             if made
             else "The judge is another one than the reward that made the labels."
         )
-    elif measured.source == "rounds" and _judge_made_the_labels(config):
-        yield "The judge also made the labels: its score says how well training followed it."
     yield from measured.numbers.get("notes", [])
     for label, manifest in model.stages.items():
         if refused := manifest.get("counts", {}).get("quarantined", 0):
@@ -382,12 +380,6 @@ def _limits(model: TrainedModel) -> Iterator[str]:
         "Not evaluated by the run: truth of statements, safety, bias, other languages and tasks than "
         "those of the held-out data, and any standard benchmark that is not in the table above."
     )
-
-
-def _judge_made_the_labels(config: Config) -> bool:
-    rewards = config.labeling.reward if config.labeling else ()
-    judges = config.evaluation.judge if config.evaluation else ()
-    return bool({(r.kind, r.source) for r in rewards} & {(j.kind, j.source) for j in judges})
 
 
 def _command(model: TrainedModel) -> str:

@@ -69,12 +69,10 @@ def numbers_of(model: TrainedModel) -> list[Number]:
 
 def _of_run(model: TrainedModel) -> Iterator[Number]:
     numbers, source = model.measured.numbers, model.measured.source
-    if source == "evaluation":
+    if source in ("evaluation", "rounds"):
         yield from _of_evaluation(model, numbers)
     elif source == "training report":
         yield from _of_training(model, numbers)
-    elif source == "rounds":
-        yield from _of_rounds(model, numbers["evaluation"])
 
 
 def _of_suite(found: SuiteResult) -> Number:
@@ -103,6 +101,9 @@ def _of_evaluation(model: TrainedModel, found: Json) -> Iterator[Number]:
     score = f"judge score ({found['judge']['unit']})"
     yield _number("judge_score", score, ours["score"], theirs["score"], prompts)
     yield _number("win_rate", "win rate against the reference", found["win_rate"], 0.5, prompts)
+    if (equal := found.get("length_controlled_win_rate")) is not None:
+        name = "win rate at equal length"
+        yield _number("length_controlled_win_rate", name, equal, 0.5, prompts)
     kl = found["kl"]["nats_per_completion"]
     yield _number("kl", "KL to the reference (nats per completion)", kl, 0.0, prompts)
     lengths = ours["completion_tokens"], theirs["completion_tokens"]
@@ -122,17 +123,6 @@ def _of_training(model: TrainedModel, found: Json) -> Iterator[Number]:
         before = None if ties else values["before"]["mean"]
         words = f"{name} ({unit})" if unit else name
         yield _number(slug, words, values["exported"], before, _groups(model))
-
-
-def _of_rounds(model: TrainedModel, found: Json) -> Iterator[Number]:
-    original, prompts = model.measured.rounds[0]["evaluation"], _prompts(model)
-    names = {
-        "reward": ("judge_score", "held-out judge score"),
-        "kl_nats_per_completion": ("kl", "KL to the original model (nats per completion)"),
-        "completion_tokens": ("completion_tokens", "completion length (tokens)"),
-    }
-    for key, (slug, name) in names.items():
-        yield _number(slug, name, found[key], original[key], prompts)
 
 
 def _number(

@@ -22,7 +22,7 @@ from raydpo.core.run import read_manifest, round_folder
 from raydpo.core.stages import LABELS
 from raydpo.core.storage import Folder
 from raydpo.evaluation.suites import SuiteResult, suite_results
-from raydpo.online.summary import PLOT_FILE, RECORD_FILE
+from raydpo.online.summary import RECORD_FILE
 from raydpo.pipeline.results import Run
 from raydpo.show.evaluated import refuse_other_policy
 from raydpo.training.export import ADAPTER, MODEL
@@ -34,6 +34,8 @@ Kind = Literal["policy", "adapter", "reward model", "fine-tuned model"]
 #: the numbers of online rounds, or nothing.
 Source = Literal["evaluation", "training report", "rounds", "nothing"]
 
+#: Figures of all rounds, in the run directory.
+_ROUND_FIGURES: Final = ("online", "rounds")
 #: The stages of fine-tuning, and what the log calls them.
 _SFT_STAGES: Final = {"examples": "examples", "policy": "training"}
 
@@ -44,14 +46,13 @@ class Measured:
 
     Attributes:
         source: the kind of measurement.
-        numbers: the content of metrics.json; of rounds the record of online.json after this round.
-        rounds: the records of all policies in online.json, the original model first.
+        numbers: the content of metrics.json; of rounds, the comparison in online.json of this policy
+            with the original model, which has the same keys.
         figures: PNG files by name.
     """
 
     source: Source
     numbers: Json = field(default_factory=dict[str, Any])
-    rounds: list[Json] = field(default_factory=list[Json])
     figures: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
 
@@ -228,12 +229,27 @@ def _measured(run: Folder, parent: Folder, index: int | None, policy: Json) -> M
 
 
 def _of_rounds(run: Folder, index: int, policy: Json) -> Measured:
-    rows = run.read_json(RECORD_FILE)["policies"]
-    row = next((row for row in rows if row["rounds_done"] == index + 1), None)
-    if row is None or row["policy_weights"] != policy["fingerprint"] or not row["evaluation"]:
+    """Return the numbers of a policy against the original model; of the best one with the verdict.
+
+    Raises:
+        RunError: an earlier version wrote online.json, which has no such numbers.
+    """
+    record = run.read_json(RECORD_FILE)
+    compared = record.get("against_original")
+    if compared is None:
+        raise RunError(
+            f"{run.uri}/{RECORD_FILE} is of an earlier version of raydpo",
+            "the card compares the policy with the original model, which newer versions do there",
+            "give `raydpo online` again: it writes the file anew, and does no finished work again",
+        )
+    row = next((row for row in record["policies"] if row["rounds_done"] == index + 1), None)
+    if row is None or row["policy_weights"] != policy["fingerprint"] or not compared:
         return Measured("nothing")
-    figures = {"online": run.read_bytes(PLOT_FILE)} if run.exists(PLOT_FILE) else {}
-    return Measured("rounds", row, rows, figures)
+    numbers = compared[index + 1]
+    if record["best"]["rounds_done"] == index + 1:
+        numbers |= {name: record[name] for name in ("verdict", "speaks_against_it", "notes")}
+    figures = {n: run.read_bytes(f"{n}.png") for n in _ROUND_FIGURES if run.exists(f"{n}.png")}
+    return Measured("rounds", numbers, figures)
 
 
 def _numbers(folder: Folder) -> Json:

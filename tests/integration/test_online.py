@@ -246,7 +246,9 @@ def test_the_best_policy_is_published_with_its_held_out_numbers(undisturbed, tmp
     card = ModelCard((tmp_path / "public/README.md").read_text())
     assert f"after {done} online round(s)" in card.text
     results = {found.metric_type: found.metric_value for found in card.data.eval_results or []}
-    assert results["judge_score"] == policies(run)[done]["evaluation"]["reward"]["mean"]
+    measured = policies(run)[done]["evaluation"]
+    assert results["judge_score"] == pytest.approx(measured["reward"]["mean"])
+    assert results["kl"] == pytest.approx(measured["kl_nats_per_completion"]["mean"])
     assert (tmp_path / "public/plots/online.png").is_file()
     assert "online" in (card.data.tags or [])
 

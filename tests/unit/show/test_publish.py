@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.repocard import metadata_load
-from trained_runs import SECRET_HOST, job, write_evaluation, write_run, write_training
+from trained_runs import SECRET_HOST, evaluated, job, write_evaluation, write_run, write_training
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -72,6 +72,7 @@ def test_the_folder_loads_and_the_card_has_the_numbers_of_the_report(
     assert results["judge_score"].metric_value == 0.75
     assert results["judge_score"].dataset_name == "heldout.jsonl"
     assert results["heldout_accuracy"].metric_value == 0.5625
+    assert results["length_controlled_win_rate"].metric_value == 0.5
     assert metadata_load(output / "README.md") == data
 
 
@@ -209,34 +210,47 @@ def test_the_best_round_is_published_unless_another_one_is_asked_for(
     config = Config.model_validate(values)
     first = json.loads((run / "round-000/policy/manifest.json").read_text())["fingerprint"]
     second = write_training(run / "round-001/policy", config, tiny_model)
-    rows = [_measured(0, "o", 0.1), _measured(1, first, 0.4), _measured(2, second, 0.3)]
-    _write_rounds(run, rows, best=1)
+    weights = ["o" * 64, first, second]
+    _write_rounds(run, weights, best=1)
     published = raydpo.publish_run(str(run), str(tmp_path / "public"))
     assert json.loads((tmp_path / "public" / LIST_FILE).read_text())["round"] == 0
     assert published.files[0] == "README.md"
     text = (tmp_path / "public/README.md").read_text()
     assert "after 1 online round(s)" in text
-    assert "| held-out judge score | 0.100 | 0.400 | 0.300 to 0.500 | `heldout.jsonl` |" in text
+    assert "| | original model | this model |" in text
+    assert "| judge score (reward) | 0.250 | 0.400 | 0.200 to 0.600 | `heldout.jsonl` |" in text
+    assert "**Verdict of the run:** All rounds." in text
+    assert (tmp_path / "public/plots/rounds.png").is_file()
     publish_run(str(run), str(tmp_path / "second"), round_index=1)
-    assert "| held-out judge score | 0.100 | 0.300 |" in (tmp_path / "second/README.md").read_text()
-    _write_rounds(run, rows, best=0)
+    text = (tmp_path / "second/README.md").read_text()
+    assert "| judge score (reward) | 0.250 | 0.300 |" in text
+    assert "All rounds." not in text
+    _write_rounds(run, weights, best=0)
     with pytest.raises(RunError, match="the best policy is the original model"):
         publish_run(str(run), str(tmp_path / "public"))
 
 
-def _measured(rounds_done: int, weights: str, reward: float) -> dict[str, Any]:
-    estimate = {"mean": reward, "standard_error": 0.05, "ci95": [reward - 0.1, reward + 0.1]}
-    names = ("reward", "kl_nats_per_completion", "completion_tokens")
-    return {
-        "rounds_done": rounds_done,
-        "policy_weights": weights,
-        "evaluation": dict.fromkeys(names, estimate),
+def _write_rounds(run: Path, weights: list[str], best: int) -> None:
+    rows = [{"rounds_done": n, "policy_weights": one} for n, one in enumerate(weights)]
+    value = {
+        "verdict": "All rounds.",
+        "speaks_against_it": [],
+        "notes": [],
+        "policies": rows,
+        "against_original": [None, evaluated(score=0.4), evaluated(score=0.3)],
+        "best": {"rounds_done": best, "policy": ""},
     }
-
-
-def _write_rounds(run: Path, rows: list[dict[str, Any]], best: int) -> None:
-    value = {"policies": rows, "stopped": None, "best": {"rounds_done": best, "policy": ""}}
     (run / "online.json").write_text(json.dumps(value))
+    (run / "rounds.png").write_bytes(b"\x89PNG")
+
+
+def test_rounds_of_an_earlier_version_are_told_how_to_become_new(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    run = write_run(job(tmp_path, online={"rounds": 1}), tiny_model)
+    (run / "online.json").write_text(json.dumps({"policies": [], "best": {"rounds_done": 1}}))
+    with pytest.raises(RunError, match="is of an earlier version of raydpo"):
+        publish_run(str(run), str(tmp_path / "public"))
 
 
 def test_what_is_unfinished_damaged_or_of_another_job_is_refused(run: Path, tmp_path: Path) -> None:

@@ -93,20 +93,23 @@ def write_evaluation(run: Path, made_the_labels: bool = False, **changes: Any) -
         {},
     )
     open_stage(stage)
-    stage.folder.write_json("metrics.json", _evaluated(made_the_labels))
+    stage.folder.write_json("metrics.json", evaluated(made_the_labels))
     stage.folder.write_bytes("plots/score_against_kl.png", b"\x89PNG of the test")
     commit_files(stage, "hash")
 
 
-def _evaluated(made_the_labels: bool) -> dict[str, Any]:
+def evaluated(made_the_labels: bool = False, score: float = 0.75) -> dict[str, Any]:
+    """The content of metrics.json, as far as a card reads it."""
+
     def estimate(mean: float) -> dict[str, Any]:
         return {"mean": mean, "standard_error": 0.1, "ci95": [mean - 0.2, mean + 0.2]}
 
     return {
         "judge": {"scorers": ["v1/score"], "unit": "reward", "made_the_labels": made_the_labels},
         "reference": {"score": estimate(0.25), "completion_tokens": estimate(20.0)},
-        "policy": {"score": estimate(0.75), "completion_tokens": estimate(30.0)},
+        "policy": {"score": estimate(score), "completion_tokens": estimate(30.0)},
         "win_rate": estimate(0.625),
+        "length_controlled_win_rate": estimate(0.5),
         "kl": {"nats_per_completion": estimate(4.5)},
         "heldout": {"accuracy": estimate(0.5625)},
         "verdict": "Training helped, with reservations: a sentence.",
