@@ -88,20 +88,30 @@ def _method(axes: Axes, method: str, own: list[Setting], number: int) -> None:
         alpha=0.3,
         linewidths=0,
     )
-    axes.errorbar(
-        [s.mean("kl") for s in own],
-        [s.mean("score") for s in own],
-        xerr=[s.half_width("kl") or 0.0 for s in own],
-        yerr=[s.half_width("score") or 0.0 for s in own],
-        label=method,
-        color=colour,
-        marker=marker,
-        markerfacecolor=face,
-        markersize=5.5,
-        linewidth=1,
-        elinewidth=0.7,
-        linestyle="-" if number < len(_COLOURS) else "--",
-    )
+    for place, line in enumerate(_lines(own)):
+        axes.errorbar(
+            [s.mean("kl") for s in line],
+            [s.mean("score") for s in line],
+            xerr=[s.half_width("kl") or 0.0 for s in line],
+            yerr=[s.half_width("score") or 0.0 for s in line],
+            label=method if not place else None,
+            color=colour,
+            marker=marker,
+            markerfacecolor=face,
+            markersize=5.5,
+            linewidth=1,
+            elinewidth=0.7,
+            linestyle="-" if number < len(_COLOURS) else "--",
+        )
+
+
+def _lines(own: list[Setting]) -> list[list[Setting]]:
+    """Return a line through all strengths of a method; of rounds, one through each strength's."""
+    found: dict[str, list[Setting]] = {}
+    for setting in own:
+        row = setting.rows[0]
+        found.setdefault("" if row.rounds is None else row.strength, []).append(setting)
+    return [*found.values()]
 
 
 def _two_rewards(axes: Axes, settings: list[Setting]) -> None:

@@ -7,19 +7,18 @@ are the units, as in `raydpo compare`, whose tools this module uses.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Final
 
 import numpy as np
 
 from grid.results import Quantity, Row, pooled
-from raydpo.evaluation import metrics
 from raydpo.evaluation.comparison import dominance
 from raydpo.evaluation.metrics import Z_95, Floats
 from raydpo.evaluation.paired import holm, percentile_interval, resampled_means, swap_p_value
+from seeds.estimates import two_way_mean
 
 Json = dict[str, Any]
 
@@ -64,23 +63,18 @@ class Setting:
         return pooled(self.rows, quantity).mean
 
     def half_width(self, quantity: Quantity) -> float | None:
-        """Return half the width of a 95 % interval of the mean over seeds and prompts.
+        """Return half the width of a 95 % interval of the mean, clustered by prompt and by seed.
 
-        The variances of prompts (clustered, seeds together) and of seeds add up:
-
-            1.96 sqrt( SE_prompts^2 + s_seeds^2 / seeds )
-
-        The seeds' spread contains noise of their samples, which SE_prompts has too, so the interval
-        is rather wide. With one seed it says nothing of seeds.
+        With one seed it says nothing of seeds; see `two_way_mean`.
         """
-        column = pooled(self.rows, quantity)
-        prompts = self.rows[0].prompts
-        found = metrics.clustered_ratio(column.sums.tolist(), column.sizes.tolist(), prompts)
-        if found.standard_error is None:
-            return None
-        means = [row.mean(quantity) for row in self.rows]
-        of_seeds = stdev(means) ** 2 / len(means) if len(means) > 1 else 0.0
-        return Z_95 * math.sqrt(found.standard_error**2 + of_seeds)
+        values: list[float] = []
+        for row in self.rows:
+            column = row.clusters(quantity)
+            values += (column.sums / column.sizes).tolist()
+        prompts = [prompt for row in self.rows for prompt in row.prompts]
+        seeds = [str(row.seed) for row in self.rows for _ in row.prompts]
+        found = two_way_mean(values, prompts, seeds)
+        return None if found.standard_error is None else Z_95 * found.standard_error
 
     def average(self, value: Callable[[Row], float | None]) -> tuple[float, float, float] | None:
         """Return mean, least and largest over seeds of a number of each row; None if it has none."""

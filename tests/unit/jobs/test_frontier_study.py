@@ -183,8 +183,12 @@ def test_an_interval_holds_the_spread_of_prompts_and_of_seeds(jobs: Any) -> None
     assert alike.mean("score") == pytest.approx(0.5)
     assert spread.mean("score") == pytest.approx(0.5)
     of_prompts, of_both = alike.half_width("score"), spread.half_width("score")
-    # Seeds at 0.4, 0.5, 0.6: a variance of 0.01, of the mean of three 0.01 / 3.
-    assert of_both**2 - of_prompts**2 == pytest.approx(1.96**2 * 0.01 / 3, rel=1e-3)
+    # Seeds at 0.4, 0.5, 0.6: a variance of 0.01, of the mean of three 0.01 / 3; less that of all 72
+    # cells, whose squares add up to those of prompts, three times, and of seeds, 24 times.
+    squares = sum((value / 2 - 0.5) ** 2 for value in same[0].sums["score"])
+    of_cells = 72 / 71 * (3 * squares + 24 * 0.02) / 72**2
+    more = 0.01 / 3 - of_cells
+    assert of_both**2 - of_prompts**2 == pytest.approx(1.96**2 * more, rel=1e-3)
 
 
 def test_dominance_takes_a_higher_score_at_less_kl_beyond_chance(jobs: Any) -> None:
