@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from grid.points import BASE, ONE_WORKER, REFERENCE, Point, offline
+from grid.points import BASE, BEST_OF_JOB, ONE_WORKER, REFERENCE, Point, offline
 
 #: Methods that scale log-ratios by beta, with the options beside it, and the strengths by level.
 _OF_BETA: Final = {
@@ -25,12 +25,19 @@ _OF_LEARNING_RATE: Final = {
     "unlikelihood": ({"name": "unlikelihood"}, ("2e-5",), ("5e-5",)),
 }
 _TAUS: Final = ((0.1,), (0.03, 0.5))
+#: Best-of-N, chosen by the reward that makes the labels.
+_NS: Final = (2, 4, 16, 64)
 
 
 def points() -> list[Point]:
     """Return all points, level 1 before level 2; pi_ref and DPO at beta 0.1 are the first."""
-    found = [*_offline(), *_online()]
+    found = [*_best_of(), *_offline(), *_online()]
     return [REFERENCE, BASE, *sorted(found, key=lambda point: point.level)]
+
+
+def _best_of() -> Iterator[Point]:
+    for n in _NS:
+        yield Point("best_of_n", f"N = {n}", job=BEST_OF_JOB, best_of=n)
 
 
 def _offline() -> Iterator[Point]:

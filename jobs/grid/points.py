@@ -13,14 +13,19 @@ from raydpo.config.job import Config
 
 #: The offline job, from whose preferences all offline points of a seed learn.
 OFFLINE_JOB: Final = "jobs/demo.yaml"
+#: The job of Best-of-N, which trains nothing: all N of a seed are points of its one run.
+BEST_OF_JOB: Final = "jobs/best_of_n.yaml"
 #: How `--quick` cuts jobs with rounds.
 _QUICK_ONLINE: Final = ("online.rounds=1", "online.prompts_per_round=16")
-#: How it cuts every job. Steps are few, so they are large.
-_QUICK: Final = (
-    "prompts.limit=24",
+#: How it cuts every evaluation.
+_QUICK_EVALUATION: Final = (
     "sampling.max_completion_tokens=12",
     "evaluation.samples_per_prompt=2",
     "evaluation.prompts={path: assets/heldout-prompts.jsonl, max_prompt_tokens: 16, limit: 6}",
+)
+#: How it cuts every training. Steps are few, so they are large.
+_QUICK_TRAINING: Final = (
+    "prompts.limit=24",
     "training.epochs=1",
     "training.learning_rate=1.0e-3",
 )
@@ -41,6 +46,7 @@ class Point:
         job: the YAML file.
         learned_reward: whether rounds are labelled by a reward model that is fitted first.
         level: points of level 1 run for all seeds before those of level 2.
+        best_of: N, of a point that trains nothing.
     """
 
     method: str
@@ -49,16 +55,18 @@ class Point:
     job: str = OFFLINE_JOB
     learned_reward: bool = False
     level: int = 1
+    best_of: int | None = None
 
     @property
     def online(self) -> bool:
         """Whether rounds make it."""
-        return self.job != OFFLINE_JOB
+        return self.job not in (OFFLINE_JOB, BEST_OF_JOB)
 
     @property
     def name(self) -> str:
         """Name of its run directory."""
-        return re.sub(r"[^a-z0-9_.]+", "-", f"{self.method} {self.strength}".lower()).strip("-")
+        named = self.method if self.best_of else f"{self.method} {self.strength}"
+        return re.sub(r"[^a-z0-9_.]+", "-", named.lower()).strip("-")
 
     @property
     def cost(self) -> float:
@@ -90,9 +98,10 @@ class Settings:
 
     def of(self, point: Point, seed: int) -> tuple[str, ...]:
         """Return all overrides that decide a point's result."""
-        quick = _QUICK if self.quick else ()
-        rounds = _QUICK_ONLINE if self.quick and point.online else ()
-        return (*quick, *rounds, *self.overrides, *point.overrides, f"seed={seed}")
+        trains = () if point.best_of else _QUICK_TRAINING
+        rounds = _QUICK_ONLINE if point.online else ()
+        quick = (*_QUICK_EVALUATION, *trains, *rounds) if self.quick else ()
+        return (*quick, *self.overrides, *point.overrides, f"seed={seed}")
 
     def folder(self, seed: int) -> Path:
         """Return the folder of a seed's run directories."""

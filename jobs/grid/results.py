@@ -30,7 +30,8 @@ class Row:
         sums: by quantity, [prompts] sums over a prompt's completions. `score` is the judge's, `kl`
             log policy - log reference in nats, `reward` the log-odds that made the labels,
             `reward_share` the same as a probability, `tokens` the length.
-        repetition: share of bigrams that repeat within a completion.
+        repetition: share of bigrams that repeat within a completion; None of Best-of-N, as of the
+            next two.
         distinct_2: share of distinct bigrams in all completions.
         token_limit_share: share of completions that ran into the token limit.
         rounds: how many rounds it took; None if it was trained offline.
@@ -50,9 +51,9 @@ class Row:
     prompts: list[str]
     completions: list[int]
     sums: dict[str, list[float]]
-    repetition: float | None
-    distinct_2: float | None
-    token_limit_share: float
+    repetition: float | None = None
+    distinct_2: float | None = None
+    token_limit_share: float | None = None
     rounds: int | None = None
     last: bool = True
     data: dict[str, float] | None = None

@@ -1,7 +1,7 @@
 """Measure finished runs: rows of results from run directories.
 
 Samples, scores and KL are those that `raydpo compare` reads. The reward that made the labels scores
-the same samples here, as it does not judge them in the run.
+the same samples here: those of pi_ref and of every round, too.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from grid.best_of import best_of_row
 from grid.points import BASE, REFERENCE, REWARD_MODEL, Point, Settings
 from grid.results import Row, append, read_rows
 from grid.rows import RowMaker
@@ -37,6 +38,7 @@ _SHARED: Final = (
     "evaluation-prompts",
     "evaluation/reference_samples",
     "evaluation/reference_scores",
+    "evaluation/reference_rewards",
 )
 #: Where `raydpo online` has what the evaluation of the offline run has.
 _SHARED_ONLINE: Final = {
@@ -106,9 +108,9 @@ def _run_left(settings: Settings, left: Sequence[Work], engines: Engines, file: 
 def _engines(settings: Settings, first: Work) -> Generator[Engines]:
     """Yield engines for all runs, which have one model, one `sampling` and one length of prompts."""
     config = settings.job(first.point, first.seed)
-    assert config.prompts is not None
+    assert config.evaluation is not None
     with connected(config.ray_address):
-        longest = config.prompts.max_prompt_tokens
+        longest = config.evaluation.prompts.max_prompt_tokens
         with Engines(config.model, config.sampling, longest, "study") as engines:
             yield engines
 
@@ -127,14 +129,18 @@ class _Runner:
         """Run a point, and return its rows."""
         point, seed = work.point, work.seed
         overrides = self.settings.of(point, seed)
-        base = self._base(seed)
+        if not point.best_of:
+            self._base(seed)
         started = time.monotonic()
         if point == REFERENCE:
+            base = self._base(seed)
             return [self._make().of_reference(point, seed, base, overrides)]
         if point.learned_reward:
             self._fit_reward_model(seed)
         run = self._run(point, seed)
         seconds = time.monotonic() - started
+        if point.best_of:
+            return [best_of_row(point, seed, run, overrides, seconds)]
         if point == BASE:
             seconds += self._base_seconds[seed]
         return list(self._make().of_run(point, seed, run, overrides, seconds))
@@ -147,7 +153,7 @@ class _Runner:
             copy_finished(self._base(seed), run, _SHARED_ONLINE)
             run_online(config, self.engines)
         else:
-            if point != BASE:
+            if point != BASE and not point.best_of:
                 shared = {f"{_ROUND}/{name}": f"{_ROUND}/{name}" for name in _SHARED}
                 copy_finished(self._base(seed), run, shared)
             until = "evaluation" if point != REWARD_MODEL else "training"
