@@ -22,7 +22,7 @@ _OF_LEARNING_RATE: Final = {
     "pairwise_cringe": ({"name": "pairwise_cringe"}, ("2e-4",), ("5e-5", "5e-4")),
     "binary_cringe": ({"name": "binary_cringe"}, ("2e-4",), ("5e-5", "5e-4")),
     "preferred_sft": ({"name": "preferred_sft"}, ("2e-4",), ("5e-4",)),
-    "unlikelihood": ({"name": "unlikelihood"}, ("2e-5",), ("5e-5",)),
+    "unlikelihood": ({"name": "unlikelihood"}, ("2e-5",), ("1e-4", "2e-4")),
 }
 _TAUS: Final = ((0.1,), (0.03, 0.5))
 #: Best-of-N, chosen by the reward that makes the labels.

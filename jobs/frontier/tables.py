@@ -80,7 +80,7 @@ def at_equal_kl(settings: Sequence[Setting]) -> list[str]:
 def who_dominates(settings: Sequence[Setting], met: Sequence[Meeting]) -> list[str]:
     """Return a line for each setting: those that it dominates and that dominate it.
 
-    In brackets stand those where the difference is within chance.
+    In brackets stand those where the difference is within chance, or of another sign in a seed.
     """
     lines = _head(("policy", "dominates", "is dominated by"))
     for setting in settings:
@@ -104,7 +104,7 @@ def _role(meeting: Meeting, label: str) -> int:
 
 def _others(met: Sequence[Meeting], label: str) -> str:
     words = [
-        f"{other} ({m.seeds[0]}/{m.seeds[1]})" if m.beyond_chance else f"[{other}]"
+        other if m.beyond_chance else f"[{other}, {m.seeds[0]} of {m.seeds[1]} seeds]"
         for m in sorted(met, key=lambda m: not m.beyond_chance)
         for other in [m.second if m.first == label else m.first]
     ]

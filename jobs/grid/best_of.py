@@ -72,9 +72,11 @@ def _pools(run: Path) -> list[Pool]:
             samples, _table(evaluation, "best_of_reference_rewards"), rewards
         )
     }
-    reference = (_table(evaluation, f"reference_{kind}") for kind in ("samples", "scores"))
+    reference = collect_samples(
+        _table(evaluation, "reference_samples"), _table(evaluation, "reference_scores"), judges
+    )
     judged = collect_samples(samples, _table(evaluation, "best_of_reference_scores"), judges)
-    return pools_of(judged, chosen_by, collect_samples(*reference, judges))
+    return pools_of(judged, chosen_by, reference)
 
 
 def _table(evaluation: Folder, name: str) -> Table:
