@@ -18,7 +18,7 @@ from raydpo import __version__
 from raydpo.core.arguments import whole_number
 from raydpo.core.errors import RaydpoError
 from raydpo.core.imports import uncollected
-from raydpo.core.stages import FOLDERS, OLD_WORDS, STAGES
+from raydpo.core.stages import OLD_WORDS, REDO, STAGES
 from raydpo.show.commands import add_publish, add_suite
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _add_redo(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         type=_stage,
-        choices=tuple(FOLDERS),
+        choices=REDO,
         help="do a finished stage again, though people made it; may be given several times",
     )
     parser.add_argument(

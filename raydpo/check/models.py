@@ -230,7 +230,7 @@ def _check_reward(what: str, reward: RewardConfig, findings: Findings, config: C
         case "implicit":
             from raydpo.labeling.implicit import refuse_equal_models
 
-            refuse_equal_models(config.model, config.reference.model or config.model)
+            refuse_equal_models(config.model, config.reference_model)
             ratio = "times the log-ratio to reference.model"
             findings.facts.append(f"{what}: {reward.weight:g} {ratio}")
         case "function":

@@ -67,7 +67,7 @@ def live_reference_bytes(config: Config, section: TrainerConfig) -> int:
     """
     if not isinstance(section, TrainingConfig) or not section.objective.uses_live_reference:
         return 0
-    return _BYTES_PER_FROZEN_PARAMETER * parameter_count(config.reference.model or config.model)
+    return _BYTES_PER_FROZEN_PARAMETER * parameter_count(config.reference_model)
 
 
 def _check_shares(config: Config) -> None:

@@ -217,3 +217,26 @@ class Config(Section):
         if own is not None:
             return own
         return self.evaluation.heldout_fraction if self.evaluation else 0.0
+
+    @property
+    def reference_model(self) -> ModelConfig:
+        """The model pi_ref: the reference's own, or the model that training starts from."""
+        return self.reference.model or self.model
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the objective needs the reference's log-probs."""
+        return self.training is None or self.training.objective.uses_reference
+
+    @property
+    def waits_for_people(self) -> bool:
+        """Whether preferences come from votes that people give and a command imports."""
+        return self.preferences is None and not (self.labeling and self.labeling.reward)
+
+    @property
+    def longest_prompt_tokens(self) -> int:
+        """Token limit of prompts to sample for: of `prompts`, or of `sft` in self-play."""
+        if self.prompts is not None:
+            return self.prompts.max_prompt_tokens
+        assert self.sft is not None
+        return self.sft.max_sequence_tokens

@@ -1,8 +1,4 @@
-"""Name the stages of a round: one word each in the command, the configuration and the log.
-
-A folder of a round has the name of the table that it holds. The lists below are the only place
-that connects words and folders.
-"""
+"""Name the stages of a round: one word each in the command, the configuration and the log."""
 
 from __future__ import annotations
 
@@ -13,35 +9,8 @@ from raydpo.core.errors import ConfigError
 #: The stages at which a command can end, in order; each is also a section of the configuration.
 STAGES: Final = ("sampling", "labeling", "reference", "training", "evaluation")
 
-#: The words that `--redo` accepts, in order, and the folders that it sets aside for each.
-FOLDERS: Final = {
-    "sampling": ("candidates",),
-    "scores": ("scores", "score-groups", "score-policy", "score-reference"),
-    "labeling": ("preferences",),
-    "reference": ("reference",),
-    "training": ("policy",),
-    "evaluation": ("evaluation", "evaluation-prompts", "report"),
-}
-
-#: The folders of a round, and what the log calls the work that fills each.
-LABELS: Final = {
-    "prompts": "prompts",
-    "candidates": "sampling",
-    "scores": "labeling, scores",
-    "score-groups": "labeling, groups to score",
-    "score-policy": "labeling, scores of the policy",
-    "score-reference": "labeling, scores of the reference",
-    "preferences": "labeling",
-    "training-groups": "labeling, training groups",
-    "reference-model": "reference, model",
-    "reference": "reference",
-    "sampler": "sampler",
-    "policy": "training",
-    "heldout": "evaluation, held-out groups",
-    "evaluation-prompts": "evaluation, prompts",
-    "evaluation": "evaluation",
-    "report": "evaluation, report",
-}
+#: The words that `--redo` accepts, in order. `pipeline/order.py` has the folders of each.
+REDO: Final = ("sampling", "scores", "labeling", "reference", "training", "evaluation")
 
 #: The words of version 0.1, which commands and `--redo` accept as well.
 OLD_WORDS: Final = {
@@ -58,12 +27,12 @@ def refuse_other_stages(until: str, redo: tuple[str, ...] = ()) -> None:
 
     Args:
         until: the last stage of a command or call, one of `STAGES`.
-        redo: stages to run again, of `FOLDERS`.
+        redo: stages to run again, of `REDO`.
 
     Raises:
         ConfigError: with the new word of an old one, or with all words.
     """
-    for word, words in ((until, STAGES), *((stage, tuple(FOLDERS)) for stage in redo)):
+    for word, words in ((until, STAGES), *((stage, REDO) for stage in redo)):
         if word not in words:
             new = OLD_WORDS.get(word)
             raise ConfigError(

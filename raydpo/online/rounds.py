@@ -25,6 +25,7 @@ from raydpo.core.place import Place
 from raydpo.core.progress import logger
 from raydpo.core.run import round_folder, run_folder
 from raydpo.core.storage import Folder, folder_of
+from raydpo.core.walk import Making
 from raydpo.models.loading import local_folder, weights_fingerprint
 from raydpo.online.average import REFERENCE_FOLDER, averaged_reference
 from raydpo.online.measure import PolicyMeasures, measure_policy, reward_difference
@@ -43,8 +44,9 @@ from raydpo.online.record import (
 from raydpo.online.replay import mixes, training_groups
 from raydpo.online.self_play import example_prompts
 from raydpo.online.summary import publish
+from raydpo.pipeline.order import label_by_rewards, score_by_reference
 from raydpo.pipeline.replan import may_start_engines, replanning
-from raydpo.pipeline.round import Round, longest_prompt, place_in
+from raydpo.pipeline.round import Round, place_in
 from raydpo.plan import announce
 from raydpo.prompts.examples import run_examples_stage
 from raydpo.prompts.stage import run_prompts_stage
@@ -59,6 +61,7 @@ from raydpo.training.workers import EarlyWorkers
 
 #: File in a round's folder with the round's result.
 ROUND_FILE: Final = "round.json"
+_MAKING: Final = Making()
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def run_online(config: Config, engines: Engines | None = None) -> OnlineResult:
 
 def _engines(config: Config) -> Engines:
     """Build engines for all rounds, with room for the longest prompt of training and evaluation."""
-    longest = longest_prompt(config)
+    longest = config.longest_prompt_tokens
     if config.evaluation is not None:
         longest = max(longest, config.evaluation.prompts.max_prompt_tokens)
     may_start = may_start_engines(config)
@@ -236,7 +239,7 @@ class _Rounds:
     def _reference(self, index: int, state: _State) -> ModelConfig:
         """Return pi_ref of a round: the one before, the newest policy, or an average of both."""
         if index == 0:
-            return self._original_reference()
+            return self.config.reference_model
         if not self.online.updates_reference(index):
             return state.references[-1]
         alpha = self.online.reference_update_alpha
@@ -248,7 +251,8 @@ class _Rounds:
     def _sample(self, index: int, prompts: Table, state: _State, ledger: Ledger) -> Table:
         """Sample candidates from the newest policy or, with lookahead, the one before it."""
         with ledger.of("sampling"):
-            candidates = self._sampler(index, state, ledger).sample(self._chosen(index, prompts))
+            sampler = self._sampler(index, state, ledger)
+            candidates = _MAKING.stage(sampler.sample(self._chosen(index, prompts)))
             self._sampled()
             return candidates
 
@@ -289,8 +293,10 @@ class _Rounds:
 
     def _label(self, stages: Round, candidates: Table, state: _State, ledger: Ledger) -> Table:
         with ledger.of("labelling"):
-            data = state.examples
-            own = stages.self_play(candidates, data) if data else stages.label(candidates)
+            if state.examples is not None:
+                own = _MAKING.stage(stages.self_play(candidates, state.examples))
+            else:
+                own = label_by_rewards(stages, candidates, _MAKING)
             earlier = dict(state.preferences)
             state.preferences[stages.index] = own
             place = stages.place("training-groups")
@@ -302,7 +308,7 @@ class _Rounds:
         self, stages: Round, groups: Table, candidates: Table, ledger: Ledger
     ) -> Table | None:
         with ledger.of("scoring"):
-            reference = stages.reference(groups, candidates)
+            reference = score_by_reference(stages, groups, candidates, _MAKING)
             own = self.config.sampling.function is not None and not self.online.lookahead
             if stages.index == 0 or own:  # later engines are compared with the probe at a push
                 stages.check_sampler(candidates, reference)
@@ -324,10 +330,10 @@ class _Rounds:
         folder = stages.folder.child("policy")
         before = read_metrics(folder)  # steps of a stopped run took no time from this one
         with ledger.of("training start-up"):
-            trained = stages.train(groups, reference, candidates)
+            _MAKING.stage(stages.train(groups, reference, candidates))
         steps = [row["step_seconds"] for row in read_metrics(folder) if row not in before]
         ledger.move(sum(steps), "training start-up", "training")
-        return trained
+        return stages.policy
 
     def _evaluate(
         self, place: Place, policy: ModelConfig, state: _State, ledger: Ledger
@@ -341,7 +347,7 @@ class _Rounds:
                 place=replace(place, label=f"{len(state.measures)} round(s) done, evaluate"),
                 prompts=self._read_prompts("heldout", self.config.evaluation.prompts),
                 policy=policy,
-                original=self._original_reference(),
+                original=self.config.reference_model,
                 pool=functools.partial(self._pool, policy, ledger),
                 sampled=self._sampled,
             )
@@ -382,9 +388,6 @@ class _Rounds:
 
     def _place(self, name: str) -> Place:
         return place_in(self.config, self.run_directory, name)
-
-    def _original_reference(self) -> ModelConfig:
-        return self.config.reference.model or self.config.model
 
 
 def _write_round(folder: Folder, index: int, record: RoundRecord, ledger: Ledger) -> None:

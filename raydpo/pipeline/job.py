@@ -7,13 +7,13 @@ resumes wherever it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raydpo.config.file import config_to_yaml
-from raydpo.config.fit import check_config_fits, check_counts_fit
+from raydpo.config.fit import check_config_fits
 from raydpo.config.job import Config, ModelConfig
 from raydpo.core.callbacks import callbacks_of, notify
 from raydpo.core.cluster import cluster_size, connected
@@ -23,17 +23,18 @@ from raydpo.core.parts import Table
 from raydpo.core.progress import logger
 from raydpo.core.run import look_at, read_manifest, round_folder, run_folder
 from raydpo.core.set_aside import set_aside
-from raydpo.core.stages import FOLDERS, STAGES, refuse_other_stages
+from raydpo.core.stages import REDO, STAGES, refuse_other_stages
 from raydpo.core.storage import Folder
+from raydpo.core.walk import Making
 from raydpo.evaluation.training_report import report_training
 from raydpo.labeling.kept_votes import refuse_other_labels
 from raydpo.pipeline.measured import sft_record
+from raydpo.pipeline.order import RoundTables, redone_folders, run_stages
 from raydpo.pipeline.replan import may_start_engines, replanning
 from raydpo.pipeline.round import Round, place_in
 from raydpo.plan import announce, engines_can_stay
 from raydpo.prompts.examples import run_examples_stage
 from raydpo.prompts.preferences import run_preferences_stage
-from raydpo.prompts.stage import prompts_stage
 from raydpo.reference.sequences import score_sequences, summarize
 from raydpo.sampling.pool import Engines
 from raydpo.sampling.weights import share_engines
@@ -84,7 +85,7 @@ def run_round(
         refuse_to_replace_people(config, folder, until, redo)
         for stage in redo:
             logger.info("[%s] done again: --redo", stage)
-            for name in FOLDERS[stage]:
+            for name in redone_folders(stage):
                 if folder.child(name).files(recursive=True):
                     set_aside(folder.child(name))
         run.write_bytes("config.yaml", config_to_yaml(config).encode())
@@ -97,8 +98,10 @@ def run_round(
                     _early_workers(stages, until) as workers,
                     replanning(config, engines, lambda: workers),
                 ):
+                    stages = replace(stages, workers=workers)
                     sampled = engines.idle if engines else lambda: None
-                    result = _run_stages(replace(stages, workers=workers), until, sampled)
+                    made = run_stages(stages, until, Making(), sampled)
+                    result = _result(stages, made)
             if until == STAGES[-1] and result.waits_for is None:
                 notify("round", folder, result.metrics or result.report or {})
             return result
@@ -119,21 +122,29 @@ def refuse_to_replace_people(
         RunError: preferences of people exist and the job labels in another way, or candidates that
             people judge would be sampled again.
     """
-    labels = not waits_for_people(config) and STAGES.index(until) >= STAGES.index("labeling")
+    labels = not config.waits_for_people and STAGES.index(until) >= STAGES.index("labeling")
     if labels and "labeling" not in redo:
         refuse_other_labels(folder)
     if config.prompts is None or "sampling" in redo:
         return
     stages = Round(config, folder, 0)
-    stage = prompts_stage(config, config.prompts, stages.place("prompts"))
+    stage = stages.prompts().describe()
+    assert stage is not None
     manifest = read_manifest(stage.folder)
     if manifest is not None and look_at(stage)[0] == "done":
         stages.refuse_other_candidates(Table(stage.folder, manifest))
 
 
-def waits_for_people(config: Config) -> bool:
-    """Return whether preferences come from votes that people give and a command imports."""
-    return config.preferences is None and not (config.labeling and config.labeling.reward)
+def _result(stages: Round, made: RoundTables) -> RoundResult:
+    """Return what a round gives to its caller, with the content of its report."""
+    metrics = report = None
+    if made.report is not None and made.report.manifest:
+        folder = made.report.folder
+        content = {**folder.read_json("metrics.json"), "report": f"{folder.uri}/report.html"}
+        evaluated = stages.config.evaluation is not None
+        metrics, report = (content, None) if evaluated else (None, content)
+    policy = stages.policy if made.policy is not None else None
+    return RoundResult(stages.folder, made.preferences, policy, metrics, report, made.waits_for)
 
 
 def run_sft(config: Config) -> tuple[ModelConfig, dict[str, Any] | None]:
@@ -215,65 +226,9 @@ def _early_workers(stages: Round, until: str) -> AbstractContextManager[EarlyWor
     """Start train workers now if the round trains and the stages before leave them room."""
     config = stages.config
     trains = STAGES.index(until) >= STAGES.index("training") and config.training is not None
-    if waits_for_people(config) or not trains:
+    if config.waits_for_people or not trains:
         return nullcontext()
     return early_workers(config, stages.place("policy"))
-
-
-def _run_stages(stages: Round, until: str, sampled: Callable[[], None]) -> RoundResult:
-    """Run the stages; `sampled` is called when engines have nothing to do until the evaluation."""
-    last = STAGES.index(until)
-    candidates = None
-    if stages.config.evaluates_reference_alone and until == "evaluation":
-        return RoundResult(stages.folder, metrics=stages.evaluate_reference())
-    if stages.config.preferences is not None:
-        preferences = stages.existing_preferences()
-    else:
-        prompts = stages.prompts()
-        if last >= STAGES.index("labeling"):
-            stages.work_ahead(prompts, stages, to_reference=last >= STAGES.index("reference"))
-        candidates = stages.sample(prompts)
-        sampled()
-        if last < STAGES.index("labeling"):
-            return RoundResult(stages.folder)
-        made = _labelled(stages, candidates)
-        if made is None:
-            return RoundResult(stages.folder, waits_for="people's votes")
-        preferences = made
-    check_counts_fit(stages.config, preferences.manifest["counts"])
-    if last < STAGES.index("reference"):
-        return RoundResult(stages.folder, preferences)
-    reference = stages.reference(preferences, candidates)
-    if candidates is not None:
-        stages.check_sampler(candidates, reference)
-    if last < STAGES.index("training"):
-        return RoundResult(stages.folder, preferences)
-    stages.verify(preferences, reference)
-    policy = stages.train(preferences, reference, candidates)
-    if last < STAGES.index("evaluation"):
-        return RoundResult(stages.folder, preferences, policy)
-    if stages.config.evaluation is None:
-        return RoundResult(stages.folder, preferences, policy, report=stages.report_training())
-    metrics = stages.evaluate(preferences, reference, policy)
-    return RoundResult(stages.folder, preferences, policy, metrics)
-
-
-def _labelled(stages: Round, candidates: Table) -> Table | None:
-    """Return preferences by rewards or people; None if people have not voted yet.
-
-    Raises:
-        ConfigError: the job does not say who labels, and there are no votes.
-    """
-    if not waits_for_people(stages.config):
-        return stages.label(candidates)
-    preferences = stages.of_people(candidates)
-    if preferences is None and stages.config.labeling is None:
-        raise ConfigError(
-            f"there is no `labeling` section, and no votes of people are in {stages.folder.uri}",
-            "something tells a better completion from a worse one: a reward, or people",
-            "add `labeling:` with a `reward`, or with `people: {}`",
-        )
-    return preferences
 
 
 def check_sections(config: Config, until: str, redo: Collection[str] = ()) -> None:
@@ -284,7 +239,7 @@ def check_sections(config: Config, until: str, redo: Collection[str] = ()) -> No
     """
     refuse_other_stages(until, tuple(redo))
     last = STAGES.index(until)
-    made = list(FOLDERS)[: list(FOLDERS).index(until) + 1]
+    made = REDO[: REDO.index(until) + 1]
     for stage in redo:
         if stage not in made:
             raise ConfigError(

@@ -17,6 +17,7 @@ import torch
 from raydpo.config.base import ROUNDING_NATS
 from raydpo.config.content import content_of
 from raydpo.config.job import ModelConfig, ReferenceConfig
+from raydpo.config.sampling import EnginesConfig
 from raydpo.core.cluster import uses_cuda
 from raydpo.core.environment import worker_environment
 from raydpo.core.errors import NumericsError
@@ -37,8 +38,19 @@ from raydpo.core.run import PartResult, Stage, commit_files, open_stage, part_en
 from raydpo.core.storage import Folder, fingerprint
 from raydpo.core.tables import Row
 from raydpo.core.tasks import run_task
-from raydpo.models.loading import load_causal_lm, tokenizer_fingerprint, weights_fingerprint
-from raydpo.reference.agreement import Agreement, Tolerance, check_agreement
+from raydpo.models.loading import (
+    adapter_base,
+    load_causal_lm,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
+from raydpo.reference.agreement import (
+    Agreement,
+    Tolerance,
+    agreement_in,
+    check_agreement,
+    sampler_tolerance,
+)
 from raydpo.reference.sampled import comparable, compare_samples, witness_of
 from raydpo.reference.scoring import score_groups
 from raydpo.training.groups import Group
@@ -206,6 +218,44 @@ def verify_sampler(
     found = sampler_agreement(place.folder)
     logger.info("[%s] the sampler and the trainer's forward pass agree: %s", place.label, found)
     return found
+
+
+def check_sampler(
+    place: Place,
+    samples: Table,
+    reference: Table | None,
+    model: ModelConfig,
+    settings: ReferenceConfig,
+    engines: EnginesConfig,
+    again: bool,
+) -> None:
+    """Check that the sampler computes what training computes; log what was compared.
+
+    Args:
+        place: of the stage that keeps the result of `verify_sampler`.
+        samples: the candidates.
+        reference: the reference's log-probs of them; if they were compared with the sampler's,
+            nothing else is scored.
+        model: the model that sampled.
+        settings: as of `verify_sampler`.
+        engines: their tolerance.
+        again: whether a few samples are scored if there is no such table; not after the training.
+
+    Raises:
+        EngineError: the sampler computes something else.
+    """
+    not_compared = "[%s] not compared with the trainer's forward pass: %s"
+    found = reference and agreement_in(reference.manifest)
+    if found:
+        logger.info("[%s] sampler and reference agree: %s", place.label, found)
+    elif not settings.verify_groups:
+        logger.info(not_compared, place.label, "reference.verify_groups is 0")
+    elif adapter_base(model) is not None:
+        logger.info(not_compared, place.label, "an adapter samples")
+    elif again:
+        tolerance = sampler_tolerance(model, engines)
+        if verify_sampler(place, samples, model, settings, tolerance) is None:
+            logger.info(not_compared, place.label, "no sample has log-probs of the model")
 
 
 def sampler_agreement(folder: Folder) -> Agreement:

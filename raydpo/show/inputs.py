@@ -85,7 +85,7 @@ def reference_of(config: Config, online: OnlineConfig, run: Folder, index: int) 
     """pi_ref of a round, as `online/rounds.py` chooses it."""
     updates = [number for number in range(1, index + 1) if online.updates_reference(number)]
     if not updates:
-        return config.reference.model or config.model
+        return config.reference_model
     policy = policy_after(config, run, updates[-1])
     if online.reference_update_alpha == 1:
         return policy

@@ -12,6 +12,7 @@ from raydpo.core.parts import Table
 from raydpo.core.place import Place
 from raydpo.core.run import round_folder
 from raydpo.core.storage import Folder
+from raydpo.core.walk import Planned
 from raydpo.online.average import REFERENCE_FOLDER, average_stage, averaged_reference
 from raydpo.online.measure import measure_policy
 from raydpo.online.prompts import round_prompts, round_prompts_stage
@@ -20,7 +21,6 @@ from raydpo.online.self_play import example_prompts
 from raydpo.pipeline.round import Round, place_in
 from raydpo.show.inputs import Again, finished_table, policy_after, reference_of, section
 from raydpo.show.steps import (
-    Planned,
     RoundAgain,
     Step,
     examples_step,
@@ -47,7 +47,7 @@ def _steps_of_run(again: Again) -> list[Step]:
     def prompts_of_examples() -> Planned:
         examples = finished_table(again.run.child("examples"))
         place = place_in(config, again.scratch, "prompts")
-        return Planned(partial(example_prompts, place, examples, config.model))
+        return Planned(place, partial(example_prompts, place, examples, config.model))
 
     own = prompts_step(again, "prompts", config.prompts, "prompts")
     heldout = prompts_step(again, "heldout", evaluation and evaluation.prompts, "evaluation")
@@ -63,17 +63,18 @@ def _steps_of_run(again: Again) -> list[Step]:
 def _measured(again: Again, name: str, policy: ModelConfig) -> Planned:
     """The held-out numbers of a policy and the tables behind them."""
     section(again.config.evaluation, "evaluation", again.run)
+    place = place_in(again.config, again.scratch, name)
     make = partial(
         measure_policy,
         config=again.config,
-        place=place_in(again.config, again.scratch, name),
+        place=place,
         prompts=finished_table(again.run.child("heldout")),
         policy=policy,
-        original=again.config.reference.model or again.config.model,
+        original=again.config.reference_model,
         pool=None,
         sampled=lambda: None,
     )
-    return Planned(make)
+    return Planned(place, make)
 
 
 class _RoundSteps:
@@ -123,24 +124,24 @@ class _RoundSteps:
     def _prompts(self) -> Planned:
         prompts = finished_table(self.again.run.child("prompts"))
         of = self._place("prompts"), prompts, self.online, self.again.config.rows_per_part
-        return Planned(partial(round_prompts, *of), round_prompts_stage(*of))
+        return Planned(of[0], partial(round_prompts, *of), partial(round_prompts_stage, *of))
 
     def _reference_model(self) -> Planned:
         config, run = self.again.config, self.again.run
         policy = policy_after(config, run, self.index)
         before = reference_of(config, self.online, run, self.index - 1)
         of = self._place(REFERENCE_FOLDER), policy, before, self.online.reference_update_alpha
-        return Planned(partial(averaged_reference, *of), average_stage(*of))
+        return Planned(of[0], partial(averaged_reference, *of), partial(average_stage, *of))
 
     def _self_play(self) -> Planned:
         examples = finished_table(self.again.run.child("examples"))
         own = self._round()
-        return Planned(partial(own.stages.self_play, own.table("candidates"), examples))
+        return own.stages.self_play(own.table("candidates"), examples)
 
     def _training_groups(self) -> Planned:
         own = finished_table(self.there.child("preferences"))
         of = self._place("training-groups"), own, self._earlier(), self.online
-        return Planned(partial(training_groups, *of), training_groups_stage(*of))
+        return Planned(of[0], partial(training_groups, *of), partial(training_groups_stage, *of))
 
     def _place(self, folder: str) -> Place:
         return Round(self.again.config, self.here, self.index).place(folder)

@@ -18,11 +18,12 @@ from raydpo.core.errors import RaydpoError, RunError
 from raydpo.core.progress import logger
 from raydpo.core.run import read_manifest, stale_because
 from raydpo.core.storage import Folder, folder_of
+from raydpo.core.walk import Planned
 from raydpo.pipeline.results import Run, open_run
 from raydpo.show.comparison import changed_files, differences, other_platform
 from raydpo.show.inputs import Again
 from raydpo.show.online_steps import online_steps
-from raydpo.show.steps import Planned, Step, round_steps, score_steps, sft_steps
+from raydpo.show.steps import Step, round_steps, score_steps, sft_steps
 
 _MANIFEST: Final = "manifest.json"
 
@@ -179,12 +180,13 @@ def _looked_at(step: Step, run: Folder) -> _Ready:
     """Plan a step, and compare what it would be made from with its manifest."""
     try:
         planned = step.plan()
+        stage = planned.describe()
         manifest = read_manifest(run.child(step.name))
     except RaydpoError as error:
         return _Ready(step, refused=error)
-    if planned.stage is None or manifest is None or planned.stage.key == manifest["key"]:
+    if stage is None or manifest is None or stage.key == manifest["key"]:
         return _Ready(step, planned)
-    why = f"it would be made from something else: {stale_because(manifest, planned.stage)}"
+    why = f"it would be made from something else: {stale_because(manifest, stage)}"
     changed = changed_files(run.child(step.name), manifest)
     return _Ready(step, problems=[why, *changed, *other_platform(manifest)])
 

@@ -9,20 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
 
 from raydpo.config.job import Config, PromptsConfig
 from raydpo.core.errors import RunError
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
-from raydpo.core.run import Stage, read_manifest, round_folder
+from raydpo.core.run import read_manifest, round_folder
 from raydpo.core.storage import Folder, fingerprint
-from raydpo.evaluation.stage import (
-    evaluate,
-    evaluate_reference,
-    evaluation_stage,
-    reference_evaluation_stage,
-)
+from raydpo.core.walk import Planned
+from raydpo.evaluation.stage import evaluate, evaluation_stage
 from raydpo.evaluation.training_report import (
     TrainingRecord,
     report_training,
@@ -30,31 +25,15 @@ from raydpo.evaluation.training_report import (
 )
 from raydpo.labeling.implicit import implicit_stage
 from raydpo.labeling.kept_votes import is_of_people, votes_files
-from raydpo.labeling.preferences import preferences_stage
-from raydpo.labeling.stage import scores_stage
 from raydpo.pipeline.measured import policy_record, sft_record
 from raydpo.pipeline.round import Round, place_in
 from raydpo.prompts.examples import examples_stage, run_examples_stage
 from raydpo.prompts.preferences import existing_preferences_stage, run_preferences_stage
 from raydpo.prompts.stage import prompts_stage, run_prompts_stage
 from raydpo.reference.sequences import score_sequences, sequences_stage
-from raydpo.reference.stage import reference_stage
 from raydpo.show.inputs import Again, finished_table, policy_after, section
 from raydpo.training.metrics_log import read_metrics
-from raydpo.training.stage import policy_stage, sft_stage, train_sft
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A step whose inputs are there.
-
-    Attributes:
-        make: makes it in the scratch folder.
-        stage: what it is made from now; None where that is only known once it is made.
-    """
-
-    make: Callable[[], object]
-    stage: Stage | None = None
+from raydpo.training.stage import sft_stage, train_sft
 
 
 @dataclass(frozen=True)
@@ -99,8 +78,8 @@ class RoundAgain:
     run: Folder
 
     def steps(self, *names: str) -> list[Step]:
-        """Steps by the names of their folders in the round."""
-        plans = {
+        """Steps by the names of their folders in the round; without names, all in their order."""
+        plans: dict[str, Callable[[], Planned]] = {
             "prompts": self._prompts,
             "candidates": self._candidates,
             "scores": self._scores,
@@ -113,7 +92,7 @@ class RoundAgain:
             "evaluation": self._evaluation,
             "report": self._report,
         }
-        return [Step(f"{folder_name(self.there)}/{name}", plans[name]) for name in names]
+        return [Step(f"{folder_name(self.there)}/{n}", plans[n]) for n in names or plans]
 
     def table(self, name: str) -> Table:
         """A table of the round as the run has it."""
@@ -121,9 +100,7 @@ class RoundAgain:
 
     def reference_table(self) -> Table | None:
         """The reference's log-probs; None where the objective needs none."""
-        training = self.config.training
-        wanted = training is None or training.objective.uses_reference
-        return self.table("reference") if wanted else None
+        return self.table("reference") if self.config.uses_reference else None
 
     @property
     def stages(self) -> Round:
@@ -131,37 +108,31 @@ class RoundAgain:
         return Round(self.config, self.here, self.index)
 
     def _prompts(self) -> Planned:
-        source = section(self.config.prompts, "prompts", self.run)
-        stage = prompts_stage(self.config, source, self.stages.place("prompts"))
-        return Planned(self.stages.prompts, stage)
+        section(self.config.prompts, "prompts", self.run)
+        return self.stages.prompts()
 
     def _candidates(self) -> Planned:
-        prompts = self.table("prompts")
-        stages = replace(self.stages, config=self.sampler)
-        return Planned(partial(stages.sample, prompts), stages.sampling_stage(prompts))
+        return replace(self.stages, config=self.sampler).sample(self.table("prompts"))
 
     def _scores(self) -> Planned:
-        candidates, place = self.table("candidates"), self.stages.place("scores")
         labeling = section(self.config.labeling, "labeling", self.run)
-        if labeling.is_implicit:
-            logps = self.table("score-policy"), self.table("score-reference")
-            stage = implicit_stage(place, candidates, *logps, labeling.reward[0])
-        else:
-            stage = scores_stage(place, candidates, labeling.reward)
-        return Planned(partial(self.stages.scores, candidates, labeling), stage)
+        candidates = self.table("candidates")
+        planned = self.stages.scores(candidates, labeling)
+        if not labeling.is_implicit:
+            return planned
+        logps = self.table("score-policy"), self.table("score-reference")
+        of = planned.place, candidates, *logps, labeling.reward[0]
+        return replace(planned, describe=partial(implicit_stage, *of))
 
     def _preferences(self) -> Planned:
-        config, place = self.config, self.stages.place("preferences")
+        config = self.config
         manifest = read_manifest(self.there.child("preferences"))
         if manifest is not None and is_of_people(manifest):
             return self._of_people()
         if config.preferences is not None:
-            stage = existing_preferences_stage(config, config.preferences, place)
-            return Planned(self.stages.existing_preferences, stage)
-        tables = self.table("candidates"), self.table("scores")
+            return self.stages.existing_preferences(config.preferences)
         labeling = section(config.labeling, "labeling", self.run)
-        stage = preferences_stage(place, *tables, labeling, config.trains_on_samples)
-        return Planned(partial(self.stages.preferences, *tables, labeling), stage)
+        return self.stages.preferences(self.table("candidates"), self.table("scores"), labeling)
 
     def _of_people(self) -> Planned:
         candidates = self.table("candidates")
@@ -174,49 +145,46 @@ class RoundAgain:
                 "put the files back, or import them again: `raydpo annotate import RUN FILE`",
             )
 
+        planned = self.stages.of_people(candidates)
+
         def make() -> None:
             for name in votes.files():
                 copies.write_bytes(name, votes.read_bytes(name))
-            self.stages.of_people(candidates)
+            planned.make()
 
-        return Planned(make)
+        return Planned(planned.place, make)
 
     def _reference(self) -> Planned:
-        config, groups = self.config, self.table(self.groups)
-        candidates = self.table("candidates") if config.preferences is None else None
-        model = config.reference.model or config.model
-        place = self.stages.place("reference")
-        stage = reference_stage(place, groups, model, config.reference)
-        return Planned(partial(self.stages.reference, groups, candidates), stage)
+        candidates = self.table("candidates") if self.config.preferences is None else None
+        return self.stages.reference(self.table(self.groups), candidates)
 
     def _sampler(self) -> Planned:
-        return Planned(partial(self.stages.check_sampler, self.table("candidates"), None))
+        make = partial(self.stages.check_sampler, self.table("candidates"), None)
+        return Planned(self.stages.place("sampler"), make)
 
     def _policy(self) -> Planned:
         section(self.config.training, "training", self.run)
-        tables = self.table(self.groups), self.reference_table()
-        stage = policy_stage(self.config, self.stages.place("policy"), *tables)
-        return Planned(partial(self.stages.train, *tables), stage)
+        return self.stages.train(self.table(self.groups), self.reference_table())
 
     def _heldout(self) -> Planned:
         section(self.config.evaluation, "evaluation", self.run)
-        return Planned(partial(self.stages.heldout, self.table("preferences")))
+        make = partial(self.stages.heldout, self.table("preferences"))
+        return Planned(self.stages.place("heldout"), make)
 
     def _evaluation_prompts(self) -> Planned:
-        source = section(self.config.evaluation, "evaluation", self.run).prompts
-        stage = prompts_stage(self.config, source, self.stages.place("evaluation-prompts"))
-        return Planned(self.stages.evaluation_prompts, stage)
+        section(self.config.evaluation, "evaluation", self.run)
+        return self.stages.evaluation_prompts()
 
     def _evaluation(self) -> Planned:
         section(self.config.evaluation, "evaluation", self.run)
         config, place = self.config, self.stages.place("evaluation")
         if config.evaluates_reference_alone:
-            return self._evaluation_of_reference(place)
+            return self.stages.evaluate_reference(self.table("evaluation-prompts"))
         prompts, heldout = self.table("evaluation-prompts"), self.table("heldout")
         reference, log = self.reference_table(), read_metrics(self.there.child("policy"))
         policy = policy_after(config, self.run, 1)
         inputs = {"reference": reference.fingerprint if reference is not None else ""}
-        original = config.reference.model or config.model
+        original = config.reference_model
         models = {"policy": policy, "reference": original}
         preferences = self.table("preferences")
         of = {**inputs, "training_log": fingerprint(log), "preferences": preferences.fingerprint}
@@ -235,16 +203,8 @@ class RoundAgain:
             stage_counts=there.counts(),
             agreement=there.agreement(reference),
         )
-        return Planned(make, evaluation_stage(config, place, prompts, models, heldout, of))
-
-    def _evaluation_of_reference(self, place: Place) -> Planned:
-        model = self.config.reference.model or self.config.model
-        prompts = self.table("evaluation-prompts")
-        stage = reference_evaluation_stage(self.config, place, prompts, model)
-        make = partial(
-            evaluate_reference, self.config, place, prompts=prompts, reference_model=model
-        )
-        return Planned(make, stage)
+        described = partial(evaluation_stage, config, place, prompts, models, heldout, of)
+        return Planned(place, make, described)
 
     def _report(self) -> Planned:
         section(self.config.training, "training", self.run)
@@ -262,24 +222,8 @@ def _planned_report(
             "a report is made again from the measurements of the training",
             "give the command of the run again: it makes what is missing",
         )
-    stage = training_report_stage(config, place, record)
-    return Planned(partial(report_training, config, place, record), stage)
-
-
-#: The stages of a run of one round, in their order.
-_OF_ONE_ROUND: Final = (
-    "prompts",
-    "candidates",
-    "scores",
-    "preferences",
-    "reference",
-    "sampler",
-    "policy",
-    "heldout",
-    "evaluation-prompts",
-    "evaluation",
-    "report",
-)
+    of = config, place, record
+    return Planned(place, partial(report_training, *of), partial(training_report_stage, *of))
 
 
 def round_steps(again: Again) -> list[Step]:
@@ -287,7 +231,7 @@ def round_steps(again: Again) -> list[Step]:
     there, here = round_folder(again.run, 0), round_folder(again.scratch, 0)
     config = again.config
     only = RoundAgain(config, config, there, here, 0, "preferences", again.run)
-    return only.steps(*_OF_ONE_ROUND)
+    return only.steps()
 
 
 def sft_steps(again: Again) -> list[Step]:
@@ -298,9 +242,8 @@ def sft_steps(again: Again) -> list[Step]:
         section(config.sft, "sft", again.run)
         examples = finished_table(again.run.child("sft", "examples"))
         place = place_in(config, again.scratch, "sft/policy")
-        return Planned(
-            partial(train_sft, config, place, examples), sft_stage(config, place, examples)
-        )
+        of = config, place, examples
+        return Planned(place, partial(train_sft, *of), partial(sft_stage, *of))
 
     def report() -> Planned:
         place = place_in(config, again.scratch, "sft/report")
@@ -321,14 +264,14 @@ def score_steps(again: Again) -> list[Step]:
     def preferences() -> Planned:
         source = section(config.preferences, "preferences", again.run)
         place = place_in(config, again.scratch, "score/preferences")
-        stage = existing_preferences_stage(config, source, place)
-        return Planned(partial(run_preferences_stage, config, place), stage)
+        describe = partial(existing_preferences_stage, config, source, place)
+        return Planned(place, partial(run_preferences_stage, config, place), describe)
 
     def logps() -> Planned:
         sequences = finished_table(there.child(data))
         place = place_in(config, again.scratch, "score/logps")
         of = place, sequences, config.model, config.reference
-        return Planned(partial(score_sequences, *of), sequences_stage(*of))
+        return Planned(place, partial(score_sequences, *of), partial(sequences_stage, *of))
 
     return [
         Step("score/preferences", preferences),
@@ -342,8 +285,8 @@ def examples_step(again: Again, name: str) -> Step:
 
     def plan() -> Planned:
         config, place = again.config, place_in(again.config, again.scratch, name)
-        stage = examples_stage(config, section(config.sft, "sft", again.run), place)
-        return Planned(partial(run_examples_stage, config, place), stage)
+        describe = partial(examples_stage, config, section(config.sft, "sft", again.run), place)
+        return Planned(place, partial(run_examples_stage, config, place), describe)
 
     return Step(name, plan)
 
@@ -353,9 +296,8 @@ def prompts_step(again: Again, name: str, source: PromptsConfig | None, of: str)
 
     def plan() -> Planned:
         config, place = again.config, place_in(again.config, again.scratch, name)
-        prompts = section(source, of, again.run)
-        stage = prompts_stage(config, prompts, place)
-        return Planned(partial(run_prompts_stage, config, prompts, place), stage)
+        read = config, section(source, of, again.run), place
+        return Planned(place, partial(run_prompts_stage, *read), partial(prompts_stage, *read))
 
     return Step(name, plan)
 

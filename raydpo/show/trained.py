@@ -19,10 +19,10 @@ from raydpo.core.checked import damaged_files
 from raydpo.core.differences import changes
 from raydpo.core.errors import DataError, RunError
 from raydpo.core.run import read_manifest, round_folder
-from raydpo.core.stages import LABELS
 from raydpo.core.storage import Folder
 from raydpo.evaluation.suites import SuiteResult, suite_results
 from raydpo.online.summary import RECORD_FILE
+from raydpo.pipeline.order import FOLDERS
 from raydpo.pipeline.results import Run
 from raydpo.show.evaluated import refuse_other_policy
 from raydpo.training.export import ADAPTER, MODEL
@@ -209,7 +209,8 @@ def _refuse_later_job(run: Run, index: int | None, manifest: Json) -> None:
 
 def _stages(parent: Folder, index: int | None) -> dict[str, Json]:
     """Return the manifests of the finished tables of a round, in the order of the pipeline."""
-    names = _SFT_STAGES if index is None else LABELS
+    of_round = {name: named.label for name, named in FOLDERS.items()}
+    names = _SFT_STAGES if index is None else of_round
     found = {label: read_manifest(parent.child(name)) for name, label in names.items()}
     return {label: manifest for label, manifest in found.items() if manifest is not None}
 

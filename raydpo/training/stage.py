@@ -105,7 +105,7 @@ def train_policy(
         weights = reference.manifest["inputs"]["model"]
         starts_at_reference = weights == weights_fingerprint(config.model)
     uses_live = config.training.objective.uses_live_reference
-    live = config.reference.model or config.model if uses_live else None
+    live = config.reference_model if uses_live else None
     job = TrainJob(
         model=config.model,
         settings=config.training,

@@ -7,7 +7,8 @@ import pytest
 from raydpo.cli import command_parser
 from raydpo.config.job import Config
 from raydpo.core.errors import ConfigError
-from raydpo.core.stages import FOLDERS, LABELS, OLD_WORDS, STAGES, refuse_other_stages
+from raydpo.core.stages import OLD_WORDS, REDO, STAGES, refuse_other_stages
+from raydpo.pipeline.order import FOLDERS, redone_folders
 
 
 def test_each_stage_is_a_section_of_the_configuration_and_its_folder_is_logged_by_its_word() -> (
@@ -15,7 +16,11 @@ def test_each_stage_is_a_section_of_the_configuration_and_its_folder_is_logged_b
 ):
     for stage in STAGES:
         assert stage in Config.model_fields
-        assert LABELS[FOLDERS[stage][0]] == stage
+        assert stage in {FOLDERS[folder].label for folder in redone_folders(stage)}
+
+
+def test_each_word_of_redo_sets_folders_aside() -> None:
+    assert {named.redo for named in FOLDERS.values() if named.redo} == set(REDO)
 
 
 @pytest.mark.parametrize(("old", "new"), OLD_WORDS.items())

@@ -74,7 +74,8 @@ def run(tmp_path, write_job) -> Path:
     folder = folder_of(str(tmp_path / "run/round-000"))
     assert config.prompts is not None
     prompts = run_prompts_stage(config, config.prompts, Place(folder.child("prompts"), "prompts"))
-    stage = Round(config, folder, 0).sampling_stage(prompts)
+    stage = Round(config, folder, 0).sample(prompts).describe()
+    assert stage is not None
     names = [row["prompt_id"] for row in read_rows(prompts.folder, prompts.manifest)]
     finish(stage, [candidate_row(name, k) for name in names for k in range(2)])
     (tmp_path / "run/config.yaml").write_text((tmp_path / "job.yaml").read_text())

@@ -19,12 +19,13 @@ from raydpo.core.checked import read_checked, size_and_hash, write_checked
 from raydpo.core.place import Place
 from raydpo.core.run import PartResult, Stage, commit, commit_files, open_stage, write_part
 from raydpo.core.storage import Folder, folder_of
+from raydpo.core.walk import Making, Planned
 from raydpo.models.content import files_fingerprint
 from raydpo.pipeline.round import Round
 from raydpo.show.comparison import differences, first_difference
 from raydpo.show.inputs import Again, finished_table, policy_after, reference_of
 from raydpo.show.replay import made_again
-from raydpo.show.steps import Planned, Step, score_steps
+from raydpo.show.steps import Step, score_steps
 from tests.unit.labeling.conftest import candidate_row
 
 ASSETS = Path(__file__).parents[3] / "assets"
@@ -47,8 +48,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run").mkdir()
     (folder / "run/config.yaml").write_text(yaml.safe_dump(values))
     stages = Round(job(folder / "run"), folder_of(str(folder / "run/round-000")), 0)
-    prompts = stages.prompts()
-    candidates = stages.sampling_stage(prompts)
+    prompts = Making().stage(stages.prompts())
+    candidates = stages.sample(prompts).describe()
+    assert candidates is not None
     finish(candidates, [candidate_row(row["prompt_id"], 0) for row in prompts.part(0)])
     open_stage(Stage(Place(stages.folder.child("scores"), "test"), "scores", "scores", {}, {}))
     return folder
@@ -151,8 +153,9 @@ def test_a_stage_that_the_job_would_make_otherwise_is_named_with_the_setting(
 
 
 def test_a_stage_that_comes_to_nothing_is_not_passed_over(run: Path, tmp_path: Path) -> None:
-    step = Step("round-000/prompts", lambda: Planned(lambda: None))
     here = folder_of(str(tmp_path / "again"))
+    place = Place(here.child("round-000/prompts"), "test")
+    step = Step("round-000/prompts", lambda: Planned(place, lambda: None))
     [found] = made_again(step, step.plan(), folder_of(str(run)), here)
     assert str(found).splitlines()[0].split() == ["round-000/prompts", "not", "made", "again"]
     assert "the job of the run's last command makes no such stage" in str(found)
@@ -174,7 +177,7 @@ def test_a_run_that_scored_pairs_and_examples_has_both(run: Path, tmp_path: Path
     *both, logps = score_steps(again)
     assert [step.name for step in both] == ["score/preferences", "score/examples"]
     assert all(step.finished_in(again.run) for step in both)
-    stage = logps.plan().stage
+    stage = logps.plan().describe()
     assert stage is not None
     assert stage.inputs["sequences"] == finished_table(stages[last]).fingerprint
 
