@@ -51,8 +51,7 @@ from raydpo.sampling.arguments import engine_arguments, engine_environment
 from raydpo.sampling.broadcast import Broadcast
 from raydpo.sampling.engine import Request
 from raydpo.sampling.pool import EnginePool, engine_pool
-from raydpo.sampling.seeds import prompt_seed
-from raydpo.sampling.stage import sample_candidates
+from raydpo.sampling.stage import prompt_seed, sample_candidates
 from raydpo.sampling.weights import weights_of
 
 ROOT = Path(__file__).parents[1]

@@ -15,6 +15,7 @@ from raydpo.config.objective_base import (
     CringeObjective,
     LikelihoodObjective,
     LogratioObjective,
+    ObjectiveSection,
     RankingObjective,
     ReferenceFreeObjective,
     ReferenceObjective,
@@ -23,8 +24,79 @@ from raydpo.config.objective_base import (
     TdpoObjective,
     Unit,
 )
-from raydpo.config.policy_gradient import PolicyGradientObjective
-from raydpo.config.reward_model import RewardModelObjective
+
+
+class PolicyGradientObjective(ObjectiveSection):
+    """Maximise E[r] - beta KL(policy || reference) by policy gradient on sampled completions.
+
+    With `leave_one_out` and `kl: reward` it is RLOO (arXiv:2402.14740); with `group_normalized`,
+    `kl: loss` and `loss_per: completion_mean` it is GRPO (arXiv:2402.03300).
+    """
+
+    name: Literal["policy_gradient"]
+    """The objective."""
+    beta: NonNegativeFloat = 0.1
+    """Strength of the KL constraint, in units of the reward per nat; 0 leaves it out, and no reference is needed."""
+    kl: Literal["reward", "loss", "weighted_loss"] = "reward"
+    """Where the KL constraint stands: in the reward; as GRPO's loss term, whose gradient is that of the opposite KL(reference || policy); or as that term times the ratio, which corrects the direction."""
+    advantages: Literal["leave_one_out", "group_normalized", "batch_mean"] = "leave_one_out"
+    """What a reward is compared with: the mean of the group's others; the group's mean, in standard deviations of the group; or the mean over the global batch."""
+    clip_low: Annotated[float, Field(gt=0, le=1)] | None = 0.2
+    """A token's probability ratio of policy and sampler counts down to 1 - clip_low; null clips nothing below."""
+    clip_high: PositiveFloat | None = 0.2
+    """A token's probability ratio of policy and sampler counts up to 1 + clip_high; null clips nothing above."""
+    loss_per: Literal["completion", "token", "completion_mean"] = "completion"
+    """What the loss is a mean over: completions, each the sum of its tokens; all tokens of the global batch; or completions, each the mean of its tokens."""
+
+    @model_validator(mode="after")
+    def _has_no_cross_entropy(self) -> PolicyGradientObjective:
+        if self.sft_weight:
+            raise ValueError("`policy_gradient` prefers no completion: remove `sft_weight`")
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        """Always sampled completions."""
+        return "samples"
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether there is a KL constraint."""
+        return self.beta > 0
+
+    @property
+    def kl_beta(self) -> float | None:
+        """The value of `beta`; None if it is 0."""
+        return self.beta or None
+
+
+class RewardModelObjective(ReferenceFreeObjective):
+    """Bradley-Terry maximum likelihood of a reward model (arXiv:2305.18290, eq. 2).
+
+    It trains the model with a head of one number, in the format of transformers' sequence
+    classification. It trains no policy.
+    """
+
+    name: Literal["reward_model"]
+    """The objective."""
+    learns_from: Literal["pairs", "rankings"] = "pairs"
+    """What it learns from: `pairs`, or `rankings` by Plackett-Luce (eq. 18)."""
+
+    @model_validator(mode="after")
+    def _has_no_cross_entropy(self) -> RewardModelObjective:
+        if self.sft_weight:
+            raise ValueError("a reward model has no cross-entropy: remove `sft_weight`")
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        """Either pairs or rankings."""
+        return self.learns_from
+
+    @property
+    def scalar_head(self) -> bool:
+        """Always true."""
+        return True
 
 
 class DpoObjective(ScaledLogratioObjective):

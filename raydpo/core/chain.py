@@ -73,7 +73,7 @@ def _stream(part_stage: PartStage) -> Stream:
 class _Budget:
     """How much the first stage of a chain may refuse; once it is spent, the chain can stop."""
 
-    work: PartWork
+    part_stage: PartStage
     refused: dict[int, int] = field(default_factory=dict[int, int])
 
     def add(self, parts: Iterable[int]) -> None:
@@ -82,11 +82,10 @@ class _Budget:
         Raises:
             QuarantineBudgetError: too many rows were refused, whatever is still to come.
         """
-        [part_stage] = self.work.stages
-        stage = part_stage.stage
+        stage = self.part_stage.stage
         for index in parts:
             self.refused[index] = part_record(stage, index)["counts"]["quarantined"]
-        counts = {"input": part_stage.rows, "quarantined": sum(self.refused.values())}
+        counts = {"input": self.part_stage.rows, "quarantined": sum(self.refused.values())}
         check_quarantine_budget(stage, counts)
 
 
@@ -139,7 +138,7 @@ class Chain:
         ]
         if sum(bool(parts) for parts in missing) < 2:
             return True  # nothing could be done at the same time
-        budget = _Budget(self._works[0])
+        budget = _Budget(stages[0])
         budget.add(done[0])
         with ExitStack() as opened:
             links: list[tuple[PartStage, PartJob, frozenset[int]]] = []

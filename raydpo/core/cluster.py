@@ -1,25 +1,30 @@
 """Connect to Ray: to an existing cluster, or to a new one on this machine.
 
-`start` and `connected` take an address or none; `cluster_size` reports what the cluster offers.
+`start` and `connected` take an address or none; `cluster_size` reports what the cluster offers. A
+cluster on this machine asks for a token: Ray's default token file, with the mode 0600.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import secrets
 import socket
+import stat
+import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import ray
 import ray.data
 from ray._private import ray_constants
 
-from raydpo.core.cluster_token import asks_for_token, close_token
 from raydpo.core.errors import ClusterError
-from raydpo.core.gcs import needing_gcs, ray_waits_longer
+from raydpo.core.gcs import host_and_port, needing_gcs, ray_waits_longer
 from raydpo.core.progress import logger
 from raydpo.core.resources import Resources
 from raydpo.core.waiting import Obstacle, waiting
@@ -139,14 +144,9 @@ def start(address: str | None = None) -> None:
 
 def _refuse_silent_port(address: str | None) -> None:
     """Refuse an address whose port does not answer, if it names a port."""
-    named = _host_and_port(address or "")
+    named = host_and_port(address or "")
     if named:
         socket.create_connection(named, timeout=_ANSWER_SECONDS).close()
-
-
-def _host_and_port(address: str) -> tuple[str, int] | None:
-    named = re.fullmatch(r"(?:ray://)?\[?([^\[\]/\s]+?)\]?:(\d+)", address)
-    return (named[1], int(named[2])) if named else None
 
 
 def _only_on_loopback(address: str) -> bool:
@@ -155,7 +155,7 @@ def _only_on_loopback(address: str) -> bool:
     Ray replaces a loopback address by the machine's other one. A cluster that another raydpo
     command started on this machine does not listen there.
     """
-    named = _host_and_port(address)
+    named = host_and_port(address)
     if named is None or named[0] not in ("localhost", _LOOPBACK, "::1"):
         return False
     try:
@@ -252,3 +252,42 @@ def cluster_size() -> Resources:
 def uses_cuda(device: str) -> bool:
     """Whether a `device` setting means CUDA on the connected cluster."""
     return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def asks_for_token() -> bool:
+    """Whether a cluster that starts here asks for a token: always, unless Ray is told otherwise."""
+    return os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+
+
+def close_token() -> None:
+    """Ensure that no other user can read the token of a cluster that starts here.
+
+    Ray makes a token where there is none, and leaves its file readable by everybody (0644). A token
+    that the environment gives is left as it is.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if named or not asks_for_token():
+        return
+    file = Path.home() / ".ray" / "auth_token"
+    if not file.exists():
+        _make(file)
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o077:
+        file.chmod(0o600)
+        logger.info("%s had the mode %04o; it has 0600 now: it lets into clusters", file, mode)
+
+
+def _make(file: Path) -> None:
+    """Write a new token atomically, and keep one that another process writes meanwhile."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".auth_token-")
+    try:
+        with open(handle, "w", encoding="ascii") as stream:
+            stream.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):
+            file.hardlink_to(name)
+    finally:
+        Path(name).unlink()

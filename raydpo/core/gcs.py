@@ -9,6 +9,7 @@ that end; it leaves before.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -186,6 +187,12 @@ def _ended(process: Any, logs: str) -> ClusterError | None:
     )
 
 
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Take an address of a cluster apart; None if it names no port."""
+    named = re.fullmatch(r"(?:ray://)?\[?([^\[\]/\s]+?)\]?:(\d+)", address)
+    return (named[1], int(named[2])) if named else None
+
+
 class _Joined:
     """The GCS of a cluster that was joined, at `address`; Ray waits for it for so many seconds."""
 
@@ -215,12 +222,14 @@ class _Joined:
 
     def _answers(self) -> bool:
         """Whether its port does; if not, whether a call over Ray's open connection does."""
-        host, _, port = self._address.rpartition(":")
+        named = host_and_port(self._address)
         try:
-            socket.create_connection((host.strip("[]"), int(port)), self._patience).close()
+            if named is not None:
+                socket.create_connection(named, self._patience).close()
+                return True
         except OSError:
-            return self._answers_ray()
-        return True
+            pass
+        return self._answers_ray()
 
     def _answers_ray(self) -> bool:
         client: Any = getattr(worker.global_worker, "gcs_client", None)

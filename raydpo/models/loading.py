@@ -27,10 +27,11 @@ from raydpo.models.files import (
     refuse_unusable_files,
 )
 from raydpo.models.padding import set_padding_token
-from raydpo.models.tied_embeddings import holds_two, note_untied
 from raydpo.models.weights import (
     Exceptions,
+    holds_two,
     loading_report,
+    note_untied,
     refuse_unsound,
     report_of,
     without_reports,

@@ -29,7 +29,7 @@ from raydpo.core.walk import Making
 from raydpo.models.loading import local_folder, weights_fingerprint
 from raydpo.online.average import REFERENCE_FOLDER, averaged_reference
 from raydpo.online.measure import PolicyMeasures, measure_policy, reward_difference
-from raydpo.online.prompts import round_prompts
+from raydpo.online.prompts import example_prompts, round_prompts
 from raydpo.online.record import (
     STREAMED,
     Ledger,
@@ -42,7 +42,6 @@ from raydpo.online.record import (
     stop_reason,
 )
 from raydpo.online.replay import mixes, training_groups
-from raydpo.online.self_play import example_prompts
 from raydpo.online.summary import publish
 from raydpo.pipeline.order import label_by_rewards, score_by_reference
 from raydpo.pipeline.replan import may_start_engines, replanning

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from raydpo.config.content import content_of
 from raydpo.config.job import Config, PreferencesConfig
@@ -30,7 +30,6 @@ from raydpo.prompts.cuts import cut_counts, fit_completion, fit_prompt, later_cu
 from raydpo.prompts.dialogue import Dialogue, Rendered, render
 from raydpo.prompts.encode import Encoder, make_encoder
 from raydpo.prompts.layouts import Judged
-from raydpo.prompts.mismatches import NO_OTHER_PROMPT, Mismatches
 from raydpo.prompts.reading import (
     Reading,
     columns_of,
@@ -58,6 +57,48 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from raydpo.core.parts import Table
+
+
+T = TypeVar("T")
+
+NO_OTHER_PROMPT: Final = "no completion of another prompt is near, for KTO's reference point"
+
+
+@dataclass
+class Mismatches:
+    """Pairs each row with the completion of the next row that has another prompt.
+
+    The last row of a part takes the first row's completion. `spare` is a row of an earlier part,
+    for a part that has only one prompt.
+    """
+
+    spare: Row | None = None
+
+    def added(self, rows: list[tuple[T, Row]]) -> tuple[list[tuple[T, Row]], list[T]]:
+        """Return the rows with their mismatched completions, and whose rows found none."""
+        near = [row for _, row in rows]
+        near += [self.spare] if self.spare is not None else []
+        found: list[tuple[T, Row]] = []
+        without: list[T] = []
+        for index, (owner, row) in enumerate(rows):
+            around = near[index + 1 :] + near[:index]
+            other = next((r for r in around if r["prompt_id"] != row["prompt_id"]), None)
+            if other is None:
+                without.append(owner)
+            else:
+                found.append((owner, _with_completion_of(row, other)))
+        self.spare = rows[-1][1] if rows else self.spare
+        return found, without
+
+
+def _with_completion_of(row: Row, other: Row) -> Row:
+    return {
+        **row,
+        "completions": [*row["completions"], other["completions"][0]],
+        "completion_texts": [*row["completion_texts"], other["completion_texts"][0]],
+        "desirable": [*row["desirable"], None],
+    }
+
 
 _STAGE: Final = "preferences"
 

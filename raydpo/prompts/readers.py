@@ -3,6 +3,11 @@
 A reader yields `(row, None, "")` for each object, or `(None, problem, text)` for each row that
 cannot be one. If a file is damaged as a whole (a broken archive, a truncated JSON list), the reader
 raises a `DataError` that names it.
+
+A JSON file that begins with `{` is one object, objects one after the other, or `{"data": [...]}`:
+a wrapper with one key, whose value is a list of objects that are not messages of a conversation.
+A value of an Arrow table that Python cannot represent, such as a date after the year 9999, becomes
+`Unreadable`. It costs no row if nobody reads its column.
 """
 
 from __future__ import annotations
@@ -12,16 +17,17 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydpo.core.errors import DataError
+from raydpo.core.progress import logger
 from raydpo.core.tables import Row
-from raydpo.prompts.arrow_rows import batch_rows
-from raydpo.prompts.json_documents import objects_over_lines, wrapped_rows
 
 #: Either a row and no problem, or no row, the problem, and the row's text if readable.
 Read = tuple[Row | None, str | None, str]
@@ -281,3 +287,94 @@ def _chunk(text: io.TextIOWrapper, where: str) -> str:
             "a JSON list is UTF-8 throughout",
             "convert the file, or use JSONL, where one bad line costs one row",
         ) from error
+
+
+_MESSAGE_KEYS: Final = {"role", "from"}
+_NO_SPACE: Final = re.compile(r"\S")
+
+
+def wrapped_rows(value: Any, where: str) -> list[Any]:
+    """Return the rows of a file's only object: the object, or the list that it wraps."""
+    inner: Any = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(inner, list) or not inner or not all(map(_is_row, inner)):
+        return [value]
+    logger.info("%s: its rows are the list under the key %r", where, next(iter(value)))
+    return inner
+
+
+def objects_over_lines(text: str) -> list[Any] | None:
+    """Return the consecutive objects of a text, or None if it contains anything else."""
+    decoder = json.JSONDecoder()
+    found: list[Any] = []
+    try:
+        place = _NO_SPACE.search(text)
+        while place is not None:
+            value, end = decoder.raw_decode(text, place.start())
+            found.append(value)
+            place = _NO_SPACE.search(text, end)
+    except (ValueError, RecursionError):
+        return None
+    return found
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict) and not _MESSAGE_KEYS & value.keys()
+
+
+#: Errors of pyarrow for values that Python's types cannot hold: years, time zones, duplicates.
+_NO_PYTHON_VALUE: Final = (ValueError, ArithmeticError, LookupError, TypeError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A value that is known only by Arrow's own text, if it has one."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def batch_rows(batch: pa.RecordBatch) -> Iterator[tuple[Row | None, str | None, str]]:
+    """Yield for each row of a batch: the row, or the problem with it and its text.
+
+    A text that is not UTF-8 is a problem of its row.
+    """
+    try:
+        rows: list[Row] = batch.to_pylist()
+    except _NO_PYTHON_VALUE:
+        yield from (_single_row(batch.slice(index, 1)) for index in range(batch.num_rows))
+        return
+    yield from ((row, None, "") for row in rows)
+
+
+def _single_row(batch: pa.RecordBatch) -> tuple[Row | None, str | None, str]:
+    try:
+        values = [_value(column) for column in batch.columns]
+    except UnicodeDecodeError:
+        texts = [_as_text(column) for column in batch.columns]
+        return None, "not UTF-8", json.dumps(dict(zip(batch.schema.names, texts, strict=True)))
+    return dict(zip(batch.schema.names, values, strict=True)), None, ""
+
+
+def _value(column: pa.Array) -> Any:
+    try:
+        return column.to_pylist()[0]
+    except UnicodeDecodeError:
+        raise
+    except _NO_PYTHON_VALUE:
+        return Unreadable(_as_text(column))
+
+
+def _as_text(column: pa.Array) -> str:
+    """Return the only value of a column as text, if readable; other bytes are escaped."""
+    try:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            kind = pa.binary() if pa.types.is_string(column.type) else pa.large_binary()
+            content: Any = column.cast(kind).to_pylist()[0]
+            return (
+                str(None) if content is None else bytes(content).decode(errors="backslashreplace")
+            )
+        return str(column.cast(pa.string()).to_pylist()[0])
+    except _NO_PYTHON_VALUE:
+        return f"(no value of Python: {column.type})"

@@ -3,6 +3,10 @@
 A source is a file, a glob, a folder, a URI, or the name of a `datasets` dataset. It yields
 `SourceRow`s. A poison row (not UTF-8, not JSON, not an object) carries its problem and never
 raises; blank lines are not rows.
+
+`train-00000-of-00002.parquet` names its split in full. Otherwise the name of a file or folder,
+relative to the requested folder or glob, may contain a word that `datasets` knows, such as train,
+validation or test.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +29,7 @@ from raydpo.core.errors import DataError
 from raydpo.core.storage import fingerprint, folder_of, locate
 from raydpo.core.tables import Row
 from raydpo.prompts import readers
-from raydpo.prompts.arrow_rows import batch_rows
-from raydpo.prompts.splits import DEFAULT_SPLIT, files_of_split
+from raydpo.prompts.readers import batch_rows
 
 _FORMAT_OF_ENDING: Final[dict[str, SourceFormat]] = {
     ".jsonl": "jsonl",
@@ -98,8 +101,7 @@ def source_rows(
     Args:
         path: a file, a glob, a folder, a URI, or the name of a `datasets` dataset.
         format: how to read it; `auto` uses the file names' endings.
-        split: the split of a `datasets` dataset, or of files whose names contain it (see
-            `splits.py`).
+        split: the split of a `datasets` dataset, or of files whose names contain it.
         limit: maximum number of rows.
 
     Raises:
@@ -360,3 +362,55 @@ def _only(dataset: Any, split: str, path: str) -> Any:
             "remove `split`, or save a DatasetDict with its splits",
         )
     return dataset
+
+
+#: The value of `split` if nobody sets it.
+DEFAULT_SPLIT: Final = "train"
+_SHARD: Final = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\b")
+_WORDS: Final[dict[str, str]] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+def split_named_by(path: str) -> str | None:
+    """Return the split that a file's path names; None if it names none or several."""
+    shard = _SHARD.match(path.rsplit("/", 1)[-1])
+    if shard is not None:
+        return shard[1]
+    found = {_WORDS[word] for word in re.split(r"[^a-z]+", path.lower()) if word in _WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def files_of_split(
+    where: str, files: Mapping[str, str], split: str, *, is_folder: bool
+) -> list[str]:
+    """Return the files of a split, or all files if the user chose files and not a split.
+
+    The user chose files if no file names a split, or if a single file or a glob was given. In both
+    cases the requested split is the default one, and no file names it.
+
+    Args:
+        where: the source, for the message.
+        files: each file, and its path below the source.
+        split: the requested split.
+        is_folder: whether a folder was given, rather than a file or a glob.
+
+    Raises:
+        DataError: the split does not exist; the message lists those that do.
+    """
+    named = {file: split_named_by(path) for file, path in files.items()}
+    wanted = _WORDS.get(split, split)
+    found = [file for file, name in named.items() if name in (split, wanted)]
+    there = sorted({name for name in named.values() if name is not None})
+    if found:
+        return found
+    if split == DEFAULT_SPLIT and not (is_folder and there):
+        return list(files)
+    raise DataError(
+        f"split {split!r} of {where}: "
+        + (f"its files are of split {', '.join(there)}" if there else "no file names a split"),
+        "a file's split stands in its name: train-00000-of-00001.parquet, test.jsonl, dev/a.csv",
+        f"set `split` to {' or '.join(there)}" if there else "remove `split`, or rename the files",
+    )

@@ -49,9 +49,11 @@ from raydpo.reference.agreement import (
     Tolerance,
     agreement_in,
     check_agreement,
+    comparable,
+    compare_samples,
     sampler_tolerance,
+    witness_of,
 )
-from raydpo.reference.sampled import comparable, compare_samples, witness_of
 from raydpo.reference.scoring import score_groups
 from raydpo.training.groups import Group
 from raydpo.training.sharing import token_module

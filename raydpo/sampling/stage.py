@@ -8,6 +8,7 @@ engines, several for each, so that none runs dry.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import time
 import uuid
@@ -40,7 +41,6 @@ from raydpo.sampling.function import (
 )
 from raydpo.sampling.function_worker import Answer, FunctionSampler, sampler_workers
 from raydpo.sampling.pool import EnginePool, engine_pool
-from raydpo.sampling.seeds import prompt_seed
 from raydpo.sampling.weights import Weights, weights_of
 
 STAGE_NAME: Final = "sampling"
@@ -325,3 +325,13 @@ def _counts(rows: list[Row]) -> dict[str, int]:
         "cut_at_max_tokens": sum(row["finish_reason"] == "length" for row in rows),
         **metadata_count(rows),
     }
+
+
+def prompt_seed(seed: int, round_index: int, prompt_id: str) -> int:
+    """Seed of a prompt's completion 0, from 0 to 2**62 - 1; completion k has this plus k.
+
+    It has one bit less than an int64, so that adding k never leaves the type. It is a hash: with
+    neighbouring seeds, completions of neighbouring prompts would be drawn with the same seed.
+    """
+    text = f"{seed}\n{round_index}\n{prompt_id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 2

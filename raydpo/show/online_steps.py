@@ -15,9 +15,8 @@ from raydpo.core.storage import Folder
 from raydpo.core.walk import Planned
 from raydpo.online.average import REFERENCE_FOLDER, average_stage, averaged_reference
 from raydpo.online.measure import measure_policy
-from raydpo.online.prompts import round_prompts, round_prompts_stage
+from raydpo.online.prompts import example_prompts, round_prompts, round_prompts_stage
 from raydpo.online.replay import mixes, replayed_rounds, training_groups, training_groups_stage
-from raydpo.online.self_play import example_prompts
 from raydpo.pipeline.round import Round, place_in
 from raydpo.show.inputs import Again, finished_table, policy_after, reference_of, section
 from raydpo.show.steps import (

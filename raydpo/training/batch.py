@@ -1,7 +1,8 @@
 """Micro-batches as tensors: the layout of preference groups.
 
 A micro-batch holds the token ids of its groups and, for every completion token, the position of its
-prediction. Each completion occurs once, even if several pairs use it.
+prediction. Each completion occurs once, even if several pairs use it. The fields that objectives
+read (pairs, rankings, labels) refer to the completions of all groups in order, in every layout.
 
 Shared layout: one flat sequence `[prompt | y1 | ... | yK]` of all groups (see `layout.py`).
 Padded layout: right-padded rows `prompt + completion`. Attention is causal and padding is on the
@@ -21,10 +22,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydpo.training.groups import Group
+from raydpo.training.groups import Group, Pair
 from raydpo.training.layout import PrefixLayout, prefix_layout
-from raydpo.training.preference_tensors import preference_tensors
 from raydpo.training.transfer import to_device
+
+
+def preference_tensors(groups: list[Group]) -> dict[str, Tensor]:
+    """Return fields of `MicroBatch` by name; that class documents their shapes."""
+    counts = [len(group.completions) for group in groups]
+    firsts = [0, *itertools.accumulate(counts)]
+    known = list(zip(firsts, groups, strict=False))
+    pairs = [(first, Pair(*pair)) for first, group in known for pair in group.pairs]
+    judged = [
+        (first + index, desirable)
+        for first, group in known
+        for index, desirable in enumerate(group.desirable or ())
+        if desirable is not None
+    ]
+    numbers = [(first + pair.chosen, first + pair.rejected) for first, pair in pairs]
+    return {
+        "pairs": torch.tensor(numbers, dtype=torch.int64).reshape(-1, 2),
+        "pair_weights": torch.tensor([pair.weight for _, pair in pairs]),
+        "pair_probabilities": torch.tensor([pair.probability for _, pair in pairs]),
+        "rankings": _rankings(known),
+        "judged": torch.tensor([sequence for sequence, _ in judged], dtype=torch.int64),
+        "desirable": torch.tensor([desirable for _, desirable in judged], dtype=torch.bool),
+        "group_numbers": torch.tensor([group.number for group in groups]),
+    }
+
+
+def _rankings(known: list[tuple[int, Group]]) -> Tensor:
+    rows = [[first + i for i in group.ranking] for first, group in known if group.ranking]
+    longest = max(map(len, rows), default=0)
+    padded = [row + [-1] * (longest - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), longest)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from raydpo.training.heldout import Evaluation, Evaluator, Watch
 from raydpo.training.logps import TokenLogps, token_outputs
 from raydpo.training.lora import add_adapter
 from raydpo.training.objectives import Objective
-from raydpo.training.optimizer import make_optimizer
-from raydpo.training.schedule import learning_rate
+from raydpo.training.optimizer import learning_rate, make_optimizer
 from raydpo.training.sharding import World, clip_gradients, gradient_sync, parallelize
 from raydpo.training.stopping import Best, best_of
 from raydpo.training.survey import at_global_batch

@@ -2,7 +2,8 @@
 
 Finished tables and the configuration give `policy/`, with the model as a Hugging Face folder,
 metrics, checkpoints and a manifest. If the driver is killed, the next run resumes the training from
-the last checkpoint.
+the last checkpoint. Rank 0 writes metrics.jsonl; the driver calls the callbacks once for each of
+its rows, even if the driver is killed and started again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from raydpo.config.content import content_of
 from raydpo.config.job import Config, ModelConfig, TrainerConfig
 from raydpo.config.objectives import own_objectives
 from raydpo.core import waiting as waits
+from raydpo.core.callbacks import has_callbacks, notify
 from raydpo.core.cluster import cluster_size
 from raydpo.core.errors import (
     ClusterError,
@@ -25,6 +27,7 @@ from raydpo.core.errors import (
     own_error,
     said_by,
 )
+from raydpo.core.metric_names import heldout_values
 from raydpo.core.own_code import function_hashes
 from raydpo.core.own_functions import search_path
 from raydpo.core.parts import Table
@@ -40,7 +43,7 @@ from raydpo.plan import workers_can_wait
 from raydpo.training.checkpoint_files import last_whole_step
 from raydpo.training.export import ADAPTER, MODEL
 from raydpo.training.heldout_files import BEFORE_FILE, EXPORTED_FILE, Measured, read_evaluation
-from raydpo.training.metrics_log import PROGRESS_FILE, read_metrics
+from raydpo.training.metrics_log import METRICS_FILE, PROGRESS_FILE, read_metrics, read_rows
 from raydpo.training.ray_worker import (
     CHECKPOINTS,
     ERROR_FILE,
@@ -49,7 +52,6 @@ from raydpo.training.ray_worker import (
     Publish,
     TrainJob,
 )
-from raydpo.training.reported_steps import reported_steps
 from raydpo.training.watchdog import stacks_in
 from raydpo.training.workers import EarlyWorkers, as_holder, count, fit
 
@@ -364,3 +366,45 @@ def _raise_recorded_error(folder: Folder) -> None:
     if folder.exists(ERROR_FILE):
         name, *words = folder.read_json(ERROR_FILE)
         raise _RECORDED[name](*words)
+
+
+#: File with the last step that was reported; it exists while a training is not done.
+REPORTED_FILE: Final = "callbacks.json"
+
+
+@contextmanager
+def reported_steps(folder: Folder) -> Generator[None]:
+    """Report each step and measurement of a training while the block runs, and the rest at its end.
+
+    Workers may go on for a while after their driver was killed, so metrics.jsonl does not show which
+    steps it reported: a file does.
+    """
+    if not has_callbacks(folder):
+        folder.delete(REPORTED_FILE)
+        yield
+        return
+    if not folder.exists(REPORTED_FILE):
+        done_before = max((row["step"] for row in read_rows(folder)), default=-1)
+        folder.write_json(REPORTED_FILE, {"step": done_before})
+    reported: int = folder.read_json(REPORTED_FILE)["step"]
+    size_before = 0
+
+    def report() -> None:
+        nonlocal reported, size_before
+        size = folder.files().get(METRICS_FILE, 0)
+        if size == size_before:
+            return
+        for row in read_rows(folder):
+            if row["step"] > reported:
+                reported = row["step"]
+                if reported > 0:
+                    notify("step", folder, row, reported)
+                if values := heldout_values(row):
+                    notify("heldout", folder, values, reported)
+                folder.write_json(REPORTED_FILE, {"step": reported})
+        size_before = size
+
+    with periodically("raydpo-steps", report, _SECONDS_BETWEEN_LOOKS):
+        yield
+    report()
+    folder.delete(REPORTED_FILE)

@@ -16,7 +16,7 @@ POLICY_GRADIENT = "raydpo.training.measures.policy_gradient"
 OBJECTIVES = "raydpo.training.objectives"
 LOOP = "raydpo.training.loop"
 GROUPS = "raydpo.training.groups"
-TENSORS = "raydpo.training.preference_tensors"
+TENSORS = "raydpo.training.batch"
 
 #: What is wrong: the module, the words, the words with the mistake.
 MISTAKES: dict[str, tuple[str, str, str]] = {

@@ -20,7 +20,7 @@ from raydpo.config.job import PreferencesConfig, PromptsConfig, SftConfig
 from raydpo.core.tables import SCHEMAS, table_from_rows
 from raydpo.prompts.examples import example_parts
 from raydpo.prompts.preferences import preference_parts
-from raydpo.prompts.source_content import source_fingerprint
+from raydpo.prompts.rows import source_fingerprint
 from raydpo.prompts.sources import SourceRow, source_rows
 from raydpo.prompts.stage import prompt_parts
 from tests.conftest import make_tokenizer

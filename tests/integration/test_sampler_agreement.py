@@ -26,7 +26,7 @@ CUT = SamplingConfig(
 SAMPLE_AND_SCORE = """
 import dataclasses, json, os, sys
 from raydpo.config.job import ModelConfig, SamplingConfig
-from raydpo.reference.sampled import compare_samples
+from raydpo.reference.agreement import compare_samples
 from raydpo.reference.stage import Scorer
 from raydpo.sampling.arguments import engine_arguments
 from raydpo.sampling.engine import Engine, Request

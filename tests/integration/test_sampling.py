@@ -34,8 +34,7 @@ from raydpo.sampling.desk import Desk
 from raydpo.sampling.engine import Completion, Request
 from raydpo.sampling.pool import EnginePool, Engines, engine_pool
 from raydpo.sampling.probe import Probe, probe_engines
-from raydpo.sampling.seeds import prompt_seed
-from raydpo.sampling.stage import sample_candidates
+from raydpo.sampling.stage import prompt_seed, sample_candidates
 from raydpo.sampling.weights import Weights, weights_of
 from tests.conftest import ROOT, make_tiny_model
 from tests.integration.runs import drive, rows, write_prompts

@@ -15,7 +15,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from raydpo.config.policy_gradient import PolicyGradientObjective
+from raydpo.config.objectives import PolicyGradientObjective
 from raydpo.training.batch import MicroBatch
 from raydpo.training.head import TokenOutputs
 from raydpo.training.losses.policy_gradient import (

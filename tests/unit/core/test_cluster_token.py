@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.core.cluster_token import _make, asks_for_token, close_token
+from raydpo.core.cluster import _make, asks_for_token, close_token
 
 
 @pytest.fixture

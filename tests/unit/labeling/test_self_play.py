@@ -14,7 +14,7 @@ from raydpo.core.run import PartResult, Stage, commit, open_stage, read_rows, wr
 from raydpo.core.storage import folder_of
 from raydpo.labeling.self_play import self_play_part, self_play_preferences
 from raydpo.models.loading import load_tokenizer
-from raydpo.online.self_play import example_prompts
+from raydpo.online.prompts import example_prompts
 
 EXAMPLES = [
     {"example_id": "a", "token_ids": [1, 9, 20, 21, 2], "prompt_tokens": 2},

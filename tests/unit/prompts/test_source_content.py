@@ -15,7 +15,7 @@ from raydpo.config.job import PromptsConfig
 from raydpo.core.differences import difference
 from raydpo.core.fingerprints import Fingerprint
 from raydpo.prompts import source_content
-from raydpo.prompts.source_content import source_fingerprint
+from raydpo.prompts.rows import source_fingerprint
 
 ROWS = [{"prompt": f"film {number}", "id": number} for number in range(40)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raydpo.core.errors import DataError
-from raydpo.prompts.splits import files_of_split, split_named_by
+from raydpo.prompts.sources import files_of_split, split_named_by
 
 
 @pytest.mark.parametrize(

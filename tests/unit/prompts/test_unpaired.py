@@ -14,8 +14,7 @@ from raydpo.models.loading import load_tokenizer
 from raydpo.prompts.columns import Columns
 from raydpo.prompts.encode import Encoder
 from raydpo.prompts.layouts import detect, judged
-from raydpo.prompts.mismatches import NO_OTHER_PROMPT
-from raydpo.prompts.preferences import preference_parts
+from raydpo.prompts.preferences import NO_OTHER_PROMPT, preference_parts
 from raydpo.prompts.rows import RefusedRow
 from raydpo.prompts.sources import SourceRow, source_rows
 from tests.unit.prompts.test_real_prompts import TEMPLATE

@@ -16,8 +16,7 @@ from raydpo.core.run import PartResult, Stage, commit, open_stage, part_record, 
 from raydpo.core.storage import folder_of
 from raydpo.core.tables import Row
 from raydpo.models.loading import weights_fingerprint
-from raydpo.reference.agreement import agreement_in, sampler_tolerance
-from raydpo.reference.sampled import hold_samples, witness_of
+from raydpo.reference.agreement import agreement_in, hold_samples, sampler_tolerance, witness_of
 from raydpo.reference.stage import Scorer, reference_stage
 from tests.group_rows import numbered_group
 

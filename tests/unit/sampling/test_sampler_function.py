@@ -22,10 +22,9 @@ from raydpo.core.run import PartResult, Stage, commit, open_stage, read_part, wr
 from raydpo.core.storage import Folder
 from raydpo.core.tables import CANDIDATES, check_table
 from raydpo.plan import stage_needs, stages_can_stream
-from raydpo.reference.sampled import comparable
+from raydpo.reference.agreement import comparable
 from raydpo.sampling.function import check_sampler_takes
-from raydpo.sampling.seeds import prompt_seed
-from raydpo.sampling.stage import sampling_work
+from raydpo.sampling.stage import prompt_seed, sampling_work
 
 SOURCE = """
 import os, time

@@ -1,6 +1,6 @@
 import itertools
 
-from raydpo.sampling.seeds import prompt_seed
+from raydpo.sampling.stage import prompt_seed
 
 
 def test_a_seed_depends_on_run_round_and_prompt() -> None:

@@ -13,7 +13,7 @@ import pytest
 from raydpo.core.callbacks import callbacks_of
 from raydpo.core.storage import Folder, folder_of
 from raydpo.training.metrics_log import METRICS_FILE
-from raydpo.training.reported_steps import REPORTED_FILE, reported_steps
+from raydpo.training.stage import REPORTED_FILE, reported_steps
 
 MODULE = """
 steps = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raydpo.training.schedule import learning_rate
+from raydpo.training.optimizer import learning_rate
 
 
 def rates(schedule: str, total: int = 100, warmup: float = 0.1) -> list[float]:
