@@ -234,7 +234,7 @@ def _check_reward(what: str, reward: RewardConfig, findings: Findings, config: C
             ratio = "times the log-ratio to reference.model"
             findings.facts.append(f"{what}: {reward.weight:g} {ratio}")
         case "function":
-            from raydpo.labeling.functions import look_at
+            from raydpo.labeling.reward_process import look_at
 
             look = look_at(str(reward.function), reward.import_seconds)
             findings.facts.append(f"{what}: function {reward.function}{look.call}")

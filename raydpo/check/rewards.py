@@ -17,7 +17,7 @@ from raydpo.core.credentials import without_credentials
 from raydpo.core.errors import ConfigError, RaydpoError
 from raydpo.core.metadata import metadata_columns
 from raydpo.core.tables import Row
-from raydpo.labeling.functions import code_of
+from raydpo.labeling.reward_process import code_of
 from raydpo.labeling.scorers import scorer_of
 from raydpo.labeling.signature import MESSAGES
 from raydpo.labeling.trial import try_reward, try_service

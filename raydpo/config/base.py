@@ -1,8 +1,15 @@
-"""What all sections of the configuration share: their base class, number types, the model."""
+"""What all sections of the configuration share: base class, numbers, paths, functions, the model.
+
+A person writes a path relative to the folder where the command runs. Ray's workers run in other
+folders, so raydpo makes each path absolute. URIs and hub names stay unchanged.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import (
@@ -16,9 +23,41 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from raydpo.config.content import Resolved
-from raydpo.config.paths import LocalPath, PathOrName
+from raydpo.config.content import Placement, Resolved
 from raydpo.core.credentials import credential_in
+
+#: `org/name`, or a name alone.
+_HUB_NAME: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
+#: Bytes that Linux allows for a path, and for each name in it.
+_LONGEST_PATH: Final = 4095
+_LONGEST_NAME: Final = 255
+
+
+def _absolute(path: str) -> str:
+    if not path:
+        raise ValueError("a path has at least one character")
+    if "://" in path:
+        return path
+    longest = max(len(os.fsencode(name)) for name in path.split("/"))
+    if longest > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(
+            f"a path has at most {_LONGEST_PATH} bytes, and each name in it at most "
+            f"{_LONGEST_NAME}: this one has {len(os.fsencode(path))}, with a name of {longest}"
+        )
+    # Unlike pathlib's function, this one leaves `~nobody` unchanged if there is no such user.
+    return str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
+
+
+def _absolute_or_name(path: str) -> str:
+    """Treat a possible hub name as a path if a file or folder of that name exists here."""
+    here = _absolute(path)
+    return path if _HUB_NAME.fullmatch(path) and not os.path.lexists(here) else here
+
+
+#: A file or folder on this machine, or a URI.
+LocalPath = Annotated[str, AfterValidator(_absolute)]
+#: A file, folder, glob or URI, or the name of a model or dataset on a hub.
+PathOrName = Annotated[str, AfterValidator(_absolute_or_name)]
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -167,3 +206,32 @@ Model = Annotated[
 ]
 
 SourceFormat = Literal["auto", "jsonl", "json", "parquet", "csv", "text", "dataset"]
+
+
+def _one_path_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+#: Files and folders that a function reads.
+OneOrMorePaths = Annotated[
+    tuple[LocalPath, ...],
+    BeforeValidator(_one_path_or_many, json_schema_input_type=str | tuple[str, ...]),
+]
+#: A time limit for calls says little about how long Python takes to start on busy cores.
+LEAST_IMPORT_SECONDS: Final = 60.0
+
+
+class FunctionLimits(Section):
+    """Limits for a function's process; a reward of another kind ignores these fields."""
+
+    timeout_seconds: Placement[PositiveFloat] = 600.0
+    """Maximum time for one part; a function that takes longer is ended, and the rows that it hangs on are refused. The import may take as long, and at least a minute."""
+    max_attempts: Placement[PositiveInt] = 2
+    """How many times raydpo tries a part whose function ends its process or hangs, and then each of its rows alone."""
+    max_memory_gib: Placement[PositiveFloat | None] = None
+    """Maximum memory, in GiB, of the function's process and the processes that it starts; without it there is no limit."""
+
+    @property
+    def import_seconds(self) -> float:
+        """Seconds that starting the process and importing the function may take; busy cores need a minimum."""
+        return max(self.timeout_seconds, LEAST_IMPORT_SECONDS)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from raydpo.config.base import (
     NonNegativeFloat,
+    PathOrName,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -15,7 +16,6 @@ from raydpo.config.base import (
     path_shorthand,
 )
 from raydpo.config.content import Resolved
-from raydpo.config.paths import PathOrName
 
 Chat = Literal["auto", "always", "never"]
 

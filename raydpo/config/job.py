@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from raydpo.config.base import (
     Fraction,
+    LocalPath,
     Model,
     ModelConfig,
     NonNegativeInt,
@@ -32,7 +33,6 @@ from raydpo.config.labeling import (
 )
 from raydpo.config.objectives import DpoObjective, single_objectives
 from raydpo.config.online import OnlineConfig, ReplayConfig, StoppingConfig
-from raydpo.config.paths import LocalPath
 from raydpo.config.reference import ReferenceConfig
 from raydpo.config.sampling import EnginesConfig, SamplingConfig
 from raydpo.config.training import (

@@ -9,17 +9,18 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from raydpo.config.base import (
     Fraction,
+    FunctionLimits,
     GpuShare,
     NonNegativeFloat,
+    OneOrMorePaths,
     OwnFunction,
+    PathOrName,
     PositiveFloat,
     PositiveInt,
     Section,
 )
 from raydpo.config.content import Placement, Resolved
 from raydpo.config.http import Http
-from raydpo.config.own_function import FunctionLimits, OneOrMorePaths
-from raydpo.config.paths import PathOrName
 
 
 class ClassifierReading(Section):

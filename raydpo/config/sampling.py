@@ -8,8 +8,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from raydpo.config.base import (
     Fraction,
+    FunctionLimits,
     GpuShare,
     NonNegativeInt,
+    OneOrMorePaths,
     OwnFunction,
     PositiveFloat,
     PositiveInt,
@@ -18,7 +20,6 @@ from raydpo.config.base import (
     path_shorthand,
 )
 from raydpo.config.content import Placement, Resolved
-from raydpo.config.own_function import FunctionLimits, OneOrMorePaths
 
 
 class EnginesConfig(Section):

@@ -11,6 +11,7 @@ from raydpo.config.base import (
     GpuShare,
     NonNegativeFloat,
     NonNegativeInt,
+    PathOrName,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -18,7 +19,6 @@ from raydpo.config.base import (
 )
 from raydpo.config.content import Placement, Resolved
 from raydpo.config.objectives import DpoObjective, Objective, single_objectives
-from raydpo.config.paths import PathOrName
 
 
 class LoraSettings(Section):

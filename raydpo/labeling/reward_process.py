@@ -6,7 +6,10 @@ from typing import Any, ClassVar
 
 from raydpo.config.job import RewardConfig
 from raydpo.core.halving import Halving
-from raydpo.core.own_process import Ended, OwnProcess
+from raydpo.core.own_code import OwnCode
+from raydpo.core.own_looks import code_at
+from raydpo.core.own_looks import look_at as look_at_function
+from raydpo.core.own_process import Ended, Look, OwnProcess
 from raydpo.labeling import reward_child
 from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.labeling.signature import ANY_NAME, MESSAGES, NO_LISTS, OWED, Lists
@@ -117,3 +120,22 @@ def judge_bounded(
         OWED,
     )
     return Judged(halving.answers())
+
+
+def look_at(path: str, import_seconds: float) -> Look:
+    """Return a reward function's signature and file.
+
+    Raises:
+        ConfigError: it cannot be called with prompts and completions, or importing it ends its
+            process or does not end; see `core/own_looks.py`.
+    """
+    return look_at_function(RewardProcess, path, import_seconds)
+
+
+def code_of(path: str, import_seconds: float, depends_on: tuple[str, ...] = ()) -> OwnCode:
+    """Return what the rewards of the function `path` depend on, with hashes.
+
+    Raises:
+        ConfigError: the function cannot be used, or a file that it depends on is not there.
+    """
+    return code_at(path, look_at(path, import_seconds), depends_on)

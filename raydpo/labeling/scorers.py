@@ -22,9 +22,8 @@ from raydpo.labeling.classifier import (
     load_classifier,
     read_otherwise_before,
 )
-from raydpo.labeling.functions import code_of, look_at
 from raydpo.labeling.over_http import judge_over_http
-from raydpo.labeling.reward_process import RewardProcess, judge_bounded
+from raydpo.labeling.reward_process import RewardProcess, code_of, judge_bounded, look_at
 from raydpo.labeling.rewards import Judged
 from raydpo.labeling.signature import NO_LISTS, Lists
 from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint

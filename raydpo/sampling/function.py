@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from raydpo.config.base import FunctionLimits
 from raydpo.config.content import content_of
 from raydpo.config.job import ModelConfig, SamplingConfig
-from raydpo.config.own_function import FunctionLimits
 from raydpo.config.sampling import SAMPLER_SETTINGS, SamplerFunctionConfig
 from raydpo.core.errors import ConfigError, ModelError
 from raydpo.core.own_code import OwnCode

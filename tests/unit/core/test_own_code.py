@@ -13,7 +13,7 @@ from raydpo.config.job import RewardConfig
 from raydpo.core.errors import ConfigError, DataError
 from raydpo.core.own_code import OwnCode, module_file, own_code
 from raydpo.core.own_frames import is_own, own_lines
-from raydpo.labeling.functions import code_of as code_with_limit
+from raydpo.labeling.reward_process import code_of as code_with_limit
 from raydpo.labeling.rewards import judge_with_function, resolve_function
 from raydpo.labeling.stage import scorer_inputs
 

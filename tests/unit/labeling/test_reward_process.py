@@ -17,8 +17,7 @@ from raydpo.config.job import RewardConfig
 from raydpo.core import halving, own_process
 from raydpo.core.errors import ConfigError, DataError
 from raydpo.core.own_process import Ended
-from raydpo.labeling.functions import look_at
-from raydpo.labeling.reward_process import RewardProcess
+from raydpo.labeling.reward_process import RewardProcess, look_at
 from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.labeling.stage import make_judge, score_part
 
