@@ -54,7 +54,7 @@ class Stream(Table):
 
     @functools.cached_property
     def _written_before(self) -> dict[int, str]:
-        """Files are read for it: once, whatever number of stages asks before the chain runs."""
+        """The hashes, read from the records once and kept for all stages that ask."""
         records = finished_parts(self.stage)
         return {index: record["content"] for index, record in records.items()}
 
@@ -71,7 +71,7 @@ def _stream(part_stage: PartStage) -> Stream:
 
 @dataclass
 class _Budget:
-    """How much the first stage of a chain may refuse; once it is spent, the chain can stop."""
+    """Counts what the first stage of a chain refuses, so that the chain stops once it is too much."""
 
     part_stage: PartStage
     refused: dict[int, int] = field(default_factory=dict[int, int])
@@ -93,8 +93,8 @@ class _Budget:
 class Chain:
     """Stages, each of whose parts is made from parts of those before it.
 
-    A stage joins while nothing is known of it but its parts. One that is finished, though its
-    inputs are not, may be stale or not: the chain ends before it.
+    A chain ends before a stage that is finished although its inputs are not. Nobody knows yet
+    whether that stage is stale.
 
     Args:
         what: the round and the stages, for the log.

@@ -83,7 +83,7 @@ class RunError(RaydpoError):
 class StorageError(RunError, OSError):
     """A store of files could not be reached.
 
-    It is an OSError, too: who goes on without a file that cannot be read goes on without this one.
+    It is also an OSError, so code that tolerates an unreadable file tolerates it, too.
     """
 
     def __init__(self, value: str, rule: str, way_out: str) -> None:
@@ -120,7 +120,7 @@ def said_by(error: BaseException, most_characters: int = 300) -> str:
 
 @contextmanager
 def own_errors() -> Generator[None]:
-    """Inside the block, a raydpo error that Ray wrapped is raised as it was in the worker.
+    """Unwrap raydpo errors: raise one from a worker as it was raised there.
 
     Raises:
         RaydpoError: raised in a worker, it arrives here as it was raised.

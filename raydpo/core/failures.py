@@ -107,7 +107,7 @@ def _own_in_text(error: BaseException) -> RaydpoError | None:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What was raised first: below Ray's exceptions, or the innermost of these that says something."""
+    """Return the first cause: the exception inside Ray's own ones, or the innermost with a message."""
     if not is_of_ray(error):
         return error
     held = list(inside(error))

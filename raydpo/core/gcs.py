@@ -45,7 +45,7 @@ _GO_ON: Final = "the same command goes on from here"
 
 
 class _Lost(KeyboardInterrupt):
-    """Leads the main thread out of the run; code that tries again after errors does not catch it.
+    """Raised in the main thread to end the run. Code that retries after errors does not catch it.
 
     Inside a call of Ray, signals may raise nothing else: Ray drops other exceptions.
     """

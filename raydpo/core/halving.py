@@ -25,7 +25,7 @@ _MOST_ENDS: Final = 4
 
 @dataclass
 class Halving(Generic[T]):
-    """One batch of a function, whatever the function does to its process.
+    """One batch of a function that may end or block its process.
 
     Args:
         count: rows of the batch.

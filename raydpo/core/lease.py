@@ -228,7 +228,7 @@ class _Lease:
 
 @dataclass(frozen=True)
 class _Claim:
-    """Another driver's claim: who it is, whether it holds, and whether it changed under our eyes."""
+    """Another driver's claim: who holds it, whether it is held, and whether this driver saw it change."""
 
     holder: str
     holding: bool
@@ -291,7 +291,7 @@ def _has_ended(content: dict[str, Any]) -> bool:
 
 
 def _process_table() -> str | None:
-    """What all processes share that see each other by number; None where the system does not say."""
+    """Name the process table that this process is listed in; None if the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

@@ -48,7 +48,7 @@ def _resources(found: dict[str, float]) -> Resources:
 
 
 def here() -> NodeAffinitySchedulingStrategy:
-    """A place beside this process, for actors whose loss ends the run anyway."""
+    """Schedule an actor on this process's own node: its loss ends the run in any case."""
     # Ray may move an actor with a soft affinity to another node before it starts, and that one may go.
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 

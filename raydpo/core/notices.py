@@ -49,7 +49,7 @@ def tell(line: str) -> None:
 
 @contextmanager
 def telling(stage: Folder, name: str) -> Generator[None]:
-    """Inside the block, `tell` speaks of the part `name` of a stage."""
+    """Make `tell` in this block write lines about the part `name` of a stage."""
     token = _part.set(_Part(stage.child(_FOLDER), f"{name}.{os.getpid()}.json"))
     try:
         yield

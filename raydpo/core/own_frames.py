@@ -42,9 +42,9 @@ def own_lines(error: BaseException) -> list[str]:
 
 
 def own_line_in_dump(dump: str) -> str | None:
-    """The innermost line of the user's own in a dump of faulthandler, if there is one.
+    """Return the innermost line of the user's own code in a dump of faulthandler, if there is one.
 
-    The thread that was running comes first; in each, the innermost frame does.
+    The dump begins with the running thread, and each thread with its innermost frame.
     """
     _, current, rest = dump.partition("Current thread ")
     text = rest + dump if current else dump

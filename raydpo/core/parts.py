@@ -89,9 +89,9 @@ def hashes_by_part(*tables: Table) -> dict[int, list[str]]:
 
 @dataclass(frozen=True)
 class Target:
-    """A table to make: its place, and the table it is made from.
+    """A table to make: its place, and the table that it is made from.
 
-    `samples` are the candidates that the source was made from, where it was and has their parts.
+    `samples` are the candidates that the source was made from, if it has the same parts as they.
     """
 
     place: Place
@@ -103,8 +103,8 @@ class Target:
 class Workers:
     """Ray Data workers of a stage: how many, and what each holds.
 
-    One that shows no sign of life for `answer_within_seconds` is ended, and its part begun again;
-    `answer_setting` is the configuration's name of that limit.
+    If a worker shows no sign of life for `answer_within_seconds`, raydpo ends it, and another one
+    makes its part. `answer_setting` is the name of that limit in the configuration.
     """
 
     count: int
@@ -129,9 +129,9 @@ class PartJob:
     Attributes:
         make_transform: called in a worker before its first part; picklable.
         workers: how many, and what each holds.
-        identity: hash of all that the transform depends on, weights as well. A process that
-            has made it uses it again, in this stage and in others; without it, workers are
-            this stage's own.
+        identity: hash of everything that the transform depends on, such as weights. With it, a
+            process keeps the transform for later parts and stages. Without it, the workers end
+            with this stage.
     """
 
     make_transform: Callable[[], Transform]
@@ -144,9 +144,9 @@ class Witness:
     """A table that each part's result is compared with before it is written.
 
     Attributes:
-        table: with as many parts as the inputs, none of which depends on it alone.
-        hold: given the rows of its part, of the first input's, and the result, it returns the
-            result with what it found, or refuses it by a RaydpoError; picklable.
+        table: a table with as many parts as the inputs.
+        hold: takes the rows of this table's part, the rows of the first input's part, and the
+            result. It returns the result with what it found, or raises a RaydpoError. Picklable.
     """
 
     table: Table
@@ -189,12 +189,12 @@ class PartStage:
 
 @dataclass(frozen=True)
 class PartWork:
-    """Stages to bring to their end by workers that do the same for all of them.
+    """Stages whose parts are made by the same workers.
 
     Attributes:
         stages: what is made, one after the other.
-        open_job: given the number of missing parts, holds open what the workers need and says
-            what they do; not called where nothing is missing.
+        open_job: takes the number of missing parts, opens what the workers need, such as engines,
+            and yields their job. Called only if parts are missing.
     """
 
     stages: list[PartStage]
@@ -202,7 +202,7 @@ class PartWork:
 
 
 def part_work(stages: list[PartStage], job: PartJob) -> PartWork:
-    """Work whose workers need no open resources."""
+    """Return the work of a job that needs nothing opened first."""
     return PartWork(stages, lambda missing: nullcontext(job))
 
 
@@ -328,7 +328,7 @@ _kept: dict[str, tuple[str, Transform]] = {}
 
 
 def kept_transform(kind: str, identity: str, make_transform: Callable[[], Transform]) -> Transform:
-    """The transform of that kind and identity: as this process made it before, or made now."""
+    """Return a transform that this process made before and kept, or else make it now."""
     if kind not in _kept or _kept[kind][0] != identity:
         _kept.pop(kind, None)
         _kept[kind] = (identity, make_transform())
@@ -419,10 +419,14 @@ def map_parts(
     job: PartJob,
     done: frozenset[int] = frozenset(),
 ) -> ray.data.Dataset:
-    """Let workers make these `count` parts, but for those `done`; part numbers go in and come out.
+    """Let workers make `count` parts, except those in `done`.
 
-    Tasks, whose processes live on with what they have imported and loaded; Ray ends those that
-    had a GPU, so that there actors keep the model through the stage.
+    A job with an identity and without GPUs runs in Ray tasks, whose processes stay and keep what
+    they have loaded. Ray ends the process of a task that held a GPU. Jobs on GPUs run in actors,
+    which keep the model until the stage ends.
+
+    Returns:
+        A dataset of the numbers of the parts that are made.
     """
     size = min(job.workers.count, count)
     if job.identity is not None and not job.workers.gpus:
@@ -449,10 +453,10 @@ def made_parts(
     stages: list[tuple[PartStage, Workers]],
     stop: Callable[[], bool] = lambda: False,
 ) -> Generator[MadePart]:
-    """The parts of these stages that workers write, each as soon as it is written.
+    """Yield the parts that workers write, each as soon as it is written.
 
-    Ray Data's own iterators over rows hold one block back until the next is there. Where none
-    comes, the log says what the stages wait for; processes that hang are ended.
+    Ray Data's iterators over rows would hold each block back until the next one is there. While no
+    part comes, the log says what the stages wait for. Processes that hang are ended.
 
     Args:
         dataset: of part numbers.
@@ -490,7 +494,7 @@ def _watched(part_stage: PartStage, workers: Workers) -> Watched:
 
 
 def obstacle_of(watch: Watch, what: str, workers: list[Workers]) -> Obstacle:
-    """What these workers' parts wait for: the work, or the start of a worker."""
+    """Describe what the next part waits for: work that goes on, or a worker that has to start."""
     if watch.at_work():
         limits = {f"{w.answer_within_seconds:g} s ({w.answer_setting})" for w in workers}
         return Obstacle(
@@ -507,9 +511,10 @@ def obstacle_of(watch: Watch, what: str, workers: list[Workers]) -> Obstacle:
 
 
 def _batches(dataset: ray.data.Dataset, stop: Callable[[], bool]) -> Generator[Any]:
-    """What the data set yields, read in a thread, so that this one can stop while nothing comes.
+    """Yield the data set's batches until `stop` returns true.
 
-    Left early, Ray Data ends what it had begun.
+    A second thread reads them, so that this one can stop while no batch comes. If the caller leaves
+    the loop early, Ray Data ends the work that it has begun.
     """
     arrivals: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     executors = _executors_of(dataset)
@@ -540,8 +545,10 @@ def _batches(dataset: ray.data.Dataset, stop: Callable[[], bool]) -> Generator[A
 
 
 def _executors_of(dataset: ray.data.Dataset) -> list[Any]:
-    """Filled with Ray Data's executor of this data set once it begins: by itself it is known to
-    others only after the first row, and a stage without a place for its workers never has one.
+    """Return a list that gets Ray Data's executor of this data set as soon as it is created.
+
+    Ray Data itself shows the executor only after the first row. A stage whose workers find no place
+    has no first row.
     """
     executors: list[Any] = []
     own: Any = dataset

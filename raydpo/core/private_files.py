@@ -67,10 +67,10 @@ def private_folder() -> Path:
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
-    """The file or folder of that name: the one that is there and is whole, or a new one.
+    """Return the file or folder of that name; make it if it is missing or incomplete.
 
-    It is not removed while this process lives. Processes that make the same name at the same
-    time leave one whole file.
+    Nobody removes it while this process lives. If several processes make it at once, one whole
+    file remains.
 
     Args:
         name: hash of what it is made from, in a few words; without dots.
@@ -153,7 +153,7 @@ def _to_disk(path: Path) -> None:
 
 
 def _hold(lock: Path) -> None:
-    """Say until this process ends that it uses what the lock stands for."""
+    """Hold a lock until this process ends, as a sign that it uses the file."""
     if lock in _locks:
         os.utime(lock)
         return
@@ -205,7 +205,7 @@ def _remove_unused(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Generator[bool]:
-    """Whether nobody else holds the lock, which is gone after the block."""
+    """Yield whether nobody else holds the lock; if so, delete its file after the block."""
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -86,11 +86,11 @@ class Stage:
         table: name of its schema; None where it makes files.
         inputs: fingerprints by name.
         settings: what else the content depends on.
-        parts_of: inputs whose part i is all that the stage's part i is made from, of them. They
-            may still be made while this stage is: a part that was made from another part than the
-            one that is there at the end is made again.
-        layout: how its table is cut into parts, where it is a source that decides. It is no part of
-            the key: a stage that is begun or finished keeps the one it has (`layout_of`).
+        parts_of: inputs of which the stage reads only part i to make its part i. They may change
+            while this stage is made. At the end, raydpo makes each part again whose input part
+            has changed.
+        layout: how a source cuts its table into parts. The key does not contain it: a stage that
+            is begun or finished keeps its layout (`layout_of`).
     """
 
     place: Place
@@ -168,19 +168,17 @@ def open_stage(
     keep_folders: bool = False,
     refuse_to_mend: Callable[[list[str], dict[str, Any]], str | None] | None = None,
 ) -> dict[str, Any] | None:
-    """The manifest of a finished stage; otherwise None, with the folder ready to resume.
+    """Open a stage: return the manifest if it is finished, or else prepare its folder.
 
-    Parts of an interrupted run of the very same stage are kept. What was begun from something
-    else is deleted, and what was finished is set aside; the log says why and where. With
-    `keep_folders` the folders inside stay: they are stages of their own, which know what they
-    depend on.
+    If an interrupted run left parts of this very stage, they stay. Parts that were begun from other
+    inputs or settings are deleted. Finished work is set aside, and the log says why and where.
 
-    The files of a finished stage are compared with their hashes. If one is damaged, the stage is
-    opened again: only what is damaged is made again, and it has to come out as it was.
+    The files of a finished stage are compared with their hashes. If a file is damaged, the stage is
+    opened again. The caller then makes only the damaged files, with the same content as before.
 
     Args:
         stage: what is made.
-        keep_folders: whether folders inside stay.
+        keep_folders: whether folders inside stay. They are stages with manifests of their own.
         refuse_to_mend: given names of damaged files and the manifest, says why they cannot be made
             again; None where they can.
 
@@ -271,7 +269,7 @@ def look_at(stage: Stage) -> tuple[State, str]:
 
 
 def layout_of(stage: Stage) -> dict[str, Any]:
-    """How a finished or begun stage's table is cut into parts; otherwise how it would be now.
+    """Return how a stage's table is cut into parts: as begun or finished, or as it would be now.
 
     Raises:
         ManifestError: the manifest or the plan is damaged.
@@ -280,7 +278,7 @@ def layout_of(stage: Stage) -> dict[str, Any]:
 
 
 def identity_there(folder: Folder) -> dict[str, Any] | None:
-    """What the stage in a folder says that it is made from, finished or begun; None where none is.
+    """Read the manifest or the plan of the stage in a folder; None if there is neither.
 
     Raises:
         ManifestError: the manifest or the plan is damaged.
@@ -345,9 +343,9 @@ def finished_parts(
 ) -> dict[int, dict[str, Any]]:
     """The records of the intact parts that an interrupted run left, by part number.
 
-    A part whose file no longer matches its record's hash is left out, so it is done again. With
-    `made_from`, the hashes of the input parts that are there now, one that was made from others
-    is taken away.
+    The result lacks parts whose file no longer matches the hash in its record: they are made again.
+    `made_from` has the hashes of the input parts as they are now. With it, parts that were made
+    from other input parts are deleted.
     """
     records = _records(stage, lambda record: check_hashes(stage.folder, record["files"]))
     if made_from is None:
@@ -428,11 +426,15 @@ def commit(
 ) -> dict[str, Any]:
     """Write the manifest of a stage made of parts: from here on, it is done.
 
-    `counts` stand beside those that the parts' records add up to; `extra` are further facts;
-    `parts` is how many there must be; `check` sees the counts and may still refuse them.
+    The function compares only the sizes of the parts' files. This run wrote the parts, or
+    `finished_parts` compared them with their hashes. Every reader of a part does so again.
 
-    Its parts were written in this run, or `finished_parts` compared them with their hashes:
-    this function only looks at sizes. Every reader of a part compares it with its hash again.
+    Args:
+        stage: what was made.
+        counts: the manifest has them beside the sums of the parts' counts.
+        extra: further facts for the manifest.
+        parts: how many parts there must be; None for as many as there are.
+        check: gets all counts, and may refuse them by an error.
 
     Raises:
         DataError: a part is missing or was cut since it was written.
@@ -580,7 +582,7 @@ def stale_because(found: dict[str, Any], stage: Stage) -> str:
 
 
 def _make_room(stage: Stage, why: str, keep_folders: bool) -> None:
-    """Delete unfinished work; set aside everything else, since it may be finished."""
+    """Delete what was only begun; set everything else aside, since it may be finished work."""
     logger.info("[%s] stale, done again: %s", stage.name, why)
     begun = stage.folder.exists(_PLAN) and not stage.folder.exists(_MANIFEST)
     if not begun:

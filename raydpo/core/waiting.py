@@ -111,7 +111,7 @@ _holding: dict[object, str] = {}
 
 @contextmanager
 def holding(words: str) -> Generator[None]:
-    """Inside the block, lines on waits name this as a holder of the cluster's CPUs and GPUs."""
+    """Name this in lines about waits, while the block runs, as a holder of CPUs and GPUs."""
     key = object()
     _holding[key] = words
     try:

@@ -130,7 +130,7 @@ class Engine:
         return os.getpid()
 
     def pulse(self) -> Pulse:
-        """A sign of life; like `process_id` it waits for nothing."""
+        """Return a sign of life at once, also while the engine loads."""
         return Pulse(os.getpid(), self._steps, self._stepping)
 
     def ready(self) -> str:
@@ -322,7 +322,7 @@ def _do(chore: _Chore, engine: LLMEngine, held: HeldWeights) -> None:
 
 
 def _completions(answer: Any, sampling: SamplingConfig) -> list[Completion] | Refusal:
-    """Greedy completions of a prompt are all equal: the one that was made stands K times."""
+    """Return K completions; a greedy one is made once and repeated, since all K are equal."""
     if isinstance(answer, Refusal):
         return answer
     completions = [_completion(item) for item in answer.outputs]

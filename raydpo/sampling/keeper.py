@@ -250,7 +250,7 @@ class Keeper:
         engine.handle = engine.loading = engine.asked = None
 
     def _forgive_lost_nodes(self) -> None:
-        """Processes are often seen to die before their node is known to be lost."""
+        """Take deaths back that a lost node caused: its processes are often seen to die first."""
         since = time.monotonic() - _NODE_NEWS_SECONDS
         recent = {node for e in self._engines for at, node in e.deaths if at > since and node}
         if not recent or not (lost := recent - living_nodes()):
@@ -263,7 +263,7 @@ class Keeper:
                 self._say(f"engine {engine.number} went with its node: no death of its own")
 
     def _may_start(self, engine: _Engine) -> bool:
-        """Whether an engine that is not there gets a place and takes nobody's."""
+        """Return whether there is room for a missing engine without taking another's."""
         others = [e for e in self._engines if e is not engine and e.handle is not None]
         if not others or not engine.lost_node:
             return True
@@ -359,7 +359,7 @@ def _is_done(call: Any) -> bool:
 
 
 def _wait(calls: list[Any], seconds: float) -> bool:
-    """Whether all calls have a result, or have it in time."""
+    """Wait for the calls' results for a limited time; return whether all have come."""
     count = len(calls)
     waits = cast(Any, ray).wait
     return len(waits(calls, num_returns=count, timeout=seconds, fetch_local=False)[0]) == count

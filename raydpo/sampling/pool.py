@@ -40,7 +40,7 @@ _SECONDS_BETWEEN_TURNS: Final = 0.5
 
 @dataclass(frozen=True)
 class EnginePool:
-    """The desk that deals the engines out and counts their work, and how they were asked for.
+    """A handle of running engines: the desk that assigns them, and the settings they started with.
 
     Attributes:
         count: engines that there shall be.
@@ -132,7 +132,7 @@ class EnginePool:
         return cast("list[Seat]", ray.get(self.desk.seats.remote()))
 
     def report(self, fingerprint: str, text: str) -> None:
-        """Leave word of weights that did not come by `push`; it says so."""
+        """Record that weights reached the engines by another way; the next `push` logs it."""
         ray.get(self.desk.report.remote(fingerprint, text))
 
     def count_made(self, completions: int, tokens: int) -> None:

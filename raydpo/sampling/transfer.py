@@ -175,7 +175,7 @@ def _nccl_group(meeting: Meeting, rank: int, store: Any, device: torch.device) -
 
 
 def _nccl_settings_of_torch() -> contextlib.AbstractContextManager[None]:
-    """VLLM sets NCCL variables that the sender has not; with unequal ones NCCL may hang."""
+    """Undo vLLM's NCCL variables in the block: the sender lacks them, and unequal ones may hang."""
     if "vllm" not in sys.modules:
         return contextlib.nullcontext()
     from vllm.utils.nccl import unpinned_nccl_env

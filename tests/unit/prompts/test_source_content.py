@@ -14,7 +14,7 @@ import pytest
 from raydpo.config.job import PromptsConfig
 from raydpo.core.differences import difference
 from raydpo.core.fingerprints import Fingerprint
-from raydpo.prompts import source_content
+from raydpo.prompts import rows
 from raydpo.prompts.rows import source_fingerprint
 
 ROWS = [{"prompt": f"film {number}", "id": number} for number in range(40)]
@@ -90,8 +90,8 @@ def test_rows_are_not_read_again_while_the_bytes_are_those_that_a_stage_has_seen
     section = PromptsConfig(path=str(original))
     before = source_fingerprint(section)
     manifest = {"inputs": {"data": str(before)}, "made_of": {"data": before.made_of}}
-    source_content._of_rows.cache_clear()
-    monkeypatch.setattr(source_content, "source_rows", lambda *_: pytest.fail("read again"))
+    rows._of_rows.cache_clear()
+    monkeypatch.setattr(rows, "source_rows", lambda *_: pytest.fail("read again"))
     again = source_fingerprint(section, manifest)
     assert (again, again.made_of) == (before, before.made_of)
     monkeypatch.undo()
