@@ -27,6 +27,9 @@ REPETITION_GROWTH: Final = 1.5
 REPETITION_LEAST_RISE: Final = 0.02
 #: Distinct-2 is flagged below this part of the reference's: a quarter of the variety is lost.
 DISTINCT_2_LEFT: Final = 0.75
+#: Entropy is flagged below this part of the reference's: at a half, a choice between 9 likely tokens
+#: has become one between 3, so that sampling again gives the same texts.
+ENTROPY_LEFT: Final = 0.5
 #: Length is flagged above this growth: sampling costs as much more, and judges often like length.
 LENGTH_GROWTH: Final = 1.2
 #: The share at the token limit is flagged from this rise on: so many more texts have no end. It is
@@ -102,6 +105,7 @@ def _checks(found: Json, reference: list[Sample], policy: list[Sample]) -> tuple
         _equal_length(found["win_rate"], found["length_controlled_win_rate"]),
         _repetition(found, metrics.repetition_difference(*sides)),
         _distinct_2(found, metrics.distinct_2_difference(*sides)),
+        _entropy(found),
         _length(found),
         _at_limit(reference, policy),
         _kl(found["kl"]["nats_per_token"]),
@@ -202,6 +206,23 @@ def _distinct_2(found: Json, difference: Estimate | None) -> Check | None:
     words = "the policy's completions resemble each other: " if flagged else ""
     text = f"{words}distinct-2 {_from_to(was, now, percent)}{_points(difference)}"
     return Check("distinct-2", "share of bigrams", was, now, difference.as_json(), flagged, text)
+
+
+def _entropy(found: Json) -> Check | None:
+    key = "entropy_nats_per_token"
+    before, after = (found[side][key] for side in ("reference", "policy"))
+    difference = found["difference"][key]
+    if difference is None:
+        return None
+    was, now = before["mean"], after["mean"]
+    ends = difference["ci95"]
+    flagged = now < ENTROPY_LEFT * was and (ends is None or ends[1] < 0)
+    words = "the policy is nearly certain of its tokens: " if flagged else ""
+    text = (
+        f"{words}entropy {_from_to(was, now, number)} nats per token "
+        f"({_signed(difference['mean'])}{_interval(difference)})"
+    )
+    return Check("entropy", "nats per token", was, now, difference, flagged, text)
 
 
 def _length(found: Json) -> Check:

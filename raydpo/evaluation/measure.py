@@ -160,7 +160,31 @@ def _model_values(samples: list[Sample], judges: tuple[RewardConfig, ...]) -> Js
         "finished_share": metrics.as_share(metrics.clustered_mean(ended, prompts)).as_json(),
         "distinct_2": metrics.distinct_2(ids),
         "repetition_share": repetition.as_json() if repetition else None,
+        "entropy_nats_per_token": _entropy(samples),
     }
+
+
+def _entropy(samples: list[Sample]) -> Json | None:
+    """Estimate the entropy of a token from the log-probs of the model's own samples."""
+    if (sums := _surprises(samples)) is None:
+        return None
+    return metrics.clustered_ratio(sums, _lengths(samples), _prompts(samples)).as_json()
+
+
+def _entropy_difference(reference: list[Sample], policy: list[Sample]) -> Json | None:
+    ours, theirs = _surprises(policy), _surprises(reference)
+    if ours is None or theirs is None:
+        return None
+    found = metrics.difference_of_ratios(
+        ours, _lengths(policy), _prompts(policy), theirs, _lengths(reference), _prompts(reference)
+    )
+    return None if found is None else {**found.as_json(), "z": found.z}
+
+
+def _surprises(samples: list[Sample]) -> list[float] | None:
+    """Return minus the log-prob of each completion, in nats; None if one is unknown."""
+    found = [-sample.logp for sample in samples if sample.logp is not None]
+    return found if found and len(found) == len(samples) else None
 
 
 def _differences(reference: list[Sample], policy: list[Sample]) -> Json:
@@ -170,6 +194,7 @@ def _differences(reference: list[Sample], policy: list[Sample]) -> Json:
     return {
         "score": {**score.as_json(), "z": score.z},
         "completion_tokens": {**tokens.as_json(), "z": tokens.z},
+        "entropy_nats_per_token": _entropy_difference(reference, policy),
     }
 
 

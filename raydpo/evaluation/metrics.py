@@ -265,11 +265,7 @@ def repetition_share(
 
     The result is None if no completion has two tokens.
     """
-    repeats, totals = [], []
-    for ids in completions:
-        bigrams = _bigrams(ids)
-        repeats.append(float(len(bigrams) - len(set(bigrams))))
-        totals.append(float(len(bigrams)))
+    repeats, totals = _repeats(completions)
     return as_share(clustered_ratio(repeats, totals, prompts)) if sum(totals) else None
 
 
@@ -279,21 +275,47 @@ def repetition_difference(
     reference: Sequence[Sequence[int]],
     reference_prompts: Sequence[str],
 ) -> Estimate | None:
-    """Subtract the reference's repetition share from the policy's, paired by prompt.
+    """Subtract the reference's repetition share from the policy's (see `difference_of_ratios`)."""
+    return difference_of_ratios(
+        *_repeats(policy), policy_prompts, *_repeats(reference), reference_prompts
+    )
 
-    Only prompts with completions of both models count. The result is None if a model has no
-    completion of two tokens for them. The standard error is that of a difference of two ratios of
-    sums, as in `clustered_ratio`.
+
+def difference_of_ratios(
+    policy: Sequence[float],
+    policy_sizes: Sequence[float],
+    policy_prompts: Sequence[str],
+    reference: Sequence[float],
+    reference_sizes: Sequence[float],
+    reference_prompts: Sequence[str],
+) -> Estimate | None:
+    """Subtract the reference's ratio of two sums from the policy's, paired by prompt.
+
+    Only prompts with completions of both models count. The result is None if a model's sizes sum to
+    0 there. With m, S_g and N_g as in `clustered_ratio`, one set for each model:
+
+        d_g = (S_g - m N_g) / sum_g N_g  of the policy  -  the same of the reference
+        SE  = sqrt( G/(G-1) * sum_g d_g^2 )
+
+    Args:
+        policy: [n], numerators of the policy's completions.
+        policy_sizes: [n], their denominators.
+        policy_prompts: [n], their prompts.
+        reference: [m], the same of the reference's completions, as the two lists after it.
+        reference_sizes: [m].
+        reference_prompts: [m].
     """
-    shared = set(policy_prompts) & set(reference_prompts)
-    ours = _repeats_by_prompt(policy, policy_prompts, shared)
-    theirs = _repeats_by_prompt(reference, reference_prompts, shared)
-    if not ours[:, 1].sum() or not theirs[:, 1].sum():
+    shared = sorted(set(policy_prompts) & set(reference_prompts))
+    sides = [
+        _sums_of_shared(policy, policy_sizes, policy_prompts, shared),
+        _sums_of_shared(reference, reference_sizes, reference_prompts, shared),
+    ]
+    if not all(side[:, 1].sum() for side in sides):
         return None
-    means = [side[:, 0].sum() / side[:, 1].sum() for side in (ours, theirs)]
+    means = [side[:, 0].sum() / side[:, 1].sum() for side in sides]
     influences = [
         (side[:, 0] - mean * side[:, 1]) / side[:, 1].sum()
-        for side, mean in zip((ours, theirs), means, strict=True)
+        for side, mean in zip(sides, means, strict=True)
     ]
     error = _root_of_sum(influences[0] - influences[1])
     count = len(policy) + len(reference)
@@ -351,17 +373,23 @@ def _distinct_without(
     return distinct / left if total else None
 
 
-def _repeats_by_prompt(
-    completions: Sequence[Sequence[int]], prompts: Sequence[str], shared: set[str]
+def _repeats(completions: Sequence[Sequence[int]]) -> tuple[list[float], list[float]]:
+    """Return the number of repeated bigrams and of all bigrams of each completion."""
+    found = [_bigrams(ids) for ids in completions]
+    repeats = [float(len(bigrams) - len(set(bigrams))) for bigrams in found]
+    return repeats, [float(len(bigrams)) for bigrams in found]
+
+
+def _sums_of_shared(
+    values: Sequence[float], sizes: Sequence[float], prompts: Sequence[str], shared: Sequence[str]
 ) -> Floats:
-    """Return repeated bigrams and all bigrams of each shared prompt, sorted: [prompts, 2]."""
-    found = {prompt: [0.0, 0.0] for prompt in sorted(shared)}
-    for ids, prompt in zip(completions, prompts, strict=True):
+    """Return sums of values and sizes of each shared prompt, in their order: [prompts, 2]."""
+    found = {prompt: [0.0, 0.0] for prompt in shared}
+    for value, size, prompt in zip(values, sizes, prompts, strict=True):
         if prompt in found:
-            bigrams = _bigrams(ids)
-            found[prompt][0] += len(bigrams) - len(set(bigrams))
-            found[prompt][1] += len(bigrams)
-    return np.array(list(found.values()))
+            found[prompt][0] += value
+            found[prompt][1] += size
+    return np.array(list(found.values())).reshape(-1, 2)
 
 
 def _difference(

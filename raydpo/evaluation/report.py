@@ -36,6 +36,7 @@ _GLOSSARY: Final = (
     ("held-out pairs", "preference pairs kept out of training; accuracy is the share whose chosen completion gained more probability than the rejected one, relative to the reference."),
     ("told apart", "in unpaired data: how often a held-out desirable completion gained more probability, relative to the reference, than an undesirable one; 50 % is chance."),
     ("distinct-2", "different bigrams of tokens over all bigrams of all completions; it collapses when all completions sound alike."),
+    ("entropy", "how open the next token is: the mean over tokens of −log of the probability that the model gave to what it sampled, in nats; it falls when a model becomes certain of the same texts."),
     ("repetition", "share of a completion's bigrams that stood in it before; it rises when text loops."),
 )  # fmt: skip
 
@@ -346,7 +347,18 @@ def _text_lines(metrics: Json) -> list[Line]:
         *_limit_line(checks.get("share at the token limit")),
         line("repetition", "repetition_share", percent, _points(checks.get("repetition"))),
         Line("distinct-2", *different, _points(checks.get("distinct-2"))),
+        *_entropy_line(metrics),
     ]
+
+
+def _entropy_line(metrics: Json) -> list[Line]:
+    """Return the line of the entropy, if the samplers gave log-probs."""
+    key = "entropy_nats_per_token"
+    difference = metrics["difference"][key]
+    if difference is None:
+        return []
+    before, after = (estimated(metrics[side][key]) for side in ("reference", "policy"))
+    return [Line("entropy (nats per token)", before, after, _difference(difference))]
 
 
 def _limit_line(check: Json | None) -> list[Line]:

@@ -29,6 +29,8 @@ class Sample:
     Args:
         score: the weighted sum of the judges' values.
         values: each judge's own value, by the judge's name; without judges that do not apply to it.
+        logp: log-prob of the completion under the model that sampled it, in nats; None if its
+            sampler gave none.
     """
 
     prompt_id: str
@@ -39,6 +41,7 @@ class Sample:
     finish_reason: str
     score: float
     values: dict[str, float]
+    logp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ def _values_by_candidate(scores: Table) -> dict[tuple[str, int], dict[str, float
 
 def _sample(row: Row, found: dict[str, float | None], judges: tuple[RewardConfig, ...]) -> Sample:
     values = {judge: value for judge, value in found.items() if value is not None}
+    token_logps = row["sampler_token_logps"]
     return Sample(
         prompt_id=row["prompt_id"],
         candidate=row["candidate"],
@@ -218,6 +222,7 @@ def _sample(row: Row, found: dict[str, float | None], judges: tuple[RewardConfig
         finish_reason=row["finish_reason"],
         score=math.fsum(judge.weight * values.get(judge.scorer, 0.0) for judge in judges),
         values=values,
+        logp=None if token_logps is None else math.fsum(token_logps),
     )
 
 

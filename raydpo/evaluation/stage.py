@@ -31,7 +31,7 @@ from raydpo.sampling.pool import EnginePool
 Json = dict[str, Any]
 
 #: What metrics.json has since version 0.2: reports without it are written again.
-_FURTHER_NUMBERS: Final = ["length_controlled_win_rate"]
+_FURTHER_NUMBERS: Final = ["length_controlled_win_rate", "entropy_nats_per_token"]
 
 
 def evaluate(

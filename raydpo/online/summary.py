@@ -131,6 +131,7 @@ def _figures(
         figures.append(Figure(Path(PLOT_FILE).stem, png, _REWARD_CAPTION, wide=True))
         panels.append(("length", "tokens", [row["completion_tokens"] for row in rows]))
         panels.append(_training_reward_panel(config, compared))
+        panels.append(("entropy", "nats per token", _entropies(compared)))
     sampled = [None, *(of["sampled_reward"] for of in progress)]
     falls = [_exact(record.displacement_nats) for record in records]
     panels.append(("reward of the round's samples", "training prompts", sampled))
@@ -156,6 +157,14 @@ def _training_reward_panel(
     values = [original, *(of and of["policy"] for of in sums[1:])]
     unit = reward_unit(config.rewards_evaluated) if known else ""
     return "training reward, held-out prompts", unit, values
+
+
+def _entropies(compared: Sequence[Json | None]) -> list[Json | None]:
+    """Return the entropy of each policy; the original model's is in each comparison."""
+    key = "entropy_nats_per_token"
+    known = [found for found in compared if found is not None]
+    original = known[0]["reference"][key] if known else None
+    return [original, *(found and found["policy"][key] for found in compared[1:])]
 
 
 def _exact(value: float | None) -> Json | None:

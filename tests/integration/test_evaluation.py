@@ -137,6 +137,11 @@ def test_policy_that_is_the_reference_differs_in_nothing(same: dict[str, Any], w
     assert same["kl"]["nats_per_completion"]["mean"] == 0.0
     assert same["win_rate"]["mean"] == 0.5
     assert same["difference"]["score"]["mean"] == 0.0
+    assert same["length_controlled_win_rate"]["mean"] == pytest.approx(0.5)
+    assert same["difference"]["entropy_nats_per_token"]["mean"] == 0.0
+    logps = [row["sampler_token_logps"] for row in _rows(work / "same" / "policy_samples")]
+    entropy = -sum(map(sum, logps)) / sum(map(len, logps))
+    assert same["policy"]["entropy_nats_per_token"]["mean"] == pytest.approx(entropy)
     assert same["heldout"]["logratio_margin_nats"]["mean"] == 0.0
     assert same["heldout"]["accuracy"]["mean"] == 0.5
     assert same["policy"]["score"]["observations"] == 18

@@ -18,6 +18,7 @@ from raydpo.evaluation.metrics import distinct_2, distinct_2_difference, repetit
 from raydpo.evaluation.samples import Sample
 
 REPETITION, DISTINCT, LENGTH = "repetition", "distinct-2", "completion length"
+ENTROPY = "entropy"
 EQUAL = "win rate at equal length"
 LIMIT, KL, JUDGE = "share at the token limit", "KL per token", "independent judge"
 
@@ -41,6 +42,11 @@ def samples(score: float, seed: int, tokens: int = 20, vocabulary: int = 90) -> 
         for prompt in range(20)
         for candidate in range(4)
     ]
+
+
+def surprised(some: list[Sample], nats: float) -> list[Sample]:
+    """The samples, each of whose tokens had a probability of e^-nats."""
+    return [replace(s, logp=-nats * len(s.completion_ids)) for s in some]
 
 
 def said(
@@ -187,6 +193,25 @@ def test_wins_that_length_alone_explains_are_flagged():
     check = next(check for check in found["checks"] if check["name"] == EQUAL)
     assert check["text"].startswith("at equal length the wins are not beyond chance: win rate 6")
     assert check["policy"] == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(("nats", "flags"), [(0.9, [ENTROPY]), (1.1, [])])
+def test_a_policy_that_lost_half_of_its_entropy_is_flagged(nats: float, flags: list[str]):
+    reference = surprised(samples(0.4, seed=0), 2.0)
+    some = surprised(samples(0.7, seed=1), nats)
+    policy = [replace(s, logp=(s.logp or 0.0) - 0.1 * (s.candidate - 1.5)) for s in some]
+    found = said(policy, reference)
+    assert flagged(found) == flags
+    check = next(check for check in found["checks"] if check["name"] == ENTROPY)
+    assert check["difference"]["mean"] == pytest.approx(nats - 2.0, abs=0.01)
+    assert "nats per token (−" in check["text"]
+
+
+def test_samplers_without_log_probs_have_no_entropy():
+    some = samples(0.7, seed=1)
+    half = [replace(s, logp=-1.0) if s.candidate else s for s in some]
+    found = said(half, surprised(samples(0.4, seed=0), 2.0))
+    assert ENTROPY not in {check["name"] for check in found["checks"]}
 
 
 def test_stages_that_cut_texts_are_noted():

@@ -206,3 +206,23 @@ def test_the_win_rate_at_equal_length_is_over_the_same_comparisons():
     assert (
         names.index("win rate at equal length") == names.index("win rate against the reference") + 1
     )
+
+
+def test_the_entropy_is_minus_the_log_prob_of_a_token_and_its_difference_is_paired():
+    config = make_config()
+    assert config.evaluation is not None
+    reference = [replace(s, logp=-2.0 * len(s.completion_ids)) for s in make_samples(0.4, seed=0)]
+    policy = [replace(s, logp=-1.5 * len(s.completion_ids)) for s in make_samples(0.7, seed=1)]
+    logps = make_logps(policy, 0.1)
+    values = measure(config, config.evaluation, reference, policy, logps, None)
+    assert values["reference"]["entropy_nats_per_token"]["mean"] == pytest.approx(2.0)
+    difference = values["difference"]["entropy_nats_per_token"]
+    assert difference["mean"] == pytest.approx(-0.5)
+    assert difference["standard_error"] == pytest.approx(0.0, abs=1e-12)
+    shown = next(line for line in number_lines(values) if line.name == "entropy (nats per token)")
+    assert (shown.reference.value, shown.policy.value) == ("2.00", "1.50")
+    same = measure(
+        config, config.evaluation, reference, reference, make_logps(reference, 0.0), None
+    )
+    assert same["difference"]["entropy_nats_per_token"]["mean"] == 0.0
+    assert make_metrics()["difference"]["entropy_nats_per_token"] is None
