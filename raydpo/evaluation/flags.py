@@ -103,6 +103,7 @@ def _checks(found: Json, reference: list[Sample], policy: list[Sample]) -> tuple
         _judge(found["judge"]),
         _training_reward(found),
         _equal_length(found["win_rate"], found["length_controlled_win_rate"]),
+        _slices(found.get("slices")),
         _repetition(found, metrics.repetition_difference(*sides)),
         _distinct_2(found, metrics.distinct_2_difference(*sides)),
         _entropy(found),
@@ -183,6 +184,24 @@ def _equal_length(wins: Json, controlled: Json) -> Check:
     )
     name, unit = "win rate at equal length", "share of comparisons"
     return Check(name, unit, 0.5, controlled["mean"], None, flagged, text)
+
+
+def _slices(found: Json | None) -> Check | None:
+    """Flag slices in which the score fell beyond chance, for as many slices as were looked at."""
+    if found is None or not found["slices"]:
+        return None
+    limit = found["z_beyond_chance"]
+    fell = [one for one in found["slices"] if (one["difference"]["z"] or 0.0) < -limit]
+    count = found["looked_at"]
+    text = f"the judge score fell beyond chance in {len(fell)} of {count} slices"
+    if fell:
+        text += ": " + ", ".join(map(_slice, fell))
+    return Check("slices", "", None, None, None, bool(fell), text)
+
+
+def _slice(one: Json) -> str:
+    change = one["difference"]
+    return f"{one['by']} {one['slice']} ({_signed(change['mean'])}{_interval(change)})"
 
 
 def _repetition(found: Json, difference: Estimate | None) -> Check | None:

@@ -30,6 +30,7 @@ from raydpo.evaluation.samples import (
     collect_samples,
     mean_scores,
 )
+from raydpo.evaluation.slices import measure_slices
 from raydpo.evaluation.steps import BestOfTables
 from raydpo.evaluation.training_rewards import (
     LabelRewards,
@@ -92,8 +93,11 @@ def write_report(
     stage_counts: dict[str, dict[str, int]],
     agreement: Agreement | None,
     labels: LabelRewards | None,
+    columns: dict[str, dict[str, str]],
 ) -> Json:
     """Measure, draw, and write metrics.json, plots/ and report.html.
+
+    `columns` has labels of the prompts to slice by.
 
     Returns the numbers alone, by whose content the stage is known; the words are made of them.
     """
@@ -106,6 +110,7 @@ def write_report(
         "training_reward": training_reward(config, *_rewarded(config, tables)),
         "labels": describe_labels(labels),
         **_best_of(config, evaluation, tables.best_of, reference),
+        "slices": measure_slices(reference, policy, logps, columns, are_shares(evaluation.judge)),
     }
     agreements = {
         "training samples": agreement,

@@ -196,6 +196,7 @@ def render(inputs: ReportInputs) -> str:
         inputs=inputs,
         headline=headline(inputs.metrics),
         lines=number_lines(inputs.metrics),
+        slices=slice_lines(inputs.metrics),
         price=price(inputs.metrics["kl"]),
         best_of=best_of_lines(inputs.metrics),
         glossary=_GLOSSARY,
@@ -229,6 +230,22 @@ def _best_of_line(row: Json) -> BestOfLine:
             estimated(row["completion_tokens"]),
         ),
     )
+
+
+def slice_lines(metrics: Json) -> list[tuple[str, list[tuple[str, list[Cell]]]]]:
+    """Return the lines of the table of slices: what they are by, and of each slice its cells."""
+    found: dict[str, list[tuple[str, list[Cell]]]] = {}
+    for one in metrics.get("slices", {}).get("slices", ()):
+        cells = [
+            Cell(str(one["prompts"])),
+            estimated(one["reference_score"]),
+            estimated(one["policy_score"]),
+            _difference(one["difference"]),
+            estimated(one["win_rate"], percent),
+            estimated(one["kl_nats_per_completion"]),
+        ]
+        found.setdefault(one["by"], []).append((one["slice"], cells))
+    return list(found.items())
 
 
 def price(kl: Json) -> str:
@@ -305,7 +322,7 @@ def _reward_lines(found: Json | None) -> list[Line]:
         return [Line("training reward", Cell("–", found["missing_because"]), Cell())]
     parts = found["components"]
     lines = [_compared_line(f"training reward ({found['sum']['unit']})", found["sum"])]
-    if len(parts) > 1 or parts[0]["weight"] != 1:
+    if len(parts) != 1 or parts[0]["weight"] != 1:
         lines += [
             _compared_line(f"of which {p['weight']:g} × {p['name']} ({p['unit']})", p)
             for p in parts

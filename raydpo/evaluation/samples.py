@@ -31,6 +31,7 @@ class Sample:
         values: each judge's own value, by the judge's name; without judges that do not apply to it.
         logp: log-prob of the completion under the model that sampled it, in nats; None if its
             sampler gave none.
+        prompt_tokens: length of the prompt in tokens, if it is known.
     """
 
     prompt_id: str
@@ -42,6 +43,7 @@ class Sample:
     score: float
     values: dict[str, float]
     logp: float | None = None
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ def _sample(row: Row, found: dict[str, float | None], judges: tuple[RewardConfig
         score=math.fsum(judge.weight * values.get(judge.scorer, 0.0) for judge in judges),
         values=values,
         logp=None if token_logps is None else math.fsum(token_logps),
+        prompt_tokens=len(row["prompt_ids"]),
     )
 
 

@@ -20,6 +20,7 @@ from raydpo.core.run import Stage, commit_files, open_stage
 from raydpo.core.storage import fingerprint
 from raydpo.evaluation.publish import Tables, write_reference_report, write_report
 from raydpo.evaluation.samples import groups_of_samples
+from raydpo.evaluation.slices import prompt_columns
 from raydpo.evaluation.steps import Steps
 from raydpo.evaluation.training_rewards import read_label_rewards
 from raydpo.labeling.stage import scorer_inputs
@@ -31,7 +32,7 @@ from raydpo.sampling.pool import EnginePool
 Json = dict[str, Any]
 
 #: What metrics.json has since version 0.2: reports without it are written again.
-_FURTHER_NUMBERS: Final = ["length_controlled_win_rate", "entropy_nats_per_token"]
+_FURTHER_NUMBERS: Final = ["length_controlled_win_rate", "entropy_nats_per_token", "slices"]
 
 
 def evaluate(
@@ -84,7 +85,7 @@ def evaluate(
         tables = _make_tables(steps, prompts, policy, reference_model, heldout, pool)
         metrics = write_report(
             config, evaluation, folder, tables, models, log, stage_counts or {}, agreement,
-            preferences and read_label_rewards(preferences),
+            preferences and read_label_rewards(preferences), prompt_columns(prompts),
         )  # fmt: skip
         commit_files(stage, fingerprint(metrics))
         logger.info("[%s] done: %s/report.html", place.label, folder.uri)

@@ -57,7 +57,8 @@ def _sampled_reward(config: Config, scores: Folder) -> Json | None:
     weights = {reward.scorer: reward.weight for reward in rewards}
     parts: dict[tuple[str, int], list[float]] = {}
     for row in read_rows(scores, manifest):
-        value = weights[row["scorer"]] * row["value"]
+        # A reward that does not apply to a completion adds nothing to its sum.
+        value = weights[row["scorer"]] * (row["value"] or 0.0)
         parts.setdefault((row["prompt_id"], row["candidate"]), []).append(value)
     if not parts:
         return None
