@@ -202,5 +202,11 @@ def _settings(task: str, results: Json, harness: Harness) -> str:
     content = harness.content
     asked = {**content["model_args"], **content["options"]}
     asked = {k: v for k, v in asked.items() if k not in ("num_fewshot", "log_samples")}
-    words = [name if value is None else f"{name} {value}" for name, value in asked.items()]
+    words = [k if value is None else f"{k} {_without_folders(value)}" for k, value in asked.items()]
     return ", ".join([*([f"{shots}-shot"] if isinstance(shots, int) else []), *words])
+
+
+def _without_folders(value: str) -> str:
+    """Return a value as it may be published: of a path or URI the last name."""
+    is_path = value.startswith(("/", "~")) or "://" in value
+    return value.rstrip("/").rpartition("/")[2] if is_path else value

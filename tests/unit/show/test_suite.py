@@ -87,11 +87,12 @@ def test_results_are_kept_shown_and_published_with_what_they_depend_on(
         "--model-arg",
         "dtype=float32",
     ]
+    more += ["--model-arg", f"tokenizer={run}/tokenizer"]
     assert main([*command, *more]) == 0
     assert "ifeval prompt_level_strict_acc 0.2500 ± 0.0200" in capsys.readouterr().out
     [arguments] = calls(noted)
     assert arguments[:2] == ["--model", "hf"]
-    assert arguments[3].endswith("/policy,dtype=float32")
+    assert arguments[3].endswith(f"/policy,dtype=float32,tokenizer={run}/tokenizer")
     assert arguments[-3:] == ["--limit", "100", "--apply_chat_template"]
     folder = run / "round-000/suites/lm-eval/ifeval+gsm8k"
     manifest = read_manifest(folder_of(str(folder)))
@@ -109,7 +110,8 @@ def test_results_are_kept_shown_and_published_with_what_they_depend_on(
         "lm-evaluation-harness 9.9: ifeval prompt_level_strict_acc 0.2500 ± 0.0200 on 100 examples"
     )
     assert (
-        f"{said} (0-shot, dtype float32, limit 100, apply_chat_template)" in capsys.readouterr().out
+        f"{said} (0-shot, dtype float32, tokenizer tokenizer, limit 100, apply_chat_template)"
+        in capsys.readouterr().out
     )
 
     publish_run(str(run), str(tmp_path / "public"))
@@ -117,6 +119,7 @@ def test_results_are_kept_shown_and_published_with_what_they_depend_on(
     results = {found.dataset_name: found for found in card.data.eval_results or []}
     assert results["ifeval"].metric_value == 0.25
     assert "limit 100" in str(results["ifeval"].metric_name)
+    assert str(tmp_path) not in str(card)
     assert results["ifeval"].source_name == "lm-evaluation-harness 9.9"
     assert results["gsm8k"].metric_type == "exact_match"
     assert "Numbers of other tasks are by lm-evaluation-harness 9.9." in card.text
