@@ -224,7 +224,7 @@ def judge_one(bench: Bench, repeat: int) -> dict[str, dict[str, list[float]]]:
         *(str(ROOT), str(scores.resolve())),
         *dict.fromkeys(path for sides in paths.values() for path in sides.values()),
     ]
-    run(command, bench.folder / "judge.log", ROOT, theirs.engine_environment())
+    run(command, bench.folder / "judge.log", ROOT)
     found = json.loads(scores.read_text(encoding="utf-8"))
     return {
         rounds: {side: found[path] for side, path in sides.items()}

@@ -1,7 +1,7 @@
 """The same judge on the same held-out prompts, for the policies of both sides.
 
-For each policy it gives the judge's mean score of every prompt, over samples of one vLLM. The
-process loads raydpo's engine and classifier alone, without a cluster.
+For each policy it gives the judge's mean score of every prompt. Completions come from transformers'
+`generate`, which neither side samples with.
 
     python -m rounds.judging SETTING_JSON ROOT FILE POLICY POLICY ...
 """
@@ -52,25 +52,31 @@ def judged(setting: Setting, root: Path, path: str, judge: Any) -> list[float]:
 
 def sampled(setting: Setting, root: Path, path: str) -> tuple[list[str], list[str]]:
     """Prompts and completions of a policy, `heldout_samples` for each held-out prompt."""
-    from vllm import LLM, SamplingParams
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     lines = (root / setting.heldout).read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]
-    llm = LLM(
-        model=path,
-        tokenizer=str(root / setting.model),
-        dtype="float32",
-        max_model_len=setting.max_prompt_tokens + setting.max_completion_tokens,
-        enforce_eager=True,
-        generation_config="vllm",
-        seed=setting.seed,
-    )
-    parameters = SamplingParams(
-        n=setting.heldout_samples, temperature=1.0, max_tokens=setting.max_completion_tokens
-    )
-    outputs: Any = llm.generate(prompts, parameters, use_tqdm=False)
-    pairs = [(output.prompt, item.text) for output in outputs for item in output.outputs]
-    return [prompt for prompt, _ in pairs], [text for _, text in pairs]
+    tokenizer: Any = AutoTokenizer.from_pretrained(root / setting.model, padding_side="left")
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model = load(path, dtype=torch.float32).eval()
+    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    torch.manual_seed(setting.seed)
+    with torch.inference_mode():
+        ids = model.generate(
+            **batch,
+            num_return_sequences=setting.heldout_samples,
+            max_new_tokens=setting.max_completion_tokens,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    completions = ids[:, batch["input_ids"].shape[1] :]
+    texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+    return [prompt for prompt in prompts for _ in range(setting.heldout_samples)], texts
 
 
 if __name__ == "__main__":

@@ -44,11 +44,6 @@ def command(setting: Setting, tuning: Tuning, folder: Path, root: Path) -> list[
     ]
 
 
-def engine_environment() -> dict[str, str]:
-    """The variables of a vLLM that starts fast."""
-    return {"OMP_NUM_THREADS": "2", **loop.VLLM, **loop.EAGER}
-
-
 def write_prompts(setting: Setting, folder: Path, root: Path) -> None:
     """Write the prompts of each round, which are those of our side."""
     lines = (root / setting.prompts).read_text(encoding="utf-8").splitlines()
