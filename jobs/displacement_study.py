@@ -17,7 +17,7 @@ from typing import Final
 from frontier.tables import with_interval
 from grid.points import BASE, REFERENCE, Point, Settings, offline
 from grid.results import Row
-from grid.runs import in_order, run_all
+from grid.runs import in_order, rows_of, run_all
 from grid.settings import Setting, settings_of
 from raydpo.core.progress import start_logging
 
@@ -92,7 +92,8 @@ def main() -> None:
     options = _parse()
     start_logging()
     settings = Settings(options.output.resolve(), tuple(options.overrides), options.quick)
-    rows = run_all(settings, in_order(contenders(), options.seeds))
+    work = in_order(contenders(), options.seeds)
+    rows = rows_of(settings, work) if options.tables else run_all(settings, work)
     print("\n".join(table(settings_of(rows))))
 
 
@@ -100,6 +101,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Displacement and length, and their cures.")
     parser.add_argument("--output", type=Path, default=Path("runs/frontier"), help="folder of runs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the jobs")
+    parser.add_argument(
+        "--tables", action="store_true", help="run nothing, and take the results that are there"
+    )
     parser.add_argument("--quick", action="store_true", help="a few prompts, steps and tokens")
     parser.add_argument(
         "--set",

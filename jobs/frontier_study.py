@@ -19,7 +19,7 @@ from frontier.plot import draw_frontier, draw_rewards
 from frontier.points import points
 from frontier.tables import tables
 from grid.points import Point, Settings
-from grid.runs import in_order, run_all
+from grid.runs import in_order, rows_of, run_all
 from grid.settings import settings_of
 from raydpo.core.progress import start_logging
 
@@ -28,9 +28,10 @@ def main() -> None:
     """Read the options, run what is missing, print the tables, draw."""
     options = _parse()
     start_logging()
-    chosen = _chosen(options.methods, options.points)
+    chosen = _chosen(options.methods, options.points, options.level)
     settings = Settings(options.output.resolve(), tuple(options.overrides), options.quick)
-    rows = run_all(settings, in_order(chosen, options.seeds))
+    work = in_order(chosen, options.seeds)
+    rows = rows_of(settings, work) if options.tables else run_all(settings, work)
     found = settings_of(rows)
     text = "\n\n".join("\n".join(lines) for lines in tables(found))
     print(text)
@@ -42,7 +43,9 @@ def main() -> None:
         print(f"\nwrote {options.plot} and {rewards}")
 
 
-def _chosen(methods: list[str] | None, names: list[str] | None) -> list[Point]:
+def _chosen(
+    methods: list[str] | None, names: list[str] | None, level: int | None = None
+) -> list[Point]:
     """Return the points that the options ask for; pi_ref always."""
     every = points()
     known = {"--methods": {p.method for p in every}, "--points": {p.name for p in every}}
@@ -55,7 +58,11 @@ def _chosen(methods: list[str] | None, names: list[str] | None) -> list[Point]:
         point
         for point in every
         if point.method == "pi_ref"
-        or ((not methods or point.method in methods) and (not names or point.name in names))
+        or (
+            (not methods or point.method in methods)
+            and (not names or point.name in names)
+            and (level is None or point.level <= level)
+        )
     ]
 
 
@@ -66,6 +73,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the jobs")
     parser.add_argument("--methods", nargs="+", help="only these; without it all")
     parser.add_argument("--points", nargs="+", help="only these, such as dpo-beta-0.1")
+    parser.add_argument("--level", type=int, choices=(1, 2), help="1: fewer strengths; 2: all")
+    parser.add_argument(
+        "--tables", action="store_true", help="run nothing, and take the results that are there"
+    )
     parser.add_argument("--quick", action="store_true", help="a few prompts, steps and tokens")
     parser.add_argument(
         "--set",

@@ -71,5 +71,4 @@ def _online() -> Iterator[Point]:
         ("training.objective.beta=0.3",),
         job="jobs/online_learned_reward.yaml",
         learned_reward=True,
-        level=2,
     )

@@ -16,9 +16,9 @@ _PAPER_ORDER: Final = ("binary_cringe", "policy_gradient", "dpo", "pairwise_crin
 
 
 def tables(settings: Sequence[Setting]) -> Iterator[list[str]]:
-    """Yield all tables, each with a heading."""
-    yield ["### All policies", "", *policies(settings)]
+    """Yield all tables, each with a heading; of rounds, the first and third have the last alone."""
     last = last_policies(settings)
+    yield ["### All policies", "", *policies(last)]
     met = meetings(last)
     yield ["### Judge score at equal KL", "", *at_equal_kl(settings)]
     yield ["### Who dominates whom", "", *who_dominates(last, met)]
@@ -80,7 +80,7 @@ def at_equal_kl(settings: Sequence[Setting]) -> list[str]:
 def who_dominates(settings: Sequence[Setting], met: Sequence[Meeting]) -> list[str]:
     """Return a line for each setting: those that it dominates and that dominate it.
 
-    In brackets stand those where the difference is within chance, or of another sign in a seed.
+    Those where a difference is within chance, or of another sign in a seed, are only counted.
     """
     lines = _head(("policy", "dominates", "is dominated by"))
     for setting in settings:
@@ -103,12 +103,9 @@ def _role(meeting: Meeting, label: str) -> int:
 
 
 def _others(met: Sequence[Meeting], label: str) -> str:
-    words = [
-        other if m.beyond_chance else f"[{other}, {m.seeds[0]} of {m.seeds[1]} seeds]"
-        for m in sorted(met, key=lambda m: not m.beyond_chance)
-        for other in [m.second if m.first == label else m.first]
-    ]
-    return "; ".join(words)
+    clear = [m.second if m.first == label else m.first for m in met if m.beyond_chance]
+    unclear = len(met) - len(clear)
+    return "; ".join([*clear, *([f"{unclear} within chance"] if unclear else [])])
 
 
 def slides(settings: Sequence[Setting]) -> list[str]:

@@ -85,7 +85,13 @@ def run_all(settings: Settings, work: Sequence[Work]) -> list[Row]:
     if left:
         with _engines(settings, left[0]) as engines:
             _run_left(settings, left, engines, file)
-    return [row for row in read_rows(file) if _key_of(row) in keys]
+    return rows_of(settings, work)
+
+
+def rows_of(settings: Settings, work: Sequence[Work]) -> list[Row]:
+    """Return the rows of all work that results.jsonl has; none of jobs with other settings."""
+    keys = {_key(settings, one) for one in work}
+    return [row for row in read_rows(settings.output / RESULTS_FILE) if _key_of(row) in keys]
 
 
 def _run_left(settings: Settings, left: Sequence[Work], engines: Engines, file: Path) -> None:

@@ -34,10 +34,20 @@ def jobs() -> Iterator[Any]:
 
 
 def row(
-    jobs: Any, method: str, strength: str, seed: int, score: float, kl: float, **values: Any
+    jobs: Any,
+    method: str,
+    strength: str,
+    seed: int,
+    score: float,
+    kl: float,
+    turn: int = 0,
+    **values: Any,
 ) -> Any:
-    """Two completions a prompt; prompts spread by 0.2 around the score, and by 20 % around the KL."""
-    spread = [(index % 5 - 2) / 10 for index in range(len(PROMPTS))]
+    """Two completions a prompt; prompts spread by 0.2 around the score, and by 20 % around the KL.
+
+    Rows with another `turn` are better and worse on other prompts.
+    """
+    spread = [((index + turn) % 5 - 2) / 10 for index in range(len(PROMPTS))]
     middle = sum(spread) / len(spread)
     means = {
         "score": [score + s - middle for s in spread],
@@ -63,16 +73,16 @@ def row(
 def settings(jobs: Any) -> list[Any]:
     """`strong` beats `weak` in all seeds; `near` is `weak` but for noise; `far` costs more KL."""
     planted = {
-        ("pi_ref", ""): (0.5, 0.0, 0.0),
-        ("weak", "a"): (0.6, 4.0, 0.0),
-        ("near", "a"): (0.6, 4.0, 0.001),
-        ("strong", "a"): (0.8, 2.0, 0.0),
-        ("far", "a"): (0.9, 8.0, 0.0),
+        ("pi_ref", ""): (0.5, 0.0, 0),
+        ("weak", "a"): (0.6, 4.0, 0),
+        ("near", "a"): (0.601, 3.99, 2),
+        ("strong", "a"): (0.8, 2.0, 0),
+        ("far", "a"): (0.9, 8.0, 0),
     }
     rows = [
-        row(jobs, *name, seed, score + (seed - 1) * shift, kl)
+        row(jobs, *name, seed, score, kl, turn)
         for seed in (0, 1, 2)
-        for name, (score, kl, shift) in planted.items()
+        for name, (score, kl, turn) in planted.items()
     ]
     return jobs.grid.settings.settings_of(rows)
 
@@ -140,6 +150,7 @@ def test_options_choose_points_and_unknown_ones_are_refused(jobs: Any) -> None:
         "pi_ref",
         "dpo-beta-0.3",
     ]
+    assert {p.level for p in jobs.study._chosen(None, None, 1)} == {1}
     with pytest.raises(SystemExit, match="ppo"):
         jobs.study._chosen(["ppo"], None)
 
@@ -228,8 +239,10 @@ def test_tables_name_the_frontier_and_the_losers(jobs: Any) -> None:
     assert "| **strong a**" in lines
     assert "| **far a**" in lines
     assert "| **pi_ref**" in lines
-    assert "| strong a" in lines["| weak a"]
     assert "weak a; near a" in lines["| **strong a**"]
+    assert "within chance" not in lines["| **strong a**"]
+    assert lines["| near a"] == "| near a | 1 within chance | strong a |"
+    assert lines["| weak a"].endswith("| strong a; 1 within chance |")
 
 
 def test_only_the_last_round_meets_others_and_all_are_listed(jobs: Any) -> None:
@@ -292,6 +305,11 @@ def test_a_finished_study_prints_its_tables_and_runs_nothing(
     monkeypatch.setattr(sys, "argv", ["frontier_study.py", *arguments])
     jobs.study.main()
     printed = capsys.readouterr().out
+    # With `--tables`, points that have no result are left out.
+    more = ["--output", str(tmp_path), "--level", "1", "--tables"]
+    monkeypatch.setattr(sys, "argv", ["frontier_study.py", *more])
+    jobs.study.main()
+    assert capsys.readouterr().out == printed
     assert "### Who dominates whom" in printed
     assert (tmp_path / "tables.md").read_text().strip() in printed
     assert "`dpo` | beta 0.1 | 1 |" in printed
