@@ -64,16 +64,17 @@ def policies(settings: Sequence[Setting]) -> list[str]:
 
 
 def at_equal_kl(settings: Sequence[Setting]) -> list[str]:
-    """Return a line for each method: its judge score at some KLs, between its settings."""
-    lines = _head(("method", "largest KL", *(f"at {kl:g} nats" for kl in _KLS)))
-    reference = [s for s in settings if s.method == "pi_ref"]
-    for method in dict.fromkeys(s.method for s in settings if s.method != "pi_ref"):
+    """Return a line for each method with settings on both sides of a KL: its judge score there."""
+    lines = _head(("method", "KL (nats)", *(f"at {kl:g} nats" for kl in _KLS)))
+    for method in dict.fromkeys(s.method for s in settings):
         own = [s for s in settings if s.method == method]
-        found = score_at_kl([*reference, *own], _KLS)
+        found = score_at_kl(own, _KLS)
         cells = [
             f"{at.mean:.3f} [{at.ci95[0]:.3f}, {at.ci95[1]:.3f}]" if at else "" for at in found
         ]
-        lines.append(_line(f"`{method}`", f"{max(s.mean('kl') for s in own):.1f}", *cells))
+        if any(cells):
+            nats = [s.mean("kl") for s in own]
+            lines.append(_line(f"`{method}`", f"{min(nats):.1f} to {max(nats):.1f}", *cells))
     return lines
 
 

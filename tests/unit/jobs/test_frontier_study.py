@@ -225,11 +225,11 @@ def test_seeds_that_disagree_are_counted(jobs: Any) -> None:
 
 
 def test_a_score_is_interpolated_between_points_and_not_beyond_them(jobs: Any) -> None:
-    reference, weak, *_ = settings(jobs)
-    two, far = jobs.grid.settings.score_at_kl([reference, weak], (2.0, 8.0), resamples=200)
-    assert two.mean == pytest.approx(0.55)
-    assert two.ci95[0] < 0.55 < two.ci95[1]
-    assert far is None
+    _, weak, _, strong, _ = settings(jobs)
+    low, three, far = jobs.grid.settings.score_at_kl([strong, weak], (1.0, 3.0, 8.0), resamples=200)
+    assert three.mean == pytest.approx(0.7)
+    assert three.ci95[0] < 0.7 < three.ci95[1]
+    assert (low, far) == (None, None)
 
 
 def test_tables_name_the_frontier_and_the_losers(jobs: Any) -> None:
