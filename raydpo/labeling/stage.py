@@ -137,18 +137,23 @@ def _scored_by(reward: RewardConfig) -> tuple[str, dict[str, Any], dict[str, str
     return reward.scorer, scorer.settings(), scorer.inputs()
 
 
-def refuse_missing_columns(candidates: Table, rewards: tuple[RewardConfig, ...]) -> None:
-    """Refuse rewards that read columns of the data where the candidates bring none.
+def refuse_missing_columns(table: Table, rewards: tuple[RewardConfig, ...]) -> None:
+    """Refuse rewards that read columns of the data where a table brings none.
+
+    Args:
+        table: prompts or candidates; one that is still being made is not looked at.
+        rewards: the scorers.
 
     Raises:
         ConfigError: a scorer cannot do without a column.
     """
-    if candidates.manifest["counts"].get(WITH_METADATA):
+    counts = table.manifest.get("counts")
+    if counts is None or counts.get(WITH_METADATA):
         return
     for reward in rewards:
         if columns := scorer_of(reward).columns():
             raise ConfigError(
-                f"{reward.scorer} reads {', '.join(map(repr, columns))}, and {candidates.folder.uri} "
+                f"{reward.scorer} reads {', '.join(map(repr, columns))}, and {table.folder.uri} "
                 "brings no columns of the data",
                 "prompts carry the columns that raydpo does not use (`metadata` of their section); "
                 "tables that a version before 0.3 made have none",

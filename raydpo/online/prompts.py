@@ -18,6 +18,7 @@ from raydpo.config.content import content_of
 from raydpo.config.job import ModelConfig
 from raydpo.config.online import OnlineConfig, TrainingGroupsConfig
 from raydpo.core.errors import ConfigError
+from raydpo.core.metadata import metadata_count
 from raydpo.core.on_driver import map_on_driver, write_on_driver
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
@@ -38,7 +39,7 @@ def round_prompts(place: Place, prompts: Table, online: OnlineConfig, rows_per_p
         total = prompts.manifest["counts"]["output"]
         chosen = round_indices(online, total, place.seed, place.round_index)
         for rows in _chunks(_selected(prompts, chosen), layout_of(stage)["rows_per_part"]):
-            yield PartResult(rows, counts={"input": len(rows)})
+            yield PartResult(rows, counts={"input": len(rows), **metadata_count(rows)})
 
     return write_on_driver(stage, parts)
 

@@ -44,7 +44,7 @@ from raydpo.labeling.kept_votes import refuse_other_candidates, refuse_other_lab
 from raydpo.labeling.people import people_stage, preferences_of_people
 from raydpo.labeling.preferences import finish_preferences, preferences_stage, preferences_work
 from raydpo.labeling.self_play import self_play_preferences
-from raydpo.labeling.stage import scores_stage, scoring_work
+from raydpo.labeling.stage import refuse_missing_columns, scores_stage, scoring_work
 from raydpo.models.loading import weights_fingerprint
 from raydpo.pipeline.measured import policy_record
 from raydpo.pipeline.order import FOLDERS
@@ -149,6 +149,7 @@ class Round:
         if not config.stream_stages or not stages_can_stream(config, cluster_size()):
             return
         refuse_other_labels(self.folder)
+        refuse_missing_columns(prompts, config.labeling.reward)
         sampler.refuse_other_candidates(prompts)
         stages = "sampling to reference" if to_reference else "sampling to labeling"
         chain = Chain(f"round {self.index}, {stages}")
