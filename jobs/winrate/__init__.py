@@ -1,0 +1,1 @@
+"""Win rates of methods against a reference, at several sampling temperatures."""
