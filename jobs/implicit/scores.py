@@ -138,7 +138,7 @@ def _longer_wins(rows: list[Row]) -> float:
 
 def _checked(judge: str, run: Run, margins: list[float]) -> float:
     """The accuracy that the train workers measured, which is that of the margins."""
-    theirs = float(run.heldout_metrics()[-1]["heldout/rewards/accuracies"])
+    theirs = float(run.heldout_metrics()[-1]["rewards/accuracies"])
     ours = sum(margin > 0 for margin in margins) / len(margins)
     if abs(ours - theirs) > _TOLERANCE:
         raise NumericsError(

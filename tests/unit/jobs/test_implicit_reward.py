@@ -83,7 +83,7 @@ def test_overconfidence_is_seen_and_a_temperature_takes_it_away(jobs: Any) -> No
 def test_a_policy_that_orders_pairs_in_another_way_than_in_training_is_refused(jobs: Any) -> None:
     class Measured:
         def heldout_metrics(self) -> list[dict[str, float]]:
-            return [{"heldout/rewards/accuracies": 0.0}, {"heldout/rewards/accuracies": 0.75}]
+            return [{"rewards/accuracies": 0.0}, {"rewards/accuracies": 0.75}]
 
     assert jobs.scores._checked("policy", Measured(), [1.0, 2.0, 3.0, -1.0]) == 0.75
     with pytest.raises(NumericsError, match=r"policy: 0\.5000 of the held-out pairs"):
