@@ -80,7 +80,7 @@ def rewards_module(tmp_path, monkeypatch):
         "def constant(prompts, completions):\n"
         "    return [1.0] * len(completions)\n"
         "def picky(prompts, completions):\n"
-        "    return [None if c.endswith('p4') else 0.0 for c in completions]\n"
+        "    return [float('nan') if c.endswith('p4') else 0.0 for c in completions]\n"
     )
     yield
     sys.modules.pop("scratch_rewards", None)
