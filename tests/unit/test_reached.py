@@ -76,9 +76,12 @@ def _imported(module: ast.Module, modules: dict[str, ast.Module]) -> dict[str, D
     found: dict[str, Definition] = {}
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and node.module:
+            # Programs in jobs/ import packages beside them by their own names.
+            beside = f"jobs.{node.module}"
+            origin = beside if beside in modules else node.module
             for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                target = (whole, "") if whole in modules else (node.module, alias.name)
+                whole = f"{origin}.{alias.name}"
+                target = (whole, "") if whole in modules else (origin, alias.name)
                 found[alias.asname or alias.name] = target
         elif isinstance(node, ast.Import):
             for alias in node.names:
