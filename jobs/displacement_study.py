@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from frontier.tables import with_interval
+from grid.options import study_parser
 from grid.points import BASE, REFERENCE, Point, Settings, offline
 from grid.results import Row
 from grid.runs import in_order, rows_of, run_all
@@ -98,21 +98,7 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Displacement and length, and their cures.")
-    parser.add_argument("--output", type=Path, default=Path("runs/frontier"), help="folder of runs")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the jobs")
-    parser.add_argument(
-        "--tables", action="store_true", help="run nothing, and take the results that are there"
-    )
-    parser.add_argument("--quick", action="store_true", help="a few prompts, steps and tokens")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key of every job",
-    )
+    parser = study_parser(description="Displacement and length, and their cures.")
     return parser.parse_args()
 
 

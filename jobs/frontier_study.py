@@ -18,6 +18,7 @@ from pathlib import Path
 from frontier.plot import draw_frontier, draw_rewards
 from frontier.points import points
 from frontier.tables import tables
+from grid.options import study_parser
 from grid.points import Point, Settings
 from grid.runs import in_order, rows_of, run_all
 from grid.settings import settings_of
@@ -67,25 +68,11 @@ def _chosen(
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Reward against KL, of many methods.")
-    parser.add_argument("--output", type=Path, default=Path("runs/frontier"), help="folder of runs")
+    parser = study_parser(description="Reward against KL, of many methods.")
     parser.add_argument("--plot", type=Path, help="PNG to write")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the jobs")
     parser.add_argument("--methods", nargs="+", help="only these; without it all")
     parser.add_argument("--points", nargs="+", help="only these, such as dpo-beta-0.1")
     parser.add_argument("--level", type=int, choices=(1, 2), help="1: fewer strengths; 2: all")
-    parser.add_argument(
-        "--tables", action="store_true", help="run nothing, and take the results that are there"
-    )
-    parser.add_argument("--quick", action="store_true", help="a few prompts, steps and tokens")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key of every job",
-    )
     return parser.parse_args()
 
 

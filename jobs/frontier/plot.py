@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from grid.settings import Setting
+from grid.style import DPI, STYLE
 
 _COLOURS: Final = (
     "#D55E00",
@@ -26,23 +27,13 @@ _COLOURS: Final = (
     "#333333",
 )
 _MARKERS: Final = "osv^DPX*"
-_STYLE: Final[dict[Any, Any]] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E8E8E8",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-_DPI: Final = 110
 _KL: Final = "KL(policy ‖ reference), nats per completion"
 
 
 def draw_frontier(settings: Sequence[Setting], path: Path) -> None:
     """Write the PNG of judge score against KL: one colour a method, seeds as faint dots."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.0, 5.2), dpi=_DPI, layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 5.2), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         _reference_line(axes, settings)
         for number, (method, own) in enumerate(_by_method(settings).items()):
@@ -59,8 +50,8 @@ def draw_rewards(settings: Sequence[Setting], path: Path) -> None:
     reference = [s for s in settings if s.method == "pi_ref"]
     columns = min(4, len(methods))
     rows = -(-len(methods) // columns)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(2.6 * columns, 2.1 * rows + 0.5), dpi=_DPI, layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * columns, 2.1 * rows + 0.5), dpi=DPI, layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         panels = [axes for row in grid for axes in row]
         for axes, (method, own) in zip(panels, methods.items(), strict=False):

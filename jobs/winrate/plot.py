@@ -7,36 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from grid.style import DPI, STYLE
 from raydpo.evaluation.metrics import Estimate
 from winrate.points import WinRow
 from winrate.statistics import Setting, by_label, settings_of
 
 _COLOURS: Final = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#333333")
 _MARKERS: Final = "os^DvX"
-_STYLE: Final[dict[Any, Any]] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E8E8E8",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-_DPI: Final = 110
 #: How far neighbouring methods are moved apart along the temperature, to show their bars.
 _APART: Final = 0.012
 
 
 def draw(rows: Sequence[WinRow], path: Path) -> None:
     """Write the PNG: win rate against temperature, and against N; bars are 95 % intervals."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.6, 4.2), dpi=_DPI, layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 4.2), dpi=DPI, layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         _temperatures(left, by_label(settings_of(rows, "temperature")))
         _curve(right, settings_of(rows, "curve"))
