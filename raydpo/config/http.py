@@ -59,27 +59,32 @@ def _names_of_variables(value: Any) -> Any:
     return cast("Any", value)
 
 
-class HttpConfig(Section):
-    """A service that returns rewards over HTTP. A plain string stands for `url`."""
+class ServiceConfig(Section):
+    """Where a service is, how long it is waited for, and its secrets."""
 
     url: Annotated[str, AfterValidator(_service_url)]
-    """Address that raydpo posts batches to; it is saved and printed, so it must contain no secret."""
-    shape: Literal["raydpo", "openrlhf"] = "raydpo"
-    """The shape of a request: `prompts` and `completions`; or, as OpenRLHF's remote reward models expect, `query`, `prompts` and `labels`."""
-    columns: Resolved[tuple[str, ...]] = ()
-    """Columns of the prompts that each request holds beside the texts, as lists under `columns`; for `openrlhf` at most one, sent as `labels`."""
+    """Address that raydpo posts requests to; it is saved and printed, so it must contain no secret."""
     version: Annotated[str, Field(max_length=200)] = ""
     """Your name for the model version behind the service; if it changes, raydpo makes the scores again."""
     timeout_seconds: Placement[PositiveFloat] = 60.0
     """Maximum time for one request, from its start to the last byte of its answer."""
     max_attempts: Placement[PositiveInt] = 8
-    """How many times raydpo sends a batch; the waits in between grow, are partly random, and add up to about a minute unless the service asks for others."""
+    """How many times raydpo sends a request; the waits in between grow, are partly random, and add up to about a minute unless the service asks for others."""
     max_concurrent_requests: Placement[PositiveInt] = 4
     """Maximum number of concurrent requests of one worker."""
     headers_from_environment: Placement[
         Annotated[dict[str, str], BeforeValidator(_names_of_variables)]
     ] = Field(default_factory=dict[str, str])
     """Headers with secrets; each names the environment variable, set on all nodes, that holds its value."""
+
+
+class HttpConfig(ServiceConfig):
+    """A service that returns rewards over HTTP. A plain string stands for `url`."""
+
+    shape: Literal["raydpo", "openrlhf"] = "raydpo"
+    """The shape of a request: `prompts` and `completions`; or, as OpenRLHF's remote reward models expect, `query`, `prompts` and `labels`."""
+    columns: Resolved[tuple[str, ...]] = ()
+    """Columns of the prompts that each request holds beside the texts, as lists under `columns`; for `openrlhf` at most one, sent as `labels`."""
 
     @model_validator(mode="after")
     def _one_column_of_labels(self) -> HttpConfig:

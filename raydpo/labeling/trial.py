@@ -13,9 +13,10 @@ from raydpo.config.http import HttpConfig
 from raydpo.config.job import RewardConfig
 from raydpo.core.errors import DataError
 from raydpo.core.own_process import Ended
-from raydpo.labeling.over_http import OWED_BY_SERVICES, probe, rows_of
+from raydpo.labeling.over_http import probe, rows_of
 from raydpo.labeling.reward_process import RewardProcess, as_asked
 from raydpo.labeling.rewards import Judged, Refusal
+from raydpo.labeling.service import OWED_BY_SERVICES
 from raydpo.labeling.signature import COMPLETION_IDS, FINISH_REASONS, NO_LISTS, OWED, Lists
 
 #: How long the function may take to answer; the time for its imports does not count.

@@ -18,10 +18,10 @@ import pytest
 
 from raydpo.config.http import HttpConfig
 from raydpo.core.errors import ConfigError, ServiceError
-from raydpo.labeling import over_http
-from raydpo.labeling.over_http import PROBE, judge_over_http, probe
+from raydpo.labeling import asking
+from raydpo.labeling.over_http import judge_over_http, probe
 from raydpo.labeling.rewards import Judged, Refusal
-from raydpo.labeling.service import Row, rewards_in
+from raydpo.labeling.service import PROBE, Row, rewards_in
 from tests.unit.labeling.reward_server import Answer, Plan, Service, reward_of, reward_service
 
 COUNT = 60
@@ -53,7 +53,7 @@ FAULTS = {
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(over_http, "_FIRST_WAIT_SECONDS", 0.002)
+    monkeypatch.setattr(asking, "_FIRST_WAIT_SECONDS", 0.002)
 
 
 def judged(service: Service, completions: list[str] = COMPLETIONS, **changes: object) -> Judged:
@@ -175,7 +175,7 @@ def test_a_row_that_kills_the_service_takes_no_other_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Six attempts wait for at least 0.6 s, and each death takes the service away for 0.05 s.
-    monkeypatch.setattr(over_http, "_FIRST_WAIT_SECONDS", 0.04)
+    monkeypatch.setattr(asking, "_FIRST_WAIT_SECONDS", 0.04)
     killers = (3, POISONED, 40)
     completions = [f"{text} kills" if i in killers else text for i, text in enumerate(COMPLETIONS)]
     down_until = [0.0]
