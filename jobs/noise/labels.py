@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from raydpo.labeling.pairs import Draws
+from raydpo.labeling.builders import Draws
 
 Corruption = Literal["flips", "outliers"]
 CORRUPTIONS: Final[tuple[Corruption, ...]] = get_args(Corruption)

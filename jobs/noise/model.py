@@ -24,8 +24,9 @@ from raydpo.config.job import ModelConfig, PairsConfig, RewardConfig, TrainingCo
 from raydpo.config.objectives import SingleObjective
 from raydpo.core.tables import Row
 from raydpo.evaluation.metrics import sequence_logratios
+from raydpo.labeling.builders import Draws, Scored
 from raydpo.labeling.classifier import judge_with_classifier, load_classifier
-from raydpo.labeling.pairs import Draws, Scored, build_pairs
+from raydpo.labeling.pairs import build_pairs
 from raydpo.models.loading import load_causal_lm, load_tokenizer
 from raydpo.prompts.encode import Text, make_encoder
 from raydpo.training.batch import build_micro_batch, split_by_sequence

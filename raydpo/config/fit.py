@@ -56,6 +56,7 @@ def check_config_fits(config: Config) -> None:
     if config.training is None:
         return
     _check_reward_model(config, config.training)
+    _check_builder(config, config.training)
     if config.trains_on_samples:
         check_samples_fit(config)
     elif config.preferences is not None:
@@ -78,6 +79,29 @@ def _check_reward_model(config: Config, training: TrainingConfig) -> None:
             f"objective {training.objective.name!r} with the section(s) {', '.join(given)}",
             "a reward model writes no text: nothing can be sampled from it",
             f"remove {', '.join(given)}; use the trained folder as `labeling.reward.classifier`",
+        )
+
+
+def _check_builder(config: Config, training: TrainingConfig) -> None:
+    """Refuse a way to build pairs that the objective does not read, or that builds nothing else."""
+    if config.labeling is None:
+        return
+    pairs = config.labeling.pairs
+    learns_from = {one.unit: one.name for one in single_objectives(training.objective)}
+    if "pairs" not in learns_from and (what := pairs.only_for_pairs) is not None:
+        unit, name = next(iter(learns_from.items()))
+        raise ConfigError(
+            f"objective {name!r} with labeling.pairs.{what}",
+            f"{name} learns from {_KINDS[unit][0]}, which this setting of pairs does not reach",
+            f"take labeling.pairs.{what.split()[0]} out, or use an objective on pairs such as `dpo`",
+        )
+    if pairs.builder == "rejection_sampling" and config.sampling.candidates <= pairs.accepted:
+        raise ConfigError(
+            f"labeling.pairs.builder 'rejection_sampling' accepts {pairs.accepted} candidates "
+            f"(accepted) of sampling.candidates {config.sampling.candidates}",
+            "rejection sampling accepts fewer candidates than there are; of so few, it accepts all",
+            "raise sampling.candidates, for example to eight times `accepted` as in the paper, or "
+            "lower labeling.pairs.accepted",
         )
 
 

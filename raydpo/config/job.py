@@ -24,15 +24,10 @@ from raydpo.config.base import (
 from raydpo.config.content import Placement, Resolved
 from raydpo.config.data import Preferences, PreferencesConfig, Prompts, PromptsConfig
 from raydpo.config.evaluation import EvaluationConfig
-from raydpo.config.labeling import (
-    Builder,
-    LabelingConfig,
-    PairsConfig,
-    PeopleConfig,
-    RewardConfig,
-)
+from raydpo.config.labeling import LabelingConfig, PeopleConfig, RewardConfig
 from raydpo.config.objectives import DpoObjective, single_objectives
 from raydpo.config.online import OnlineConfig, ReplayConfig, StoppingConfig
+from raydpo.config.pairs import Builder, PairsConfig
 from raydpo.config.reference import ReferenceConfig
 from raydpo.config.sampling import EnginesConfig, SamplingConfig
 from raydpo.config.training import (

@@ -8,12 +8,9 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, model_validator
 
 from raydpo.config.base import (
-    Fraction,
     FunctionLimits,
     GpuShare,
-    NonNegativeFloat,
     OneOrMorePaths,
-    OwnFunction,
     PathOrName,
     PositiveFloat,
     PositiveInt,
@@ -21,6 +18,7 @@ from raydpo.config.base import (
 )
 from raydpo.config.content import Placement, Resolved
 from raydpo.config.http import Http
+from raydpo.config.pairs import PairsConfig
 
 
 class ClassifierReading(Section):
@@ -150,33 +148,6 @@ _OneOrMany: Final = BeforeValidator(
 Rewards = Annotated[tuple[RewardConfig, ...], Field(min_length=1), _OneOrMany]
 
 
-Builder = Literal["best_worst", "all_pairs", "first_two", "best_random"]
-
-
-class PairsConfig(Section):
-    """How the scores of a prompt's candidates become pairs."""
-
-    builder: Builder | OwnFunction = "best_worst"
-    """Which candidates are paired: a builder's name, or `package.module:name` of a function that chooses."""
-    min_margin: NonNegativeFloat = 0.0
-    """The rewards of a pair must differ by more than this; at 0 only ties are dropped."""
-    weighting: Literal["pair", "group"] = "pair"
-    """Whether each pair has weight 1, or the pairs of a group have weight 1 together."""
-    ranking_ties: Literal["drop", "by_candidate"] = "drop"
-    """Whether equal rewards leave a group without a ranking, or the lower candidate number ranks first; both are counted."""
-    labels: Literal["argmax", "bradley_terry"] = "argmax"
-    """Whether the higher reward always wins, or wins with probability sigmoid(difference / temperature)."""
-    temperature: PositiveFloat = 1.0
-    """Temperature of those probabilities, which raydpo draws labels from or keeps as soft labels."""
-    flip_rate: Fraction = 0.0
-    """Share of labels (for rankings, of whole rankings) that raydpo reverses to study noise; 0.5 makes labels random."""
-
-    @property
-    def own_builder(self) -> str | None:
-        """The path of the function that builds pairs, if it is the user's own."""
-        return self.builder if ":" in self.builder else None
-
-
 class PeopleConfig(Section):
     """People choose between two completions; `raydpo annotate` takes pairs out and votes in."""
 
@@ -213,4 +184,13 @@ class LabelingConfig(Section):
     def _implicit_stands_alone(self) -> LabelingConfig:
         if len(self.reward) > 1 and any(reward.implicit for reward in self.reward):
             raise ValueError("an `implicit` reward stands alone: take out the others")
+        return self
+
+    @model_validator(mode="after")
+    def _one_scorer_agrees_with_itself(self) -> LabelingConfig:
+        if self.pairs.weight_by == "agreement" and len(self.reward) < 2:
+            raise ValueError(
+                "pairs.weight_by `agreement` is the share of several scorers that agree: give "
+                "`reward` a list of them, or weigh by `margin` or `confidence`"
+            )
         return self

@@ -31,7 +31,7 @@ def preference_row(
     *,
     rewards: list[float] | None = None,
     ranking: Sequence[int] | None = None,
-    weight: float = 1.0,
+    weights: Sequence[float] | None = None,
 ) -> Row:
     """Build the row of a group.
 
@@ -41,7 +41,7 @@ def preference_row(
         probabilities: for each pair, that chosen wins.
         rewards: one per candidate, or None.
         ranking: candidate numbers, best first, or None.
-        weight: the weight of each pair.
+        weights: for each pair, its weight; without them 1.
     """
     index = {row["candidate"]: i for i, row in enumerate(candidates)}
     first = candidates[0]
@@ -60,7 +60,9 @@ def preference_row(
                 "weight": weight,
                 "probability": probability,
             }
-            for (chosen, rejected), probability in zip(pairs, probabilities, strict=True)
+            for (chosen, rejected), probability, weight in zip(
+                pairs, probabilities, weights or [1.0] * len(pairs), strict=True
+            )
         ],
         "ranking": None if ranking is None else [index[candidate] for candidate in ranking],
         "desirable": None,

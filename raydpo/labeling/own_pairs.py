@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from raydpo.core.errors import ConfigError
 from raydpo.core.own_functions import import_function, raised, taken_names
-from raydpo.labeling.pairs import Draws, Scored
+from raydpo.labeling.builders import Draws, Match, Scored
 
 #: Parameters that a builder may take by name.
 GIVEN: Final = ("rewards", "completion_ids", "uniform")
@@ -41,7 +41,7 @@ class OwnPairs:
     function: Callable[..., Any]
     names: tuple[str, ...]
 
-    def __call__(self, scored: Sequence[Scored], draws: Draws) -> list[tuple[Scored, Scored]]:
+    def __call__(self, scored: Sequence[Scored], draws: Draws) -> list[Match]:
         """Return the matches of one prompt, each with the lower candidate number first.
 
         Args:

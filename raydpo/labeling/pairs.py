@@ -1,52 +1,20 @@
 """Pure functions that turn the rewards of a prompt's candidates into pairs and rankings.
 
 From K rewards, the candidates' numbers and the settings, they return chosen and rejected
-candidates, their order, and counts of dropped pairs. Random draws are hashes of what they are for,
-so they are the same in any order and on any machine.
+candidates, their order, the pairs' weights, and counts of dropped pairs. `builders.py` chooses the
+candidates that are compared.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never, cast
 
-from raydpo.config.job import Builder, PairsConfig
+from raydpo.config.pairs import Builder, PairsConfig
 from raydpo.core.rankings import preference_probability, ranking_of
-from raydpo.core.storage import canonical_json
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A candidate that can be part of a pair.
-
-    Args:
-        candidate: its number among the prompt's candidates.
-        completion_ids: its token ids; two candidates with equal ids never form a pair.
-        reward: the weighted sum of its scores.
-    """
-
-    candidate: int
-    completion_ids: tuple[int, ...]
-    reward: float
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Uniform draws for one prompt in one round of a run."""
-
-    seed: int
-    round_index: int
-    prompt_id: str
-
-    def uniform(self, *what: str | int) -> float:
-        """Return a number in [0, 1) that depends on `what` is drawn, and on nothing else."""
-        key = canonical_json([self.seed, self.round_index, self.prompt_id, *what])
-        return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) * 2.0**-53
+from raydpo.labeling.builders import Draws, Match, Scored, matched, merged
 
 
 @dataclass(frozen=True)
@@ -58,19 +26,33 @@ class Pairs:
         probabilities: for each pair, that chosen wins by the Bradley-Terry model. A person might
             have given a reversed label, so its probability is that of the reversed label.
         ranking: candidate numbers, best first; None if ties prevent a ranking.
+        weights: for each pair, its weight in the loss.
         counts: `ties`: pairs with equal rewards; `below_margin`: pairs that differ too little;
             `identical`: pairs with the same completion twice; `flipped`: reversed labels;
-            `rankings`: 1 if there is one; `rankings_with_ties`: 1 if rewards were equal.
+            `rankings`: 1 if there is one; `rankings_with_ties`: 1 if rewards were equal. Where the
+            settings say so, also `merged`: candidates near another one; `above_max_per_prompt`:
+            pairs beyond that number.
     """
 
     pairs: list[tuple[int, int]]
     probabilities: list[float]
     ranking: list[int] | None
+    weights: list[float]
     counts: dict[str, int] = field(default_factory=dict[str, int])
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A pair, chosen first, the probability of its label, and its two candidates."""
+
+    chosen: int
+    rejected: int
+    probability: float
+    match: Match
+
+
 #: A function from a prompt's candidates and draws to matches, with the lower number first.
-Matches = Callable[[Sequence[Scored], Draws], list[tuple[Scored, Scored]]]
+Matches = Callable[[Sequence[Scored], Draws], list[Match]]
 
 
 def build_pairs(
@@ -80,31 +62,106 @@ def build_pairs(
 
     Args:
         scored: the prompt's candidates, in any order.
-        config: builder, margin, labels and noise.
+        config: builder, margin, labels, weights and noise.
         draws: the prompt's random numbers.
         own: the builder, if it is the user's own.
     """
-    counts = {"ties": 0, "below_margin": 0, "identical": 0, "flipped": 0}
-    pairs: list[tuple[int, int]] = []
-    probabilities: list[float] = []
     ordered = sorted(scored, key=lambda s: s.candidate)
-    match_up = own or functools.partial(_matched, cast("Builder", config.builder))
-    for one, other in match_up(ordered, draws):
+    counts = {"ties": 0, "below_margin": 0, "identical": 0, "flipped": 0}
+    if config.merge_similarity is not None:
+        kept = merged(ordered, config.merge_similarity)
+        counts["merged"] = len(ordered) - len(kept)
+        ordered = kept
+    if own is not None:
+        matches = own(ordered, draws)
+    else:
+        matches = matched(cast("Builder", config.builder), ordered, config, draws)
+    pairs = _pairs(matches, config, draws, counts)
+    if (most := config.max_per_prompt) is not None:
+        counts["above_max_per_prompt"] = max(0, len(pairs) - most)
+        pairs = _drawn(pairs, most, draws)
+    ranking, tied = _ranking(ordered, config, draws)
+    counts |= {"rankings": int(ranking is not None), "rankings_with_ties": int(tied)}
+    return Pairs(
+        [(pair.chosen, pair.rejected) for pair in pairs],
+        [pair.probability for pair in pairs],
+        ranking,
+        pair_weights([pair.match for pair in pairs], config),
+        counts,
+    )
+
+
+def _pairs(
+    matches: list[Match], config: PairsConfig, draws: Draws, counts: dict[str, int]
+) -> list[_Pair]:
+    """Label the matches; those that are dropped, and reversed labels, are added to the counts."""
+    pairs: list[_Pair] = []
+    for one, other in matches:
         dropped = _why_dropped(one, other, config.min_margin)
         if dropped is not None:
             counts[dropped] += 1
             continue
         winner, loser = _labelled(one, other, config, draws)
-        probabilities.append(
-            preference_probability(winner.reward, loser.reward, config.temperature)
-        )
+        probability = preference_probability(winner.reward, loser.reward, config.temperature)
         if draws.uniform("flip", one.candidate, other.candidate) < config.flip_rate:
             winner, loser = loser, winner
             counts["flipped"] += 1
-        pairs.append((winner.candidate, loser.candidate))
-    ranking, tied = _ranking(ordered, config, draws)
-    counts |= {"rankings": int(ranking is not None), "rankings_with_ties": int(tied)}
-    return Pairs(pairs, probabilities, ranking, counts)
+        pairs.append(_Pair(winner.candidate, loser.candidate, probability, (one, other)))
+    return pairs
+
+
+def _drawn(pairs: list[_Pair], most: int, draws: Draws) -> list[_Pair]:
+    """Return at most so many pairs, drawn at random, in their order."""
+
+    def draw(pair: _Pair) -> float:
+        one, other = pair.match
+        return draws.uniform("max_per_prompt", one.candidate, other.candidate)
+
+    kept = {id(pair) for pair in sorted(pairs, key=draw)[:most]}
+    return [pair for pair in pairs if id(pair) in kept]
+
+
+def pair_weights(matches: Sequence[Match], config: PairsConfig) -> list[float]:
+    """Return the weights of a prompt's pairs in the loss, all above 0.
+
+    A training divides by the sum of the weights, so only their ratios matter. Labels that noise
+    reversed keep the weight of the label that was meant.
+
+    Args:
+        matches: the two candidates of each pair, with different rewards.
+        config: `weight_by` says what a weight is; `weighting: group` scales a prompt's to the sum 1.
+    """
+    weights = [_weight(one, other, config) for one, other in matches]
+    match config.weighting:
+        case "pair":
+            return weights
+        case "group":
+            total = math.fsum(weights)
+            return [weight / total for weight in weights]
+        case _:
+            assert_never(config.weighting)
+
+
+def _weight(one: Scored, other: Scored, config: PairsConfig) -> float:
+    margin = abs(one.reward - other.reward)
+    match config.weight_by:
+        case "none":
+            return 1.0
+        case "margin":
+            return margin
+        case "confidence":  # 2 sigmoid(x) - 1 = tanh(x / 2), which does not cancel near 0
+            return math.tanh(margin / (2 * config.temperature))
+        case "agreement":
+            return _agreement(one, other)
+        case _:
+            assert_never(config.weight_by)
+
+
+def _agreement(one: Scored, other: Scored) -> float:
+    """Return the share of the scorers that prefer one of two candidates that agree with their sum."""
+    differences = [a - b for a, b in zip(one.terms, other.terms, strict=True) if a != b]
+    better = one.reward > other.reward
+    return sum((difference > 0) == better for difference in differences) / len(differences)
 
 
 def _ranking(
@@ -139,29 +196,6 @@ def _ranking(
 
 def _gumbel(uniform: float) -> float:
     return -math.log(-math.log(uniform or 2.0**-53))
-
-
-def _matched(
-    builder: Builder, scored: Sequence[Scored], draws: Draws
-) -> list[tuple[Scored, Scored]]:
-    """Return the builder's matches, each with the lower candidate number first."""
-    if len(scored) < 2:
-        return []
-    best = max(scored, key=lambda s: s.reward)
-    rest = [s for s in scored if s is not best]
-    match builder:
-        case "all_pairs":
-            return list(itertools.combinations(scored, 2))
-        case "first_two":
-            return [(scored[0], scored[1])]
-        case "best_worst":
-            other = min(rest, key=lambda s: s.reward)
-        case "best_random":
-            rest = [s for s in rest if s.completion_ids != best.completion_ids] or rest
-            other = min(rest, key=lambda s: draws.uniform("best_random", s.candidate))
-        case _:
-            assert_never(builder)
-    return [(best, other) if best.candidate < other.candidate else (other, best)]
 
 
 def _why_dropped(one: Scored, other: Scored, min_margin: float) -> str | None:

@@ -30,9 +30,9 @@ from raydpo.core.parts import (
     run_work,
 )
 from raydpo.core.place import Place
-from raydpo.core.rankings import pair_weight
 from raydpo.core.run import PartResult, Stage
 from raydpo.core.tables import Row
+from raydpo.labeling.builders import Draws, Scored
 from raydpo.labeling.groups import (
     by_prompt,
     candidate_id,
@@ -43,7 +43,7 @@ from raydpo.labeling.groups import (
     sampled_row,
 )
 from raydpo.labeling.own_pairs import load_pairs
-from raydpo.labeling.pairs import Draws, Matches, Scored, build_pairs
+from raydpo.labeling.pairs import Matches, build_pairs
 
 STAGE_NAME: Final = "preferences"
 
@@ -63,6 +63,8 @@ _COUNTED: Final = (
 
 #: Maps (prompt_id, candidate) to its combined reward.
 Rewards = Mapping[tuple[str, int], float]
+#: Maps (prompt_id, candidate) to the terms of that sum, one for each scorer.
+Terms = Mapping[tuple[str, int], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def preferences_stage(
         settings={
             **content_of(labeling),
             **content_of(labeling.pairs),
+            **labeling.pairs.later_content,
             "weights": _weights(labeling),
             "seed": place.seed,
             "round": place.round_index,
@@ -162,7 +165,7 @@ def finish_preferences(work: PartWork) -> Table:
 def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> PartResult:
     """Build the preferences of one part."""
     _refuse_other_prompts(candidates, scores)
-    rewards = combined_rewards(scores, labels.weights)
+    terms = reward_terms(scores, labels.weights)
     rows: list[Row] = []
     refused: list[Row] = []
     counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
@@ -170,11 +173,11 @@ def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> Part
         reasons = [(row, _why_refused(row, labels.samples)) for row in group]
         refused += [_refused(row, reason) for row, reason in reasons if reason is not None]
         filled = [row for row, reason in reasons if reason is None]
-        kept = [row for row in filled if (row["prompt_id"], row["candidate"]) in rewards]
-        row, found = _group(kept, rewards, labels, group[0]["prompt_id"])
+        kept = [row for row in filled if (row["prompt_id"], row["candidate"]) in terms]
+        row, found = _group(kept, terms, labels, group[0]["prompt_id"])
         rows += [row] if row is not None else []
         for name, count in found.items():
-            counts[name] += count
+            counts[name] = counts.get(name, 0) + count
         counts["candidates_without_score"] += len(filled) - len(kept)
         counts["groups_without_pairs"] += row is None
         counts["candidates_in_groups_without_pairs"] += len(kept) if row is None else 0
@@ -196,15 +199,20 @@ def _refuse_other_prompts(candidates: list[Row], scores: list[Row]) -> None:
 
 
 def combined_rewards(scores: list[Row], weights: dict[str, float]) -> Rewards:
-    """Return weighted sums of the scorers' values, for candidates that all of them scored.
+    """Return the sums of `reward_terms`."""
+    return {key: sum(terms) for key, terms in reward_terms(scores, weights).items()}
 
-    A scorer that does not apply to a candidate (null) adds nothing to its sum.
+
+def reward_terms(scores: list[Row], weights: dict[str, float]) -> Terms:
+    """Return the scorers' values times their weights, for candidates that all of them scored.
+
+    A scorer that does not apply to a candidate (null) has the term 0.
     """
     values: dict[tuple[str, int], dict[str, float | None]] = {}
     for row in scores:
         values.setdefault((row["prompt_id"], row["candidate"]), {})[row["scorer"]] = row["value"]
     return {
-        key: sum(weight * (given[scorer] or 0.0) for scorer, weight in weights.items())
+        key: tuple(weight * (given[scorer] or 0.0) for scorer, weight in weights.items())
         for key, given in values.items()
         if given.keys() >= weights.keys()
     }
@@ -217,13 +225,13 @@ def _make_transform(labels: Labels, search: tuple[str, ...]) -> Transform:
 
 
 def _group(
-    candidates: list[Row], rewards: Rewards, labels: Labels, prompt_id: str
+    candidates: list[Row], terms: Terms, labels: Labels, prompt_id: str
 ) -> tuple[Row | None, dict[str, int]]:
     """Return the group's row, or None if nothing is learned from it, and its counts."""
-    values = [rewards[row["prompt_id"], row["candidate"]] for row in candidates]
+    of = [terms[row["prompt_id"], row["candidate"]] for row in candidates]
     scored = [
-        Scored(row["candidate"], tuple(row["completion_ids"]), value)
-        for row, value in zip(candidates, values, strict=True)
+        Scored(row["candidate"], tuple(row["completion_ids"]), sum(own), own)
+        for row, own in zip(candidates, of, strict=True)
     ]
     draws = Draws(labels.seed, labels.round_index, prompt_id)
     built = build_pairs(scored, labels.pairs, draws, labels.matches)
@@ -234,9 +242,9 @@ def _group(
         candidates,
         built.pairs,
         built.probabilities,
-        rewards=values,
+        rewards=[one.reward for one in scored],
         ranking=built.ranking,
-        weight=pair_weight(len(built.pairs), labels.pairs.weighting) if built.pairs else 1.0,
+        weights=built.weights,
     )
     return sampled_row(row, candidates) if labels.samples else row, counts
 

@@ -406,3 +406,15 @@ def test_the_share_that_a_judge_s_section_names_gives_the_same_policy() -> None:
     own = job(training={"lora": {}, "heldout_fraction": 0.1})
     assert STAGES["policy"](own).key == keys()["policy"]
     assert "early_stopping" not in STAGES["policy"](job()).settings
+
+
+def test_pairs_of_earlier_versions_keep_their_key() -> None:
+    def settings(**pairs: object) -> set[str]:
+        config = job(labeling={"reward": JUDGE, "pairs": pairs})
+        return set(STAGES["preferences"](config).settings)
+
+    earlier = {"builder", "min_margin", "weighting", "ranking_ties", "labels", "temperature"}
+    assert settings() == earlier | {"flip_rate", "weights", "seed", "round"}
+    fractions = {"top_fraction", "bottom_fraction"}
+    assert settings(builder="top_bottom") == settings() | fractions
+    assert settings(max_per_prompt=3) == settings() | {"max_per_prompt"}

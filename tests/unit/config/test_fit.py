@@ -191,3 +191,28 @@ def test_samples_whose_rewards_are_equal_for_each_prompt_are_refused() -> None:
     with pytest.raises(DataError, match="each of the 3 prompts have the same reward"):
         check_counts_fit(sampled(), counts)
     check_counts_fit(sampled(training__objective__advantages="batch_mean"), counts)
+
+
+PAIRED = ({"builder": "top_bottom"}, {"builder": "best_of_n"}, {"max_per_prompt": 2})
+
+
+@pytest.mark.parametrize("pairs", [*PAIRED, {"weight_by": "margin"}, {"merge_similarity": 0.9}])
+@pytest.mark.parametrize("objective", ["plackett_luce", "best_of_k", POLICY_GRADIENT])
+def test_settings_of_pairs_are_refused_where_no_pairs_are_read(pairs: Any, objective: Any) -> None:
+    labeling = {**REWARD, "pairs": pairs}
+    config = job(objective, labeling=labeling)
+    (name,) = pairs
+    with pytest.raises(ConfigError, match=f"labeling.pairs.{name} .*"):
+        check_config_fits(config)
+    check_config_fits(job("dpo", labeling=labeling))
+    terms = [{"objective": "dpo"}, {"objective": "plackett_luce"}]
+    check_config_fits(job({"name": "sum", "terms": terms}, labeling=labeling))
+
+
+def test_rejection_sampling_that_accepts_all_candidates_is_refused() -> None:
+    pairs = {"builder": "rejection_sampling", "accepted": 4}
+    config = job("dpo", labeling={**REWARD, "pairs": pairs})
+    with pytest.raises(ConfigError, match="accepts 4 candidates"):
+        check_config_fits(config)
+    values = config.model_dump(mode="json", exclude_unset=True)
+    check_config_fits(Config.model_validate({**values, "sampling": {"candidates": 16}}))

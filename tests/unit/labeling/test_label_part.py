@@ -170,3 +170,25 @@ def test_zero_pairs_leave_no_finished_stage_and_say_why(make_candidate, make_tab
     with pytest.raises(DataError, match=r"(?s)no pair at all .*ties 2.*fix it"):
         refuse_zero_pairs(table, "fix it")
     assert not table.folder.exists("manifest.json")
+
+
+def test_weights_caps_and_merged_candidates_reach_the_table_and_its_counts(make_candidate):
+    ids = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [7, 8, 9], [10, 11, 12]]
+    candidates = [make_candidate("p", k, completion_ids=ids[k]) for k in range(4)]
+    scores = scores_of(candidates, [0.0, 9.0, 1.0, 3.0], "a")
+    scores += scores_of(candidates, [0.0, 9.0, 1.0, 0.5], "b")
+    of = labels(
+        {"a": 1.0, "b": 1.0},
+        builder="adjacent_ranks",
+        weight_by="agreement",
+        merge_similarity=0.5,
+        max_per_prompt=9,
+    )
+    result = label_part(of, candidates, scores)
+    [row] = result.rows
+    assert [(p["chosen"], p["rejected"], p["weight"]) for p in row["pairs"]] == [
+        (3, 2, 0.5),
+        (2, 0, 1.0),
+    ]
+    assert (row["ranking"], row["rewards"]) == ([3, 2, 0], [0.0, 18.0, 2.0, 3.5])
+    assert (result.counts["merged"], result.counts["above_max_per_prompt"]) == (1, 0)
