@@ -234,9 +234,9 @@ def _check_reward(what: str, reward: RewardConfig, findings: Findings, config: C
             ratio = "times the log-ratio to reference.model"
             findings.facts.append(f"{what}: {reward.weight:g} {ratio}")
         case "function":
-            from raydpo.labeling.reward_process import look_at
+            from raydpo.labeling.reward_process import look_of
 
-            look = look_at(str(reward.function), reward.import_seconds)
+            look = look_of(reward)
             findings.facts.append(f"{what}: function {reward.function}{look.call}")
         case "classifier":
             _check_classifier(what, reward, findings)

@@ -12,7 +12,6 @@ from typing import Any, Final, assert_never
 from raydpo.check.findings import Findings
 from raydpo.check.machine import is_remote
 from raydpo.config.job import Config, PromptsConfig, RewardConfig
-from raydpo.config.labeling import RewardKind
 from raydpo.core.credentials import without_credentials
 from raydpo.core.errors import ConfigError, RaydpoError
 from raydpo.core.metadata import metadata_columns
@@ -51,7 +50,7 @@ def check_rewards(config: Config, findings: Findings) -> None:
         ("labeling.reward", labeling.reward if labeling is not None else (), config.prompts),
         ("evaluation.judge", evaluation.judge if evaluation is not None else (), heldout),
     )
-    tried: set[tuple[RewardKind, str]] = set()
+    tried: list[RewardConfig] = []
     for name, rewards, prompts in sections:
         asked = [reward for reward in rewards if findings.attempt(_cover, name, reward, findings)]
         # Without prompts of the section's own, such as in self-play, those of the other will do.
@@ -61,8 +60,8 @@ def check_rewards(config: Config, findings: Findings) -> None:
         two = _two_prompts(config, source)
         for reward in asked:
             known = findings.attempt(_check_columns, name, reward, source, config)
-            new = (reward.kind, reward.source) not in tried
-            tried.add((reward.kind, reward.source))
+            new = not any(_gives_the_same(reward, other) for other in tried)
+            tried.append(reward)
             if known and new and two.prompts:
                 findings.attempt(_try, name, reward, two, is_remote(config), findings)
     if config.rewards_evaluated and heldout is not None:
@@ -70,6 +69,12 @@ def check_rewards(config: Config, findings: Findings) -> None:
         for reward in config.rewards_evaluated:
             name = "evaluation.training_rewards"
             findings.attempt(_check_columns, name, reward, heldout, config)
+
+
+def _gives_the_same(one: RewardConfig, other: RewardConfig) -> bool:
+    """Return whether two rewards differ in nothing that a function or a service is given."""
+    asked = [(r.kind, r.source, r.options, r.columns) for r in (one, other)]
+    return asked[0] == asked[1]
 
 
 def _announce_training_rewards(config: Config, findings: Findings) -> None:
@@ -103,7 +108,7 @@ def _cover(name: str, reward: RewardConfig, findings: Findings) -> bool:
 
 def _cover_function(name: str, reward: RewardConfig, findings: Findings) -> None:
     """Note what the function's hashes cover, and the files that it names without declaring them."""
-    code = code_of(str(reward.function), reward.import_seconds, reward.depends_on)
+    code = code_of(reward)
     findings.facts.append(f"{name}: scores are made again when these change: {code.covered}")
     if code.undeclared:
         files = ", ".join(code.undeclared)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
 
 from raydpo.config.base import (
     FunctionLimits,
@@ -19,6 +26,7 @@ from raydpo.config.base import (
 from raydpo.config.content import Placement, Resolved
 from raydpo.config.http import Http
 from raydpo.config.pairs import PairsConfig
+from raydpo.core.credentials import credential_in
 
 
 class ClassifierReading(Section):
@@ -31,6 +39,28 @@ class ClassifierReading(Section):
     input: Literal["completion", "prompt_and_completion"] = "prompt_and_completion"
     """The text that the classifier reads."""
 
+
+def _without_credentials(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Refuse secrets in options at any depth, since the configuration is printed and saved."""
+    waiting: list[JsonValue] = [options]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str) and (kind := credential_in(value)):
+            raise ValueError(
+                f"an option holds {kind}, and the configuration is printed and saved: let the "
+                "function read it from the environment"
+            )
+        if isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value
+    return options
+
+
+#: Arguments of a function by name, as JSON.
+Options = Annotated[
+    dict[str, JsonValue],
+    AfterValidator(_without_credentials),
+    WithJsonSchema({"type": "object", "additionalProperties": True}),
+]
 
 #: The kinds of rewards.
 RewardKind = Literal["function", "classifier", "http", "implicit"]
@@ -45,6 +75,10 @@ class RewardConfig(ClassifierReading, FunctionLimits):
     """Files and folders that the function reads; if one changes, raydpo makes its scores again."""
     as_messages: Resolved[bool] = False
     """Pass `prompts` and `completions` to the function as lists of messages, as TRL does for conversations, and not as texts."""
+    options: Resolved[Options] = Field(default_factory=dict[str, JsonValue])
+    """Arguments of the function by name, the same in each call, such as `{tolerance: 0.01}`."""
+    columns: Resolved[dict[str, str]] = Field(default_factory=dict[str, str])
+    """Columns of the data under other names: for each parameter of the function, the column that it gets; a parameter that is not named here gets the column of its own name."""
     classifier: Resolved[PathOrName | None] = None
     """A sequence-classification model: folder, URI or hub name."""
     http: Resolved[Http | None] = None
@@ -88,6 +122,19 @@ class RewardConfig(ClassifierReading, FunctionLimits):
         if self.as_messages and self.function is None:
             raise ValueError(
                 "`as_messages` is for a `function`, which is called with them: take it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _functions_have_arguments(self) -> RewardConfig:
+        for name, given in (("options", self.options), ("columns", self.columns)):
+            if given and self.function is None:
+                inside = "; a service has `http.columns`" if self.http is not None else ""
+                raise ValueError(f"`{name}` is for a `function`: take it out{inside}")
+        if twice := sorted(self.options.keys() & self.columns.keys()):
+            raise ValueError(
+                f"`{'`, `'.join(twice)}` is among `options` and `columns`: a parameter gets one "
+                "value for all completions, or a column"
             )
         return self
 

@@ -71,7 +71,9 @@ def function_hashes(path: str) -> Mapping[str, str]:
 def _own_modules(module: str, file: Path | None) -> dict[str, Path]:
     """Files of the module and of the user's own modules that it imports, by dotted name."""
     importlib.invalidate_caches()
-    package = module.partition(".")[0]
+    # raydpo's own functions stand in modules that need nothing else of it: another version of
+    # another room is no other reward.
+    package = module if module.startswith("raydpo.") else module.partition(".")[0]
     found: dict[str, Path] = {}
     seen: set[str] = set()
     if file is not None:
@@ -92,7 +94,8 @@ def _own_modules(module: str, file: Path | None) -> dict[str, Path]:
 
 def _of_package(name: str, package: str) -> bool:
     """Whether a module belongs to the function's package, which may be installed."""
-    return name.partition(".")[0] == package and package not in sys.stdlib_module_names
+    inside = name == package or name.startswith(f"{package}.")
+    return inside and package not in sys.stdlib_module_names
 
 
 def _with_parents(name: str) -> list[str]:

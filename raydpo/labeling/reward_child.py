@@ -13,14 +13,14 @@ from raydpo.labeling.signature import ANY_NAME
 
 
 def _looked_at(place: dict[str, Any]) -> dict[str, Any]:
-    call = resolve_function(place["path"])
+    call = resolve_function(place["path"], dict.fromkeys(place["options"]))
     names = (*call.by_position, *call.by_name, *([ANY_NAME] if call.takes_any else []))
     return {"call": str(call), "names": names, "required": call.columns}
 
 
 def _judged(question: dict[str, Any]) -> dict[str, Any]:
     judged = judge_with_function(
-        resolve_function(question["path"]),
+        resolve_function(question["path"], question["given"]),
         question["path"],
         question["prompts"],
         question["completions"],

@@ -18,7 +18,15 @@ from typing import Any
 from raydpo.core.errors import DataError
 from raydpo.core.own_calls import batch_or_rows
 from raydpo.core.own_functions import import_function, raised
-from raydpo.labeling.signature import NO_LISTS, OWED, Lists, RewardCall, reward_call
+from raydpo.labeling.signature import (
+    NO_LISTS,
+    NO_OPTIONS,
+    OWED,
+    Lists,
+    Options,
+    RewardCall,
+    reward_call,
+)
 
 
 @dataclass(frozen=True)
@@ -45,18 +53,19 @@ class Judged:
     truncated: int = 0
 
 
-def resolve_function(path: str) -> RewardCall:
+def resolve_function(path: str, options: Options = NO_OPTIONS) -> RewardCall:
     """Import a reward function; the result is called with (prompts, completions, more).
 
     Args:
         path: `package.module:name`; modules in the working directory are found too.
+        options: arguments of the function that are the same in each call, by name.
 
     Raises:
-        ConfigError: there is no such function, or it cannot be called with prompts and
-            completions.
+        ConfigError: there is no such function, or it cannot be called with prompts, completions
+            and these options.
     """
     function = import_function(path, "reward function", OWED, [str(Path.cwd())], awaited=True)
-    return reward_call(function, path)
+    return reward_call(function, path, options)
 
 
 def judge_with_function(

@@ -23,7 +23,13 @@ from raydpo.labeling.classifier import (
     read_otherwise_before,
 )
 from raydpo.labeling.over_http import judge_over_http
-from raydpo.labeling.reward_process import RewardProcess, code_of, judge_bounded, look_at
+from raydpo.labeling.reward_process import (
+    RewardProcess,
+    code_of,
+    columns_of,
+    judge_bounded,
+    look_of,
+)
 from raydpo.labeling.rewards import Judged
 from raydpo.labeling.signature import NO_LISTS, Lists
 from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint
@@ -93,7 +99,7 @@ class _FunctionScorer:
     path: str
 
     def check(self) -> None:
-        look_at(self.path, self.reward.import_seconds)
+        look_of(self.reward)
 
     def inputs(self) -> dict[str, str]:
         return {name or "source": value for name, value in self._code().hashes.items()}
@@ -103,21 +109,25 @@ class _FunctionScorer:
             "function": self.path,
             **content_of(self.reward, without=ClassifierReading),
             **({"as_messages": True} if self.reward.as_messages else {}),
+            **({"options": self.reward.options} if self.reward.options else {}),
+            **({"columns": self.reward.columns} if self.reward.columns else {}),
         }
 
     def columns(self) -> tuple[str, ...]:
-        return look_at(self.path, self.reward.import_seconds).required
+        return columns_of(self.reward)
 
     def stale_with(self) -> str:
         return self._code().covered
 
     def load(self, search: tuple[str, ...]) -> Judge:
         limits = self.reward.import_seconds, self.reward.max_memory_gib
-        process = RewardProcess(self.path, *limits, search, cluster_environment())
+        process = RewardProcess(
+            self.path, *limits, search, cluster_environment(), options=tuple(self.reward.options)
+        )
         return functools.partial(judge_bounded, process, self.reward)
 
     def _code(self) -> OwnCode:
-        return code_of(self.path, self.reward.import_seconds, self.reward.depends_on)
+        return code_of(self.reward)
 
 
 @dataclass(frozen=True)

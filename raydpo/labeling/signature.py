@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter
 from types import MappingProxyType
 from typing import Any, Final
@@ -34,6 +34,7 @@ OWED: Final = (
 _NAME_THEM: Final = "call its parameters `prompts` and `completions`, in any order"
 _DATA: Final = (PROMPTS, COMPLETIONS)
 _ANY_NUMBER: Final = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+_BY_NAME: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 _BY_POSITION: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 #: Words in other names for prompts and for completions, in the singular.
 _WORDS: Final = {
@@ -46,6 +47,9 @@ _WORDS: Final = {
 #: Lists of equal length by name, one value for each completion.
 Lists = Mapping[str, list[Any]]
 NO_LISTS: Final[Lists] = MappingProxyType({})
+#: Arguments of a function that are the same in each call, by name.
+Options = Mapping[str, Any]
+NO_OPTIONS: Final[Options] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class RewardCall:
         columns: names of the lists that have to be columns of the data.
         takes_any: whether it takes lists of all names (`**kwargs`).
         defaults: parameters that keep their defaults unless a column has their name.
+        options: further arguments by name, the same in each call.
     """
 
     function: Callable[..., Any]
@@ -67,6 +72,7 @@ class RewardCall:
     columns: tuple[str, ...]
     takes_any: bool
     defaults: tuple[str, ...]
+    options: Options = field(default_factory=dict[str, Any])
 
     def __call__(self, prompts: list[str], completions: list[str], more: Lists = NO_LISTS) -> Any:
         """Return the function's result.
@@ -81,12 +87,12 @@ class RewardCall:
         lists = {**absent, **more, PROMPTS: prompts, COMPLETIONS: completions}
         positional = [lists.pop(name) for name in self.by_position]
         named = {n: v for n, v in lists.items() if self.takes_any or n in self.by_name}
-        return self.function(*positional, **named)
+        return self.function(*positional, **{**named, **self.options})
 
     def __str__(self) -> str:
         """Describe the call in words."""
         named = [name for name in self.by_name if name not in self.defaults]
-        given = [*self.by_position, *(f"{name}=..." for name in named)]
+        given = [*self.by_position, *(f"{name}=..." for name in (*named, *self.options))]
         call = f"({', '.join([*given, *(['**columns'] if self.takes_any else [])])})"
         if not self.defaults:
             return call
@@ -95,20 +101,26 @@ class RewardCall:
         )
 
 
-def reward_call(function: Callable[..., Any], path: str) -> RewardCall:
+def reward_call(
+    function: Callable[..., Any], path: str, options: Options = NO_OPTIONS
+) -> RewardCall:
     """Determine from its signature how a function is called.
 
     Args:
         function: the function as a person wrote it.
         path: `package.module:name`, for messages.
+        options: arguments that are the same in each call, by name.
 
     Raises:
-        ConfigError: it is a class or an asynchronous generator, or takes no completions.
+        ConfigError: it is a class or an asynchronous generator, takes no completions, or does not
+            take an option.
     """
     if isinstance(function, RewardCall):
         return function
     _refuse_other_callables(function, path)
     parameters = _parameters(function, path)
+    _refuse_other_options(function, path, parameters, options)
+    parameters = [p for p in parameters if p.name not in options]
     required = [
         p
         for p in parameters
@@ -133,7 +145,25 @@ def reward_call(function: Callable[..., Any], path: str) -> RewardCall:
         tuple(columns),
         takes_any,
         tuple(p.name for p in rest if p.name not in OWN_LISTS),
+        options,
     )
+
+
+def _refuse_other_options(
+    function: Callable[..., Any], path: str, parameters: list[Parameter], options: Options
+) -> None:
+    """Refuse options that the function does not take, or that raydpo itself passes."""
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        known = set(options)
+    else:
+        known = {p.name for p in parameters if p.kind in _BY_NAME}
+    if unknown := sorted(options.keys() - known):
+        names = ", ".join(sorted(known - set(OWN_LISTS))) or "none"
+        why = f"it takes no option `{'`, `'.join(unknown)}`"
+        raise _refusal(function, path, why, f"its further parameters are: {names}")
+    if taken := sorted(options.keys() & set(OWN_LISTS)):
+        why = f"raydpo itself passes `{'`, `'.join(taken)}`"
+        raise _refusal(function, path, why, "take it out of `options`")
 
 
 def _by_position(

@@ -14,7 +14,7 @@ from raydpo.config.job import RewardConfig
 from raydpo.core.errors import DataError
 from raydpo.core.own_process import Ended
 from raydpo.labeling.over_http import probe, rows_of
-from raydpo.labeling.reward_process import RewardProcess, as_asked
+from raydpo.labeling.reward_process import RewardProcess, as_asked, columns_as_named
 from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.labeling.service import OWED_BY_SERVICES
 from raydpo.labeling.signature import COMPLETION_IDS, FINISH_REASONS, NO_LISTS, OWED, Lists
@@ -48,12 +48,14 @@ def try_reward(reward: RewardConfig, prompts: list[str], more: Lists = NO_LISTS)
     }
     asked = as_asked(reward, prompts, completions, more)
     with tempfile.TemporaryFile() as printed:
-        process = RewardProcess(path, _IMPORT_SECONDS, output=printed)
+        options = tuple(reward.options)
+        process = RewardProcess(path, _IMPORT_SECONDS, output=printed, options=options)
         try:
             look = process.look()
             if isinstance(look, Ended) and look.too_slow:
                 return f"was not imported in {_IMPORT_SECONDS} s"
-            answer = process.judge(*asked, LIMIT_SECONDS, more={**more, **made_up})
+            named = columns_as_named(reward, {**more, **made_up})
+            answer = process.judge(*asked, LIMIT_SECONDS, more=named, given=reward.options)
         finally:
             process.close()
         printed.seek(0)

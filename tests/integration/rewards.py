@@ -21,6 +21,12 @@ async def count_letter(completions: list[str], letter: list[str], **columns: Any
     return [text.count(wanted) / (len(text) + 1) for text, wanted in pairs]
 
 
+def scaled(completions: list[str], letter: list[str], factor: float) -> list[float]:
+    """How often a letter that the data names is there, times an option."""
+    pairs = zip(completions, letter, strict=True)
+    return [factor * text.count(wanted) for text, wanted in pairs]
+
+
 def constant(prompts: list[str], completions: list[str]) -> list[float]:
     """Every completion is as good as every other."""
     return [1.0 for _ in completions]

@@ -24,6 +24,9 @@ def right(completions, prompts):
     return [len(c) for c in completions]
 def faulty(prompts, completions, **columns):
     return columns["answer"]
+def scaled(completions, truth, factor):
+    if factor < 0: raise ValueError("a factor is not negative")
+    return [factor * float(value) for value in truth]
 def by_answer(completions, ground_truth):
     return [float(truth) for truth in ground_truth]
 """
@@ -104,6 +107,33 @@ def test_a_column_that_the_prompts_do_not_bring_is_refused(job, tmp_path: Path) 
     assert "prompts.jsonl bring no columns for rewards" in str(problem)
     [problem] = check(job(function("right"), function("by_answer"))).problems
     assert "evaluation.judge: checked_rewards:by_answer reads 'ground_truth'" in str(problem)
+
+
+def test_options_and_columns_reach_the_trial_and_wrong_ones_are_refused(job, tmp_path) -> None:
+    rows = [{"prompt": f"the film {n}", "answer": n + 2} for n in range(3)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def checked(**more: Any) -> Any:
+        return check(job(function("scaled", **more)))
+
+    good = {"options": {"factor": 3}, "columns": {"truth": "answer"}}
+    report = checked(**good)
+    assert report.problems == ()
+    assert any("checked_rewards:scaled gave 6 and 9 on two rows" in fact for fact in report.facts)
+    wrong = {
+        "has the signature (completions, truth, factor): it takes no option `faktor`": {
+            "options": {"faktor": 3}
+        },
+        "reads 'truth'": {"options": {"factor": 3}},
+        "reads 'solution'": {"options": {"factor": 3}, "columns": {"truth": "solution"}},
+        "ValueError: a factor is not negative": {**good, "options": {"factor": -1}},
+    }
+    for said, more in wrong.items():
+        assert said in str(checked(**more).problems[0])
+    [problem] = check(
+        job(function("scaled", **good), function("scaled", **{**good, "options": {"factor": -1}}))
+    ).problems
+    assert "a factor is not negative" in str(problem), "another reward than the first"
 
 
 def test_columns_reach_the_trial_and_are_told(job, tmp_path: Path) -> None:

@@ -360,7 +360,12 @@ ELSEWHERE: dict[str, Any] = {
 #: Who labels, and which models and files of functions are a stage's inputs: those are in its key.
 CHOICES = {
     *("labeling.people", "labeling.reward.0.depends_on", "evaluation.judge.0.depends_on"),
-    *("labeling.reward.0.as_messages", "evaluation.judge.0.as_messages"),  # see test_score_part.py
+    # See test_score_part.py.
+    *(
+        f"{section}.0.{name}"
+        for section in ("labeling.reward", "evaluation.judge")
+        for name in ("as_messages", "options", "columns")
+    ),
     *(
         "model.revision",
         "reference.model",

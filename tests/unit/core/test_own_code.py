@@ -13,7 +13,7 @@ from raydpo.config.job import RewardConfig
 from raydpo.core.errors import ConfigError, DataError
 from raydpo.core.own_code import OwnCode, module_file, own_code
 from raydpo.core.own_frames import is_own, own_lines
-from raydpo.labeling.reward_process import code_of as code_with_limit
+from raydpo.labeling.reward_process import code_of as code_of_reward
 from raydpo.labeling.rewards import judge_with_function, resolve_function
 from raydpo.labeling.stage import scorer_inputs
 
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def code_of(path: str, depends_on: tuple[str, ...] = ()) -> OwnCode:
-    return code_with_limit(path, 60, depends_on)
+    return code_of_reward(RewardConfig(function=path, depends_on=depends_on))
 
 
 @pytest.mark.thorough
@@ -125,7 +125,7 @@ def test_declared_files_and_folders_are_hashed_by_content(folder: Path) -> None:
 @pytest.mark.parametrize("path", ["absent.txt", "empty", "absent/folder"])
 def test_a_declared_file_that_is_not_there_is_refused(folder: Path, path: str) -> None:
     (folder / "empty").mkdir()
-    with pytest.raises(ConfigError, match=f"depends_on '{path}'"):
+    with pytest.raises(ConfigError, match=f"depends_on '{folder}/{path}'"):
         code_of("mine_alone:length", (path,))
 
 

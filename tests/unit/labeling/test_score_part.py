@@ -109,11 +109,45 @@ def test_scores_are_known_by_what_the_scorer_reads():
     function = "tests.integration.rewards:count_e"
     assert "as_messages" not in settings(function=function)
     assert settings(function=function, as_messages=True)["as_messages"] is True
+    assert not {"options", "columns"} & settings(function=function).keys()
     http = {"url": "http://rewards:8000/"}
     assert "columns" not in settings(http=http)
     assert settings(http={**http, "columns": ["answer"]})["columns"] == ("answer",)
     with pytest.raises(ValueError, match="`as_messages` is for a `function`"):
         RewardConfig(classifier="org/model", as_messages=True)
+
+
+def test_options_and_columns_of_a_function_are_in_its_settings():
+    def settings(**reward):
+        return scorer_of(RewardConfig(function="tests.integration.rewards:scaled", **reward))
+
+    scorer = settings(options={"factor": 2.0}, columns={"letter": "wanted"})
+    assert scorer.settings()["options"] == {"factor": 2.0}
+    assert scorer.settings()["columns"] == {"letter": "wanted"}
+    assert scorer.columns() == ("wanted",)
+    assert settings(options={"factor": 2.0}).columns() == ("letter",)
+    with pytest.raises(ConfigError, match="it takes no option `facter`"):
+        settings(options={"facter": 2.0}).check()
+    with pytest.raises(ConfigError, match="gets no column as `leter`"):
+        settings(options={"factor": 1}, columns={"leter": "wanted"}).check()
+    for name in ("options", "columns"):
+        with pytest.raises(ValueError, match=f"`{name}` is for a `function`"):
+            RewardConfig.model_validate({"classifier": "org/model", name: {"x": "y"}})
+    with pytest.raises(ValueError, match="`x` is among `options` and `columns`"):
+        settings(options={"x": 1}, columns={"x": "y"})
+    with pytest.raises(ValueError, match="an option holds a Hugging Face token"):
+        settings(options={"to": ["hf_" + "a" * 30]})
+
+
+def test_a_function_gets_its_options_and_columns_under_its_own_names(candidates):
+    rows = [{**row, "metadata": json.dumps({"wanted": "o"})} for row in candidates]
+    reward = RewardConfig(
+        function="tests.integration.rewards:scaled",
+        options={"factor": 2.0},
+        columns={"letter": "wanted"},
+    )
+    result = score_part({"scaled": make_judge(reward)}, rows)
+    assert [row["value"] for row in result.rows] == [4.0] * len(rows)
 
 
 def test_scorers_of_one_name_are_refused():

@@ -221,3 +221,28 @@ def test_what_cannot_be_right_is_refused_by_name_with_the_owed_signature(name: s
 def test_functions_of_python_itself_are_refused_before_they_are_called(path: str) -> None:
     with pytest.raises(ConfigError, match="of Python's own library"):
         resolve_function(path)
+
+
+def test_options_are_passed_by_name_and_are_no_columns() -> None:
+    def rule(completions, answer, tolerance=0.0, *, strict):
+        return [(answer, tolerance, strict)] * len(completions)
+
+    call = reward_call(rule, "m:f", {"tolerance": 0.5, "strict": True})
+    assert call.columns == ("answer",)
+    assert call.defaults == ()
+    columns = {"answer": ["1", "2"], "tolerance": [7, 7], "strict": [7, 7]}
+    assert call(PROMPTS, COMPLETIONS, columns) == [(["1", "2"], 0.5, True)] * 2
+    assert str(call) == "(completions=..., answer=..., tolerance=..., strict=...)"
+
+
+def test_options_that_a_function_does_not_take_or_that_raydpo_passes_are_refused() -> None:
+    def rule(completions, tolerance=0.0):
+        return [tolerance] * len(completions)
+
+    with pytest.raises(ConfigError, match="it takes no option `tolerence`") as caught:
+        reward_call(rule, "m:f", {"tolerence": 0.5})
+    assert "its further parameters are: tolerance" in caught.value.way_out
+    with pytest.raises(ConfigError, match="raydpo itself passes `completions`"):
+        reward_call(rule, "m:f", {"completions": []})
+    taking_all = reward_call(lambda completions, **rest: [rest["x"]], "m:f", {"x": 3})
+    assert taking_all(["p"], ["c"], {"x": [1]}) == [3]
