@@ -11,7 +11,7 @@ from typing import Any, Final, assert_never
 
 from raydpo.check.findings import Findings
 from raydpo.check.machine import is_remote
-from raydpo.config.job import Config, PromptsConfig, RewardConfig
+from raydpo.config.job import Config, PairsConfig, PromptsConfig, RewardConfig
 from raydpo.core.credentials import without_credentials
 from raydpo.core.errors import ConfigError, RaydpoError
 from raydpo.core.metadata import metadata_columns
@@ -20,7 +20,8 @@ from raydpo.labeling.reward_process import code_of
 from raydpo.labeling.scorers import scorer_of
 from raydpo.labeling.signature import MESSAGES
 from raydpo.labeling.trial import try_reward, try_service
-from raydpo.models.loading import load_tokenizer
+from raydpo.models.context import check_context
+from raydpo.models.loading import load_tokenizer, model_config_values
 from raydpo.prompts.reading import HEAD_ROWS
 from raydpo.prompts.sources import location, source_rows
 from raydpo.prompts.stage import prompt_parts
@@ -64,6 +65,8 @@ def check_rewards(config: Config, findings: Findings) -> None:
             tried.append(reward)
             if known and new and two.prompts:
                 findings.attempt(_try, name, reward, two, is_remote(config), findings)
+    if labeling is not None and labeling.pairs.builder == "data_chosen":
+        findings.attempt(_check_chosen, config, labeling.pairs)
     if config.rewards_evaluated and heldout is not None:
         _announce_training_rewards(config, findings)
         for reward in config.rewards_evaluated:
@@ -75,6 +78,31 @@ def _gives_the_same(one: RewardConfig, other: RewardConfig) -> bool:
     """Return whether two rewards differ in nothing that a function or a service is given."""
     asked = [(r.kind, r.source, r.options, r.columns) for r in (one, other)]
     return asked[0] == asked[1]
+
+
+def _check_chosen(config: Config, pairs: PairsConfig) -> None:
+    """Look for the data's chosen completions, and for room for the longest one in the model.
+
+    Raises:
+        ConfigError: the first prompts have no such column, or the model's context is too short.
+    """
+    if config.prompts is None:
+        return
+    check_context(
+        "prompts.max_prompt_tokens + labeling.pairs.max_chosen_tokens",
+        config.prompts.max_prompt_tokens + pairs.max_chosen_tokens,
+        model_config_values(config.model),
+    )
+    rows = list(_readable(config, config.prompts, HEAD_ROWS))
+    there = metadata_columns(row["metadata"] for row in rows)
+    if rows and pairs.chosen_column not in there:
+        raise ConfigError(
+            f"labeling.pairs.builder 'data_chosen' with chosen_column {pairs.chosen_column!r}",
+            f"the first {len(rows)} prompts of {config.prompts.path} bring "
+            + (f"the columns {', '.join(there)}" if there else "no columns beside the prompt"),
+            "set labeling.pairs.chosen_column to the column of the chosen completions, and let "
+            "`metadata` of the prompts keep it",
+        )
 
 
 def _announce_training_rewards(config: Config, findings: Findings) -> None:

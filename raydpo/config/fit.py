@@ -64,7 +64,10 @@ def check_config_fits(config: Config) -> None:
         if layout != "auto":  # with `auto`, the layout is known only after the first row is read
             _check(config.training, _of_layout(layout), f"preferences.layout {layout!r}")
     elif config.prompts is not None and config.labeling is not None and config.labeling.reward:
-        _check(config.training, {"pairs", "rankings", "soft labels"}, "`labeling` by rewards")
+        of_data = config.labeling.pairs.builder == "data_chosen"
+        offered = {"pairs"} if of_data else {"pairs", "rankings", "soft labels"}
+        what = " with pairs.builder 'data_chosen'" if of_data else ""
+        _check(config.training, offered, f"`labeling` by rewards{what}")
     elif config.prompts is not None:
         _check(config.training, {"pairs", "soft labels"}, "people's votes")
     elif config.online is not None and config.online.pairs == "self_play":

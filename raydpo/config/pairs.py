@@ -26,6 +26,7 @@ Builder = Literal[
     "best_of_n",
     "rejection_sampling",
     "correction",
+    "data_chosen",
 ]
 
 #: The settings that only one builder reads.
@@ -35,6 +36,8 @@ _OF_BUILDER: Final[dict[str, Builder]] = {
     "accepted": "rejection_sampling",
     "acceptance_beta": "rejection_sampling",
     "correct_above": "correction",
+    "chosen_column": "data_chosen",
+    "max_chosen_tokens": "data_chosen",
 }
 #: The settings that shape pairs and nothing else.
 _OF_ALL_BUILDERS: Final = ("weight_by", "max_per_prompt", "merge_similarity")
@@ -68,6 +71,10 @@ class PairsConfig(Section):
     """For `rejection_sampling`: beta of the acceptance probability exp((reward - highest reward) / beta)."""
     correct_above: Resolved[Annotated[float, Field(allow_inf_nan=False)]] = 0.5
     """For `correction`: a candidate is correct if its reward is above this, and wrong otherwise."""
+    chosen_column: Resolved[str] = "chosen"
+    """For `data_chosen`: the column of the prompts that holds the chosen completion, as text or as messages that end with it."""
+    max_chosen_tokens: Resolved[PositiveInt] = 512
+    """For `data_chosen`: maximum length of that completion in tokens, including EOS; prompts with a longer one are quarantined."""
     max_per_prompt: Resolved[PositiveInt | None] = None
     """Maximum number of pairs of a prompt; raydpo draws which ones stay, and counts the others."""
     weight_by: Resolved[Literal["none", "margin", "agreement", "confidence"]] = "none"
@@ -120,4 +127,15 @@ class PairsConfig(Section):
                 f"top_fraction {self.top_fraction:g} and bottom_fraction {self.bottom_fraction:g} "
                 "are more than all candidates: their sum is at most 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_data_has_no_reward(self) -> PairsConfig:
+        fields = {"min_margin": 0.0, "labels": "argmax", "weight_by": "none"}
+        for name, default in fields.items():
+            if self.builder == "data_chosen" and getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}` compares the rewards of two candidates, and with the builder "
+                    "`data_chosen` the chosen completion is the data's, which has none: take it out"
+                )
         return self

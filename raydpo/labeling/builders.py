@@ -17,6 +17,8 @@ from typing import Final, assert_never
 from raydpo.config.pairs import Builder, PairsConfig
 from raydpo.core.storage import canonical_json
 
+#: Number of the data's completion among a prompt's candidates, with the builder `data_chosen`.
+DATA: Final = -1
 #: Tokens of the runs that two completions are compared by.
 _RUN: Final = 3
 
@@ -63,7 +65,7 @@ def matched(
 
     Args:
         builder: the builder's name.
-        scored: the prompt's candidates, by their numbers.
+        scored: the prompt's candidates, by their numbers; for `data_chosen` the data's is first.
         config: what the builder reads beside them.
         draws: the prompt's random numbers.
     """
@@ -93,6 +95,8 @@ def matched(
             found = list(zip(accepted[::2], accepted[1::2], strict=False))
         case "correction":
             found = _corrections(scored, config.correct_above)
+        case "data_chosen":
+            found = [(scored[0], other) for other in scored[1:]]
         case _:
             assert_never(builder)
     return [(a, b) if a.candidate < b.candidate else (b, a) for a, b in found]

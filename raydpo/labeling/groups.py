@@ -27,7 +27,7 @@ def candidate_id(candidate: Row) -> str:
 def preference_row(
     candidates: list[Row],
     pairs: Sequence[tuple[int, int]],
-    probabilities: Sequence[float],
+    probabilities: Sequence[float | None],
     *,
     rewards: list[float] | None = None,
     ranking: Sequence[int] | None = None,
@@ -38,7 +38,7 @@ def preference_row(
     Args:
         candidates: the prompt's candidates that are kept; they become the group's completions.
         pairs: (chosen, rejected), by candidate number.
-        probabilities: for each pair, that chosen wins.
+        probabilities: for each pair, that chosen wins; None if only the label is known.
         rewards: one per candidate, or None.
         ranking: candidate numbers, best first, or None.
         weights: for each pair, its weight; without them 1.

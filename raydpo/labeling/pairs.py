@@ -24,7 +24,8 @@ class Pairs:
     Args:
         pairs: one tuple per pair.
         probabilities: for each pair, that chosen wins by the Bradley-Terry model. A person might
-            have given a reversed label, so its probability is that of the reversed label.
+            have given a reversed label, so its probability is that of the reversed label. None if
+            the data says which one is chosen.
         ranking: candidate numbers, best first; None if ties prevent a ranking.
         weights: for each pair, its weight in the loss.
         counts: `ties`: pairs with equal rewards; `below_margin`: pairs that differ too little;
@@ -35,7 +36,7 @@ class Pairs:
     """
 
     pairs: list[tuple[int, int]]
-    probabilities: list[float]
+    probabilities: list[float | None]
     ranking: list[int] | None
     weights: list[float]
     counts: dict[str, int] = field(default_factory=dict[str, int])
@@ -80,11 +81,12 @@ def build_pairs(
     if (most := config.max_per_prompt) is not None:
         counts["above_max_per_prompt"] = max(0, len(pairs) - most)
         pairs = _drawn(pairs, most, draws)
-    ranking, tied = _ranking(ordered, config, draws)
+    of_data = config.builder == "data_chosen"
+    ranking, tied = (None, False) if of_data else _ranking(ordered, config, draws)
     counts |= {"rankings": int(ranking is not None), "rankings_with_ties": int(tied)}
     return Pairs(
         [(pair.chosen, pair.rejected) for pair in pairs],
-        [pair.probability for pair in pairs],
+        [None if of_data else pair.probability for pair in pairs],
         ranking,
         pair_weights([pair.match for pair in pairs], config),
         counts,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from raydpo.config.content import content_of
-from raydpo.config.job import LabelingConfig, PairsConfig
+from raydpo.config.job import LabelingConfig, ModelConfig, PairsConfig
 from raydpo.core.errors import DataError
 from raydpo.core.own_code import function_hashes
 from raydpo.core.own_functions import search_path
@@ -32,7 +33,8 @@ from raydpo.core.parts import (
 from raydpo.core.place import Place
 from raydpo.core.run import PartResult, Stage
 from raydpo.core.tables import Row
-from raydpo.labeling.builders import Draws, Scored
+from raydpo.labeling.builders import DATA, Draws, Scored
+from raydpo.labeling.data_chosen import DataChosen
 from raydpo.labeling.groups import (
     by_prompt,
     candidate_id,
@@ -44,6 +46,9 @@ from raydpo.labeling.groups import (
 )
 from raydpo.labeling.own_pairs import load_pairs
 from raydpo.labeling.pairs import Matches, build_pairs
+from raydpo.models.loading import load_tokenizer, tokenizer_fingerprint
+from raydpo.prompts.encode import make_encoder
+from raydpo.prompts.rows import RefusedRow
 
 STAGE_NAME: Final = "preferences"
 
@@ -71,7 +76,7 @@ Terms = Mapping[tuple[str, int], tuple[float, ...]]
 class Labels:
     """Inputs of labels in addition to scores: `weights` by scorer, `matches` of an own builder.
 
-    With `samples` every group stays, also without pairs, and has the sampler's log-probs.
+    `data` reads the data's chosen completion, for the builder that takes it. With `samples` every group stays, also without pairs, and has the sampler's log-probs.
     """
 
     pairs: PairsConfig
@@ -79,6 +84,7 @@ class Labels:
     seed: int
     round_index: int
     matches: Matches | None = None
+    data: DataChosen | None = None
     samples: bool = False
 
 
@@ -87,6 +93,7 @@ def preferences_work(
     candidates: Table,
     scores: Table,
     labeling: LabelingConfig,
+    model: ModelConfig,
     samples: bool = False,
 ) -> PartWork:
     """Define the work that builds the pairs of every prompt.
@@ -96,14 +103,15 @@ def preferences_work(
         candidates: the completions.
         scores: their scores, in the same parts.
         labeling: the scorers' weights, and how pairs are built.
+        model: its tokenizer encodes completions of the data.
         samples: whether training reads all completions with their rewards and the sampler's
             log-probs (`Config.trains_on_samples`).
     """
     labels = Labels(
         labeling.pairs, _weights(labeling), place.seed, place.round_index, samples=samples
     )
-    stage = preferences_stage(place, candidates, scores, labeling, samples)
-    make = functools.partial(_make_transform, labels, search_path())
+    stage = preferences_stage(place, candidates, scores, labeling, model, samples)
+    make = functools.partial(_make_transform, labels, model, search_path())
     job = PartJob(make, Workers(1), stage.begun.key)
     return part_work([PartStage(stage, [candidates, scores])], job)
 
@@ -113,11 +121,13 @@ def preferences_stage(
     candidates: Table,
     scores: Table,
     labeling: LabelingConfig,
+    model: ModelConfig,
     samples: bool = False,
 ) -> Stage:
     """Describe what these candidates' pairs are made from; arguments as of `preferences_work`."""
     own = labeling.pairs.own_builder
     code = function_hashes(own) if own is not None else {}
+    of_data = labeling.pairs.builder == "data_chosen"
     return Stage(
         place=place,
         name=STAGE_NAME,
@@ -126,11 +136,13 @@ def preferences_stage(
             "candidates": candidates.fingerprint,
             "scores": scores.fingerprint,
             **{f"builder, {name}": value for name, value in code.items()},
+            **({"tokenizer": tokenizer_fingerprint(model)} if of_data else {}),
         },
         settings={
             **content_of(labeling),
             **content_of(labeling.pairs),
             **labeling.pairs.later_content,
+            **(_ends(model) if of_data else {}),
             "weights": _weights(labeling),
             "seed": place.seed,
             "round": place.round_index,
@@ -138,6 +150,10 @@ def preferences_stage(
         },
         parts_of=("candidates", "scores"),
     )
+
+
+def _ends(model: ModelConfig) -> dict[str, list[int]]:
+    return make_encoder(load_tokenizer(model)).end.settings
 
 
 def _weights(labeling: LabelingConfig) -> dict[str, float]:
@@ -170,11 +186,12 @@ def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> Part
     refused: list[Row] = []
     counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
     for group in by_prompt(candidates):
-        reasons = [(row, _why_refused(row, labels.samples)) for row in group]
+        data, unusable = _of_data(group[0], labels.data)
+        reasons = [(row, unusable or _why_refused(row, labels.samples)) for row in group]
         refused += [_refused(row, reason) for row, reason in reasons if reason is not None]
         filled = [row for row, reason in reasons if reason is None]
         kept = [row for row in filled if (row["prompt_id"], row["candidate"]) in terms]
-        row, found = _group(kept, terms, labels, group[0]["prompt_id"])
+        row, found = _group(data, kept, terms, labels, group[0]["prompt_id"])
         rows += [row] if row is not None else []
         for name, count in found.items():
             counts[name] = counts.get(name, 0) + count
@@ -218,31 +235,59 @@ def reward_terms(scores: list[Row], weights: dict[str, float]) -> Terms:
     }
 
 
-def _make_transform(labels: Labels, search: tuple[str, ...]) -> Transform:
+def _make_transform(labels: Labels, model: ModelConfig, search: tuple[str, ...]) -> Transform:
     if (own := labels.pairs.own_builder) is not None:
         labels = replace(labels, matches=load_pairs(own, search))
+    if labels.pairs.builder == "data_chosen":
+        labels = replace(labels, data=DataChosen.of(labels.pairs, model))
     return functools.partial(label_part, labels)
 
 
+def _of_data(sampled: Row, reader: DataChosen | None) -> tuple[Row | None, str | None]:
+    """Return the data's completion of a prompt, or why the prompt is refused; None for neither."""
+    try:
+        return (reader.candidate(sampled) if reader is not None else None), None
+    except RefusedRow as error:
+        return None, f"the chosen completion of the data: {error}"
+
+
 def _group(
-    candidates: list[Row], terms: Terms, labels: Labels, prompt_id: str
+    data: Row | None, candidates: list[Row], terms: Terms, labels: Labels, prompt_id: str
 ) -> tuple[Row | None, dict[str, int]]:
-    """Return the group's row, or None if nothing is learned from it, and its counts."""
+    """Return the group's row, or None if nothing is learned from it, and its counts.
+
+    Args:
+        data: the completion that the data chose, for the builder that takes it.
+        candidates: the sampled completions that have a reward.
+        terms: what their rewards are the sums of.
+        labels: how they become pairs.
+        prompt_id: the prompt.
+    """
+    of_data = labels.data is not None
+    if of_data and data is None:
+        return None, {"groups_without_chosen": int(bool(candidates))}
     of = [terms[row["prompt_id"], row["candidate"]] for row in candidates]
     scored = [
         Scored(row["candidate"], tuple(row["completion_ids"]), sum(own), own)
         for row, own in zip(candidates, of, strict=True)
     ]
+    if data is not None:  # it wins whatever the rewards of the others
+        scored.append(Scored(DATA, tuple(data["completion_ids"]), math.inf))
+        candidates = [data, *candidates]
     draws = Draws(labels.seed, labels.round_index, prompt_id)
     built = build_pairs(scored, labels.pairs, draws, labels.matches)
-    counts = {**built.counts, "pairs": len(built.pairs), "soft_labels": len(built.pairs)}
+    counts = {
+        **built.counts,
+        "pairs": len(built.pairs),
+        "soft_labels": 0 if of_data else len(built.pairs),
+    }
     if not built.pairs and not (labels.samples and candidates):
         return None, {**counts, "rankings": 0}
     row = preference_row(
         candidates,
         built.pairs,
         built.probabilities,
-        rewards=[one.reward for one in scored],
+        rewards=None if of_data else [one.reward for one in scored],
         ranking=built.ranking,
         weights=built.weights,
     )

@@ -210,18 +210,19 @@ class Round:
     def preferences(self, candidates: Table, scores: Table, labeling: LabelingConfig) -> Planned:
         """Make preferences from the candidates' scores."""
         place, samples = self.place("preferences"), self.config.trains_on_samples
+        model = self.config.model
         return Planned(
             place,
             lambda: finish_preferences(self._preferences(candidates, scores, labeling)),
-            lambda: preferences_stage(place, candidates, scores, labeling, samples),
+            lambda: preferences_stage(place, candidates, scores, labeling, model, samples),
         )
 
     def _scoring(self, candidates: Table, labeling: LabelingConfig) -> PartWork:
         return scoring_work([Target(self.place("scores"), candidates)], labeling.reward)
 
     def _preferences(self, candidates: Table, scores: Table, labeling: LabelingConfig) -> PartWork:
-        samples = self.config.trains_on_samples
-        return preferences_work(self.place("preferences"), candidates, scores, labeling, samples)
+        of = self.config.model, self.config.trains_on_samples
+        return preferences_work(self.place("preferences"), candidates, scores, labeling, *of)
 
     def self_play(self, candidates: Table, examples: Table) -> Planned:
         """Make preferences for the data's completions over the policy's own."""

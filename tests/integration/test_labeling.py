@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from raydpo.config.job import LabelingConfig, PairsConfig, RewardConfig
+from raydpo.config.job import LabelingConfig, ModelConfig, PairsConfig, RewardConfig
 from raydpo.core.errors import DataError, QuarantineBudgetError, ServiceError
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
@@ -36,6 +36,7 @@ REWARD_MODEL = Path(__file__).parents[2] / "assets" / "sentiment-reward"
 CLASSIFIER = RewardConfig(
     classifier=str(REWARD_MODEL), label="positive", input="completion", batch_size=4
 )
+MODEL = ModelConfig(path=str(REWARD_MODEL.parent / "review-lm"))
 TEXTS = (" was superb and moving.", " was awful, a waste of time.", " was fine", " was dull")
 PROMPTS, PROMPTS_PER_PART = 6, 2
 
@@ -93,7 +94,7 @@ def score(folder: Path, candidates: Table, *rewards: RewardConfig, budget: float
 
 def label(folder: Path, candidates: Table, scores: Table, labeling: LabelingConfig) -> Table:
     place = Place(Folder(str(folder)), "test, label")
-    return finish_preferences(preferences_work(place, candidates, scores, labeling))
+    return finish_preferences(preferences_work(place, candidates, scores, labeling, MODEL))
 
 
 def rows_of(table: Table):

@@ -40,6 +40,7 @@ STAGE_IMPORTS_STAGE = {
     "evaluation": {"sampling", "labeling", "reference"},
     "reference": {"training"},
     "sampling": {"prompts"},
+    "labeling": {"prompts"},
 }
 #: Lines that a file may have.
 MOST_LINES = 600

@@ -199,3 +199,17 @@ def test_check_says_what_the_evaluation_asks_of_the_training_rewards(job) -> Non
         http = {"http": service.url, "name": "service"}
         assert any(asked in fact for fact in check(job(http, function("right"))).facts)
     assert not any("held-out prompt, too" in fact for fact in check(job(function("right"))).facts)
+
+
+def test_the_column_of_chosen_completions_is_looked_for(job, tmp_path: Path) -> None:
+    config = job({"function": "checked_rewards:right"})
+    values = config.model_dump(mode="json", exclude_unset=True)
+    values["labeling"]["pairs"] = {"builder": "data_chosen", "max_chosen_tokens": 16}
+    config = config_from_values(values, "test")
+    assert "bring no columns beside the prompt" in str(check(config).problems)
+    row = {"prompt": "the film", "chosen": " was good"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row) + "\n")
+    assert not check(config).problems
+    values["labeling"]["pairs"] = {"builder": "data_chosen", "max_chosen_tokens": 100_000}
+    problems = str(check(config_from_values(values, "test")).problems)
+    assert "labeling.pairs.max_chosen_tokens" in problems

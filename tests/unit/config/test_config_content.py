@@ -126,7 +126,7 @@ STAGES: dict[str, Callable[[Any], Stage]] = {
     "sampling": sampling,
     "scores": lambda c: scores_stage(at(c), table("candidates"), c.labeling.reward),
     "preferences": lambda c: preferences_stage(
-        at(c), table("candidates"), table("scores"), c.labeling
+        at(c), table("candidates"), table("scores"), c.labeling, c.model
     ),
     "training groups": lambda c: training_groups_stage(
         at(c, 1), table("own"), {0: table("earlier")}, c.online
@@ -422,4 +422,6 @@ def test_pairs_of_earlier_versions_keep_their_key() -> None:
     assert settings() == earlier | {"flip_rate", "weights", "seed", "round"}
     fractions = {"top_fraction", "bottom_fraction"}
     assert settings(builder="top_bottom") == settings() | fractions
+    of_data = {"chosen_column", "max_chosen_tokens"}
+    assert settings(builder="data_chosen") == settings() | of_data
     assert settings(max_per_prompt=3) == settings() | {"max_per_prompt"}

@@ -63,6 +63,10 @@ def test_nothing_is_sampled_from_a_reward_model(section: str) -> None:
         (job("dpo", "unpaired"), "use `kto` for single judged completions"),
         (job("soft_label", "sharegpt"), "or use `cdpo`"),
         (job({"name": "sppo", "win_rates": "soft"}, "explicit"), "the probability that chosen"),
+        (
+            job("soft_label", labeling={**REWARD, "pairs": {"builder": "data_chosen"}}),
+            "with pairs.builder 'data_chosen': what is there is pairs",
+        ),
         (job("best_of_k"), "best_of_k learns from rankings"),  # of people's votes
         (
             job({"name": "sum", "terms": [{"objective": "dpo"}, {"objective": "kto"}]}, "explicit"),

@@ -209,6 +209,9 @@ def test_fewer_than_two_candidates_make_no_pair(builder: str) -> None:
         ({"builder": "top_bottom", "accepted": 4}, "`accepted` is for"),
         ({"acceptance_beta": 0.1}, "`acceptance_beta` is for `builder: rejection_sampling`"),
         ({"correct_above": 0.0}, "`correct_above` is for `builder: correction`"),
+        ({"chosen_column": "good"}, "`chosen_column` is for `builder: data_chosen`"),
+        ({"builder": "data_chosen", "min_margin": 0.1}, "`min_margin` compares the rewards"),
+        ({"builder": "data_chosen", "weight_by": "margin"}, "`weight_by` compares the rewards"),
         ({"builder": "top_bottom", "top_fraction": 0.8}, "their sum is at most 1"),
     ],
 )

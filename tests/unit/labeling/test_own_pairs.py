@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from raydpo.check.own_functions import try_apart
-from raydpo.config.job import LabelingConfig, PairsConfig
+from raydpo.config.job import LabelingConfig, ModelConfig, PairsConfig
 from raydpo.core.errors import ConfigError
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
@@ -112,7 +112,7 @@ def test_another_code_is_another_stage(module: str, tmp_path: Path) -> None:
         )
         table = Table(Folder(str(tmp_path)), {"fingerprint": "f"})
         place = Place(Folder(str(tmp_path / "p")), "test")
-        return preferences_stage(place, table, table, labeling).key
+        return preferences_stage(place, table, table, labeling, ModelConfig(path="m")).key
 
     own, shipped = key(f"{module}:adjacent"), key("all_pairs")
     (tmp_path / f"{module}.py").write_text(SOURCE + "\n# another\n")

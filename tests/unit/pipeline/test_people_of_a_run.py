@@ -92,7 +92,7 @@ def labelled_by_reward(run: Path, job: str) -> None:
     reward = config.labeling.reward
     scores = finish(scores_stage(stages.place("scores"), candidates, reward), [])
     place = stages.place("preferences")
-    finish(preferences_stage(place, candidates, scores, config.labeling), [], pairs=1)
+    finish(preferences_stage(place, candidates, scores, config.labeling, config.model), [], pairs=1)
 
 
 def table_of(run: Path, name: str) -> Table:
