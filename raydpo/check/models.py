@@ -240,6 +240,8 @@ def _check_reward(what: str, reward: RewardConfig, findings: Findings, config: C
             findings.facts.append(f"{what}: function {reward.function}{look.call}")
         case "classifier":
             _check_classifier(what, reward, findings)
+        case "judge":
+            findings.facts.append(f"{what}: judge {reward.source}")
         case "http":  # it is asked for two rows later on: see check_rewards.py
             findings.facts.append(f"{what}: a service at {without_credentials(reward.source)}")
         case _:

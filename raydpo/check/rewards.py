@@ -1,4 +1,4 @@
-"""Check reward functions and services on real prompts; see `job.py`.
+"""Check reward functions, services and judges on real prompts; see `job.py`.
 
 For each of them, `Findings` gets what its scores depend on, and its rewards for two rows.
 """
@@ -15,7 +15,10 @@ from raydpo.config.job import Config, PairsConfig, PromptsConfig, RewardConfig
 from raydpo.core.credentials import without_credentials
 from raydpo.core.errors import ConfigError, RaydpoError
 from raydpo.core.metadata import metadata_columns
+from raydpo.core.run import round_folder, run_folder
 from raydpo.core.tables import Row
+from raydpo.labeling.judges.kept import answers_folder
+from raydpo.labeling.judges.scorer import try_judge
 from raydpo.labeling.reward_process import code_of
 from raydpo.labeling.scorers import scorer_of
 from raydpo.labeling.signature import MESSAGES
@@ -44,7 +47,7 @@ class _Two:
 
 
 def check_rewards(config: Config, findings: Findings) -> None:
-    """Say what each function and service depends on, and ask it for two rows."""
+    """Say what each function, service and judge depends on, and try it."""
     labeling, evaluation = config.labeling, config.evaluation
     heldout = evaluation.prompts if evaluation is not None else None
     sections = (
@@ -64,7 +67,7 @@ def check_rewards(config: Config, findings: Findings) -> None:
             new = not any(_gives_the_same(reward, other) for other in tried)
             tried.append(reward)
             if known and new and two.prompts:
-                findings.attempt(_try, name, reward, two, is_remote(config), findings)
+                findings.attempt(_try, name, reward, two, config, findings)
     if labeling is not None and labeling.pairs.builder == "data_chosen":
         findings.attempt(_check_chosen, config, labeling.pairs)
     if config.rewards_evaluated and heldout is not None:
@@ -110,7 +113,7 @@ def _announce_training_rewards(config: Config, findings: Findings) -> None:
     if not config.rewards_evaluated or config.evaluation is None:
         return
     asked = f"{2 * config.evaluation.samples_per_prompt} completions a held-out prompt"
-    services = [reward.scorer for reward in config.rewards_evaluated if reward.http is not None]
+    services = [r.scorer for r in config.rewards_evaluated if r.kind in ("http", "judge")]
     cost = f", also {', '.join(services)} over HTTP" if services else ""
     findings.facts.append(
         f"evaluation: labeling.reward scores {asked}, too{cost}; "
@@ -124,7 +127,8 @@ def _cover(name: str, reward: RewardConfig, findings: Findings) -> bool:
         case "function":
             _cover_function(name, reward, findings)
             return True
-        case "http":
+        case "http" | "judge":
+            scorer_of(reward).check()
             covered = scorer_of(reward).stale_with()
             findings.facts.append(f"{name}: scores are made again when these change: {covered}")
             return True
@@ -188,21 +192,25 @@ def _readable(config: Config, source: PromptsConfig, count: int) -> Iterator[Row
         return
 
 
-def _try(name: str, reward: RewardConfig, two: _Two, remote: bool, findings: Findings) -> None:
-    """Note what the function or service gave on two rows.
+def _try(name: str, reward: RewardConfig, two: _Two, config: Config, findings: Findings) -> None:
+    """Note what the function or service gave on two rows, or how a judge passed its self-test.
 
     Raises:
         RaydpoError: it fails, and where it will be asked from is here.
     """
     try:
-        if reward.http is not None:
+        if reward.judge is not None:
+            answers = answers_folder(round_folder(run_folder(config.output, config.name), 0))
+            gave = try_judge(reward.judge, reward.scorer, answers)
+            findings.facts.append(f"{name}: judge {reward.source} {gave}")
+        elif reward.http is not None:
             gave = try_service(reward.http, two.prompts, two.more)
             findings.facts.append(f"{name}: service {without_credentials(reward.source)} {gave}")
         else:
             gave = try_reward(reward, two.prompts, two.more)
             findings.facts.append(f"{name}: function {reward.source} {gave}")
     except RaydpoError as problem:
-        if not remote:
+        if not is_remote(config):
             raise
         findings.facts.append(
             f"note: {name} fails on this machine, and may not on the cluster: {problem}"

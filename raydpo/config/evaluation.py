@@ -76,4 +76,10 @@ class EvaluationConfig(Section):
     def _judges_are_others(self) -> EvaluationConfig:
         if any(judge.implicit for judge in self.judge):
             raise ValueError("a policy does not judge itself: give another reward")
+        if any(judge.is_relative for judge in self.judge):
+            raise ValueError(
+                "a pairwise judge compares completions of one model, so its scores cannot compare "
+                "two models: let it compare each with a `baseline_column` (schedule: "
+                "against_baseline), or choose `mode: pointwise`"
+            )
         return self

@@ -42,6 +42,10 @@ def _service_url(url: str) -> str:
     return url
 
 
+#: Address of a service, without secrets.
+ServiceUrl = Annotated[str, AfterValidator(_service_url)]
+
+
 def _names_of_variables(value: Any) -> Any:
     """Refuse an invalid variable name without repeating it, because it may be the secret itself."""
     if not isinstance(value, dict):
@@ -62,7 +66,7 @@ def _names_of_variables(value: Any) -> Any:
 class ServiceConfig(Section):
     """Where a service is, how long it is waited for, and its secrets."""
 
-    url: Annotated[str, AfterValidator(_service_url)]
+    url: ServiceUrl
     """Address that raydpo posts requests to; it is saved and printed, so it must contain no secret."""
     version: Annotated[str, Field(max_length=200)] = ""
     """Your name for the model version behind the service; if it changes, raydpo makes the scores again."""

@@ -130,13 +130,16 @@ class Config(Section):
         """The rewards that made the labels, if they score the evaluation's samples, too.
 
         People cannot be asked again for other samples. An implicit reward is a log-ratio of the
-        policy itself, so its value of the policy's own samples is their KL.
+        policy itself, so its value of the policy's own samples is their KL. A pairwise judge
+        without a baseline compares samples of one model only.
         """
         if self.evaluation is None or not self.evaluation.training_rewards:
             return ()
         if self.evaluates_reference_alone:  # there is no policy to compare
             return ()
         if self.labeling is None or self.labeling.is_implicit:
+            return ()
+        if any(reward.is_relative for reward in self.labeling.reward):
             return ()
         return self.labeling.reward
 

@@ -25,6 +25,7 @@ from raydpo.config.base import (
 )
 from raydpo.config.content import Placement, Resolved
 from raydpo.config.http import Http
+from raydpo.config.judges import JudgeConfig
 from raydpo.config.pairs import PairsConfig
 from raydpo.core.credentials import credential_in
 
@@ -63,11 +64,11 @@ Options = Annotated[
 ]
 
 #: The kinds of rewards.
-RewardKind = Literal["function", "classifier", "http", "implicit"]
+RewardKind = Literal["function", "classifier", "http", "judge", "implicit"]
 
 
 class RewardConfig(ClassifierReading, FunctionLimits):
-    """One scorer of completions: a function, a sequence classifier, a service, or the run's own model."""
+    """One scorer of completions: a function, a sequence classifier, a service, a judge, or the run's own model."""
 
     function: Resolved[str | None] = None
     """`package.module:name` of a function that raydpo calls by name with lists of `prompts`, `completions` and columns of the data; it returns a list of numbers."""
@@ -83,6 +84,8 @@ class RewardConfig(ClassifierReading, FunctionLimits):
     """A sequence-classification model: folder, URI or hub name."""
     http: Resolved[Http | None] = None
     """A service that scores batches over HTTP, given as its URL or as a section with it."""
+    judge: Resolved[JudgeConfig | None] = None
+    """A language model that scores completions by a rubric, or compares two of them."""
     implicit: Resolved[bool] = False
     """The run's own model scores: log-prob under `model` minus log-prob under the reference, in nats; `weight` is its beta."""
     weight: Resolved[Annotated[float, Field(allow_inf_nan=False)]] = 1.0
@@ -100,11 +103,11 @@ class RewardConfig(ClassifierReading, FunctionLimits):
 
     @model_validator(mode="after")
     def _one_source(self) -> RewardConfig:
-        given = (self.function, self.classifier, self.http, self.implicit or None)
+        given = (self.function, self.classifier, self.http, self.judge, self.implicit or None)
         if len(given) - given.count(None) != 1:
             raise ValueError(
-                "a reward takes exactly one of `function`, `classifier`, `http` and `implicit`: "
-                "give one"
+                "a reward takes exactly one of `function`, `classifier`, `http`, `judge` and "
+                "`implicit`: give one"
             )
         return self
 
@@ -141,13 +144,16 @@ class RewardConfig(ClassifierReading, FunctionLimits):
     @model_validator(mode="after")
     def _functions_have_limits(self) -> RewardConfig:
         if self.function is None and (given := self._other_than_default(FunctionLimits)):
-            inside = ", or into `http`" if self.http is not None else ""
+            service = self.kind if self.kind in ("http", "judge") else None
+            inside = f", or into `{service}`" if service else ""
             raise ValueError(f"`{'`, `'.join(given)}` is for a `function`: take it out{inside}")
         return self
 
     @model_validator(mode="after")
     def _services_are_read_whole(self) -> RewardConfig:
-        if self.http is not None and (given := self._other_than_default(ClassifierReading)):
+        if self.kind in ("http", "judge") and (
+            given := self._other_than_default(ClassifierReading)
+        ):
             raise ValueError(f"`{'`, `'.join(given)}` is for a `classifier`: take it out")
         return self
 
@@ -162,7 +168,15 @@ class RewardConfig(ClassifierReading, FunctionLimits):
             return "function"
         if self.http is not None:
             return "http"
+        if self.judge is not None:
+            return "judge"
         return "classifier" if self.classifier is not None else "implicit"
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether its values compare only completions of the same prompt by the same model."""
+        judge = self.judge
+        return judge is not None and judge.mode == "pairwise" and judge.baseline_column is None
 
     @property
     def device(self) -> Literal["auto", "cpu"]:
@@ -171,8 +185,10 @@ class RewardConfig(ClassifierReading, FunctionLimits):
 
     @property
     def source(self) -> str:
-        """The function, the classifier's path or the service's URL; for an implicit reward, its kind."""
-        return self.function or self.classifier or (self.http.url if self.http else "implicit")
+        """The function, the classifier's path, the service's URL or the judge's model; for an implicit reward, its kind."""
+        if self.http is not None:
+            return self.http.url
+        return self.function or self.classifier or (self.judge.model if self.judge else "implicit")
 
     @property
     def scorer(self) -> str:

@@ -8,6 +8,7 @@
     |-- ClusterError     Ray cannot be reached, or lost a task, a process or a node
     |-- EngineError      a sampling engine got no place in the cluster, or died too often
     |-- ServiceError     a reward service is down, or does not answer as it has to
+    |-- BudgetError      a judge has spent what it may spend
     |-- RunError         the run directory cannot be used as asked
     |   |-- StorageError           a store of files could not be reached; an OSError, too
     |   |-- RunLockedError         another live process holds the directory
@@ -74,6 +75,10 @@ class EngineError(RaydpoError):
 
 class ServiceError(RaydpoError):
     """A reward service is down, or does not answer as it has to."""
+
+
+class BudgetError(RaydpoError):
+    """A judge has spent what it may spend."""
 
 
 class RunError(RaydpoError):

@@ -25,6 +25,7 @@ from raydpo.core.errors import QuarantineBudgetError, RaydpoError, own_errors
 from raydpo.core.fingerprints import Fingerprint
 from raydpo.core.notices import notices_shown, telling
 from raydpo.core.place import Place
+from raydpo.core.position_bias import position_lines
 from raydpo.core.progress import Progress, logger
 from raydpo.core.pulse import Watch, Watched, beating, watching
 from raydpo.core.run import (
@@ -277,6 +278,8 @@ def commit_table(
     manifest = commit(stage, {}, parts=parts, check=check_counts)
     logger.info("[%s] done: %s", stage.place.label, describe_counts(manifest))
     warn_of_cuts(stage.place.label, manifest)
+    for line in position_lines(manifest["counts"]):
+        logger.info("[%s] %s", stage.place.label, line)
     return Table(stage.folder, manifest)
 
 

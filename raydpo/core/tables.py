@@ -29,7 +29,7 @@ PAIR: Final = pa.struct(
 
 #: Columns that tables of earlier versions lack. A row may leave them out; they are then null, and
 #: the row's hash is the one that it had before the columns existed.
-LATER_COLUMNS: Final = frozenset({"metadata", "prompt_messages"})
+LATER_COLUMNS: Final = frozenset({"metadata", "prompt_messages", "value_low", "value_high"})
 #: What a source says of the prompt beside what raydpo itself uses: a JSON object, or null
 #: (`core/metadata.py`).
 _METADATA: Final = pa.field("metadata", pa.string())
@@ -67,7 +67,8 @@ CANDIDATES: Final = pa.schema(
 )
 
 #: One row a judgement of one candidate by one scorer; all of them are kept. `value` is null where
-#: one of several scorers does not apply to the candidate.
+#: one of several scorers does not apply to the candidate. `value_low` and `value_high` are its 95 %
+#: interval, where the scorer gives one; `rationale` is the judge's own words.
 SCORES: Final = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
@@ -75,6 +76,8 @@ SCORES: Final = pa.schema(
         pa.field("scorer", pa.string(), nullable=False),
         pa.field("value", pa.float64()),
         pa.field("rationale", pa.string()),
+        pa.field("value_low", pa.float64()),
+        pa.field("value_high", pa.float64()),
     ]
 )
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from raydpo.core.cut_counts import cut_warnings
+from raydpo.core.position_bias import position_lines
 from raydpo.evaluation import metrics
 from raydpo.evaluation.metrics import Estimate
 from raydpo.evaluation.report import number, percent
@@ -80,7 +81,7 @@ def examine(
         "verdict": _verdict(found["difference"]["score"], objections),
         "speaks_against_it": objections,
         "checks": [asdict(check) for check in checks],
-        "notes": [*_notes(found), *_reward_notes(found), *_cut_notes(counts)],
+        "notes": [*_notes(found), *_reward_notes(found), *_stage_notes(counts)],
     }
 
 
@@ -297,12 +298,12 @@ def _reward_notes(found: Json) -> list[str]:
     return notes
 
 
-def _cut_notes(counts: dict[str, dict[str, int]]) -> list[str]:
-    """Return for each stage that cut many texts short what a reader must know about it."""
+def _stage_notes(counts: dict[str, dict[str, int]]) -> list[str]:
+    """Return what a reader must know of stages: texts cut short, and judges' position bias."""
     return [
         f"{stage.replace('_', ' ').capitalize()}: {line}."
         for stage, values in counts.items()
-        for line in cut_warnings(values)
+        for line in (*cut_warnings(values), *position_lines(values))
     ]
 
 

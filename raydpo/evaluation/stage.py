@@ -23,6 +23,7 @@ from raydpo.evaluation.samples import groups_of_samples
 from raydpo.evaluation.slices import prompt_columns
 from raydpo.evaluation.steps import Steps
 from raydpo.evaluation.training_rewards import read_label_rewards
+from raydpo.labeling.scorers import scorer_of
 from raydpo.labeling.stage import scorer_inputs
 from raydpo.models.loading import tokenizer_fingerprint, weights_fingerprint
 from raydpo.reference.agreement import Agreement
@@ -224,7 +225,9 @@ def _judge_settings(judge: RewardConfig) -> Json:
 
 
 def _service(reward: RewardConfig) -> Json:
-    """Return the part of a service that counts; nothing for other rewards."""
+    """Return the part of a service or judge that counts; nothing for other rewards."""
+    if reward.judge is not None:
+        return {"judge": scorer_of(reward).settings(), **scorer_of(reward).inputs()}
     return {"http": content_of(reward.http)} if reward.http is not None else {}
 
 

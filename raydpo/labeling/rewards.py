@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,27 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Note:
+    """What a scorer says beside a value: its words, and the bounds of a 95 % interval."""
+
+    rationale: str | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Judged:
-    """Rewards or refusals in the order of the completions, and how many texts were cut."""
+    """Rewards or refusals in the order of the completions, and how many texts were cut.
+
+    Attributes:
+        notes: one for each completion, or none at all.
+        counts: further counts for the manifest.
+    """
 
     values: list[float | Refusal]
     truncated: int = 0
+    notes: list[Note] = field(default_factory=list[Note])
+    counts: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def resolve_function(path: str, options: Options = NO_OPTIONS) -> RewardCall:

@@ -16,12 +16,14 @@ from raydpo.config.job import ModelConfig, RewardConfig
 from raydpo.config.labeling import ClassifierReading
 from raydpo.core.own_code import OwnCode
 from raydpo.core.own_process import cluster_environment
+from raydpo.core.storage import Folder
 from raydpo.labeling.classifier import (
     judge_with_classifier,
     label_index,
     load_classifier,
     read_otherwise_before,
 )
+from raydpo.labeling.judges.scorer import JudgeScorer
 from raydpo.labeling.over_http import judge_over_http
 from raydpo.labeling.reward_process import (
     RewardProcess,
@@ -72,8 +74,11 @@ class Scorer(Protocol):
         """Describe what makes its scores stale; None if there is nothing to say."""
         ...
 
-    def load(self, search: tuple[str, ...]) -> Judge:
-        """Prepare it in a worker; modules are looked for in the folders `search` first."""
+    def load(self, search: tuple[str, ...], answers: Folder | None = None) -> Judge:
+        """Prepare it in a worker.
+
+        Modules are looked for in the folders `search` first. Judges keep answers in `answers`.
+        """
         ...
 
 
@@ -87,6 +92,9 @@ def scorer_of(reward: RewardConfig) -> Scorer:
         case "http":
             assert reward.http is not None
             return _HttpScorer(reward, reward.http)
+        case "judge":
+            assert reward.judge is not None
+            return JudgeScorer(reward, reward.judge)
         case "implicit":
             raise AssertionError("an implicit reward is read from tables: see implicit.py")
         case _:
@@ -119,7 +127,7 @@ class _FunctionScorer:
     def stale_with(self) -> str:
         return self._code().covered
 
-    def load(self, search: tuple[str, ...]) -> Judge:
+    def load(self, search: tuple[str, ...], answers: Folder | None = None) -> Judge:
         limits = self.reward.import_seconds, self.reward.max_memory_gib
         process = RewardProcess(
             self.path, *limits, search, cluster_environment(), options=tuple(self.reward.options)
@@ -154,7 +162,7 @@ class _ClassifierScorer:
     def stale_with(self) -> None:
         return None
 
-    def load(self, search: tuple[str, ...]) -> Judge:
+    def load(self, search: tuple[str, ...], answers: Folder | None = None) -> Judge:
         return functools.partial(judge_with_classifier, load_classifier(self.reward))
 
 
@@ -183,5 +191,5 @@ class _HttpScorer:
         version = f"its `version` ({self.http.version!r})"
         return f"its `url`, its `shape`, {version}; raydpo cannot see which model answers there"
 
-    def load(self, search: tuple[str, ...]) -> Judge:
+    def load(self, search: tuple[str, ...], answers: Folder | None = None) -> Judge:
         return functools.partial(judge_over_http, self.http, self.reward.batch_size)

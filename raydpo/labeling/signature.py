@@ -22,8 +22,16 @@ COMPLETIONS: Final = "completions"
 COMPLETION_IDS: Final = "completion_ids"
 FINISH_REASONS: Final = "finish_reasons"
 MESSAGES: Final = "messages"
+CANDIDATE_IDS: Final = "candidate_ids"
 #: Lists that every reward function can ask for; a column of one of these names is not passed.
-OWN_LISTS: Final = (PROMPTS, COMPLETIONS, COMPLETION_IDS, FINISH_REASONS, MESSAGES)
+OWN_LISTS: Final = (
+    PROMPTS,
+    COMPLETIONS,
+    COMPLETION_IDS,
+    FINISH_REASONS,
+    MESSAGES,
+    CANDIDATE_IDS,
+)
 #: Stands among the names that a function takes for lists of any name (`**kwargs`).
 ANY_NAME: Final = "**"
 #: What raydpo passes to a reward function, and what the function must return.

@@ -32,12 +32,13 @@ from raydpo.core.parts import (
 from raydpo.core.place import Place
 from raydpo.core.progress import logger
 from raydpo.core.run import PartResult, Stage
-from raydpo.core.storage import fingerprint
+from raydpo.core.storage import Folder, fingerprint
 from raydpo.core.tables import Row
 from raydpo.labeling.groups import candidate_id
-from raydpo.labeling.rewards import Refusal
+from raydpo.labeling.judges.kept import answers_folder
+from raydpo.labeling.rewards import Judged, Note, Refusal
 from raydpo.labeling.scorers import Judge, scorer_of
-from raydpo.labeling.signature import COMPLETION_IDS, FINISH_REASONS, MESSAGES
+from raydpo.labeling.signature import CANDIDATE_IDS, COMPLETION_IDS, FINISH_REASONS, MESSAGES
 
 STAGE_NAME: Final = "scores"
 
@@ -81,8 +82,11 @@ def scoring_work(targets: list[Target], rewards: tuple[RewardConfig, ...]) -> Pa
         answer_within_seconds=max(reward.answer_within_seconds for reward in rewards),
         answer_setting="answer_within_seconds of the reward",
     )
-    make = functools.partial(_make_transform, rewards, search_path())
+    answers = answers_folder(targets[0].place.folder)
+    make = functools.partial(_make_transform, rewards, search_path(), answers)
     identity = {**scorer_inputs(rewards), "rewards": [r.model_dump(mode="json") for r in rewards]}
+    if any(reward.judge is not None for reward in rewards):  # a worker keeps answers of one run
+        identity["answers"] = answers.uri
     job = PartJob(make, workers, fingerprint(identity))
     return part_work(stages, job)
 
@@ -161,9 +165,17 @@ def refuse_missing_columns(table: Table, rewards: tuple[RewardConfig, ...]) -> N
             )
 
 
-def make_judge(reward: RewardConfig, search: tuple[str, ...] = ()) -> Judge:
-    """Load a scorer; a function is looked for in the folders `search` first."""
-    return scorer_of(reward).load(search)
+def make_judge(
+    reward: RewardConfig, search: tuple[str, ...] = (), answers: Folder | None = None
+) -> Judge:
+    """Load a scorer.
+
+    Args:
+        reward: the scorer.
+        search: folders in which a function is looked for first.
+        answers: where a judge keeps its answers; None for in memory alone.
+    """
+    return scorer_of(reward).load(search, answers)
 
 
 def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
@@ -190,9 +202,14 @@ def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
             if any(refusal.ended_process for refusal in refusals.values()):
                 tell(f"candidate {candidate_id(candidate)} is refused: {'; '.join(reasons)}")
         else:
-            rows += [_score(candidate, scorer, value) for scorer, value in values.items()]
+            rows += [
+                _score(candidate, scorer, value, _note(judged[scorer], index))
+                for scorer, value in values.items()
+            ]
             not_applicable.update(s for s, v in values.items() if isinstance(v, Refusal))
     counts = {f"truncated_for_{scorer}": given.truncated for scorer, given in judged.items()}
+    for given in judged.values():
+        counts |= given.counts
     counts |= {f"does_not_apply_{scorer}": count for scorer, count in not_applicable.items()}
     return PartResult(rows, refused, {"scored": len(candidates) - len(refused), **counts})
 
@@ -203,12 +220,15 @@ def lists_of(candidates: list[Row]) -> dict[str, list[Any]]:
         **metadata_columns(row.get("metadata") for row in candidates),
         COMPLETION_IDS: [row["completion_ids"] for row in candidates],
         FINISH_REASONS: [row["finish_reason"] for row in candidates],
+        CANDIDATE_IDS: [candidate_id(row) for row in candidates],
         MESSAGES: [row.get("prompt_messages") for row in candidates],
     }
 
 
-def _make_transform(rewards: tuple[RewardConfig, ...], search: tuple[str, ...]) -> Transform:
-    judges = {reward.scorer: make_judge(reward, search) for reward in rewards}
+def _make_transform(
+    rewards: tuple[RewardConfig, ...], search: tuple[str, ...], answers: Folder
+) -> Transform:
+    judges = {reward.scorer: make_judge(reward, search, answers) for reward in rewards}
     return functools.partial(score_part, judges)
 
 
@@ -226,13 +246,19 @@ def scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:
     }
 
 
-def _score(candidate: Row, scorer: str, value: float | Refusal) -> Row:
+def _note(judged: Judged, index: int) -> Note:
+    return judged.notes[index] if judged.notes else Note()
+
+
+def _score(candidate: Row, scorer: str, value: float | Refusal, note: Note) -> Row:
     return {
         "prompt_id": candidate["prompt_id"],
         "candidate": candidate["candidate"],
         "scorer": scorer,
         "value": None if isinstance(value, Refusal) else value,
-        "rationale": None,
+        "rationale": note.rationale,
+        "value_low": note.low,
+        "value_high": note.high,
     }
 
 

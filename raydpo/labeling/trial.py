@@ -17,7 +17,14 @@ from raydpo.labeling.over_http import probe, rows_of
 from raydpo.labeling.reward_process import RewardProcess, as_asked, columns_as_named
 from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.labeling.service import OWED_BY_SERVICES
-from raydpo.labeling.signature import COMPLETION_IDS, FINISH_REASONS, NO_LISTS, OWED, Lists
+from raydpo.labeling.signature import (
+    CANDIDATE_IDS,
+    COMPLETION_IDS,
+    FINISH_REASONS,
+    NO_LISTS,
+    OWED,
+    Lists,
+)
 
 #: How long the function may take to answer; the time for its imports does not count.
 LIMIT_SECONDS: Final = 10
@@ -45,6 +52,7 @@ def try_reward(reward: RewardConfig, prompts: list[str], more: Lists = NO_LISTS)
     made_up = {
         COMPLETION_IDS: [list(range(len(completion.split()))) for completion in completions],
         FINISH_REASONS: ["stop"] * len(completions),
+        CANDIDATE_IDS: [f"trial/{index}" for index in range(len(completions))],
     }
     asked = as_asked(reward, prompts, completions, more)
     with tempfile.TemporaryFile() as printed:

@@ -286,6 +286,8 @@ def _scorer(reward: RewardConfig) -> str:
     """Return how the card names a reward or judge: a service without its address."""
     if reward.http is not None:
         return f"`{reward.name}` over HTTP" if reward.name else "a service over HTTP"
+    if reward.judge is not None:
+        return f"the judge `{reward.name or reward.judge.model}`"
     return f"`{reward.name or public_name(reward.source)}`"
 
 

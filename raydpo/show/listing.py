@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raydpo.core.errors import RaydpoError, said_by
+from raydpo.core.position_bias import position_lines
 from raydpo.core.run import no_run, read_manifest, read_part
 from raydpo.core.set_aside import all_set_aside, is_set_aside
 from raydpo.core.storage import Folder, folder_of
@@ -75,6 +76,7 @@ def _described(folder: Folder, name: str, rows: int) -> Iterator[str]:
     yield f"\n{name}: done {manifest['committed_at']}, fingerprint {manifest['fingerprint'][:16]}"
     if "counts" in manifest:
         yield "  " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
+        yield from (f"  {line}" for line in position_lines(manifest["counts"]))
     if manifest.get("table") == "preferences" and is_of_people(manifest):
         yield "  made from people's votes"
     if "exported_step" in manifest:

@@ -6,6 +6,7 @@ POINT is one of these:
 
 - `never`;
 - `sampling`: the process itself, after it has written the second part of the candidates;
+- `judging`: the process itself, after a judge's sixtieth answer;
 - `training`: the process itself, at the first checkpoint;
 - `checkpoints`: the process itself, at the second checkpoint;
 - `round-1`, of online rounds: an engine in the middle of sampling, a train worker at the first
@@ -27,6 +28,7 @@ _CHECKPOINTS = "policy/checkpoints/checkpoint_*/checkpoint.json"
 KILLS: dict[str, list[tuple[str, str, int]]] = {
     "never": [],
     "sampling": [("itself", "round-000/candidates/_parts/00001.json", 1)],
+    "judging": [("itself", "judge-answers/answers/*/*.json", 60)],
     "training": [("itself", "round-000/policy/checkpoints/checkpoint_*/.metadata", 1)],
     "checkpoints": [("itself", f"round-000/{_CHECKPOINTS}", 2)],
     "round-1": [

@@ -24,6 +24,7 @@ from raydpo.config.job import (
     PromptsConfig,
     RewardConfig,
 )
+from raydpo.config.judges import JudgeConfig
 from raydpo.config.sampling import SamplerFunctionConfig
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
@@ -332,6 +333,7 @@ def test_the_job_itself_has_no_content_but_its_sections() -> None:
 
 
 #: Fields whose value says where to look, and what is found there counts.
+ASKED = JudgeConfig(url="http://h/v1/chat/completions", model="m", rubric="summary")
 ELSEWHERE: dict[str, Any] = {
     "model.path": ASSETS / "sentiment-judge",
     "model.pad_token": "<|bos|>",
@@ -349,6 +351,8 @@ ELSEWHERE: dict[str, Any] = {
     "evaluation.best_of": BestOfConfig(),
     "labeling.reward.0.function": "tests.integration.rewards:count_e",
     "labeling.reward.0.classifier": ASSETS / "sentiment-reward",
+    "labeling.reward.0.judge": ASKED,
+    "evaluation.judge.0.judge": ASKED,
     "labeling.reward.0.http": HttpConfig(url="http://rewards:8000/score"),
     "evaluation.judge.0.function": "tests.integration.rewards:count_e",
     "evaluation.judge.0.classifier": ASSETS / "sentiment-reward",

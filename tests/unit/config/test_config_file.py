@@ -179,7 +179,7 @@ def test_reward_takes_one_source() -> None:
     values = yaml.safe_load(DESIGN)
     values["labeling"]["reward"] = {"classifier": "a", "function": "b:c"}
     with pytest.raises(
-        ConfigError, match="exactly one of `function`, `classifier`, `http` and `implicit`"
+        ConfigError, match="exactly one of `function`, `classifier`, `http`, `judge` and"
     ):
         config_from_values(values, "test")
     values["labeling"]["reward"] = [{"classifier": "a"}, {"function": "b:c", "weight": 0.5}]
