@@ -78,8 +78,8 @@ def check_rewards(config: Config, findings: Findings) -> None:
 
 
 def _gives_the_same(one: RewardConfig, other: RewardConfig) -> bool:
-    """Return whether two rewards differ in nothing that a function or a service is given."""
-    asked = [(r.kind, r.source, r.options, r.columns) for r in (one, other)]
+    """Return whether two rewards differ in nothing that a function, a service or a judge is given."""
+    asked = [(r.kind, r.source, r.judge, r.options, r.columns) for r in (one, other)]
     return asked[0] == asked[1]
 
 
