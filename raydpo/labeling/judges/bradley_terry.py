@@ -50,7 +50,8 @@ def bradley_terry(wins: Any, prior: float, anchor: int | None = None) -> list[St
     count = len(won)
     free = [index for index in range(count) if index != anchor]
     strengths = _strengths(won, prior, free)
-    theta = np.round(np.log(strengths), _DECIMALS) + 0.0  # no negative zero
+    # Zero is added because a rounded score may be a negative zero.
+    theta: _Floats = np.asarray(np.round(np.log(strengths), _DECIMALS) + 0.0, dtype=np.float64)
     deviations = np.zeros(count)
     if free:
         information = _information(won + won.T, prior, theta)[np.ix_(free, free)]
