@@ -1,4 +1,4 @@
-"""A sampler that tests name by import path: transformers' `generate`, one completion at a time."""
+"""Samplers that tests name by import path: transformers' `generate`, and one without a model."""
 
 from __future__ import annotations
 
@@ -32,6 +32,25 @@ def generate(
         ]
         for prompt, k in zip(prompt_ids, seeds, strict=True)
     ]
+
+
+def sums(
+    prompts: list[str], candidates: int, max_completion_tokens: int
+) -> list[list[dict[str, str]]]:
+    """Answers to "2 + 3 =": right, wrong, and right but cut by the token limit, in turn."""
+    assert max_completion_tokens >= 32
+    kinds = [(0, "stop"), (1, "stop"), (0, "length")]
+    return [
+        [
+            {"text": f" so \\boxed{{{_sum(prompt) + off}}}", "finish_reason": finish}
+            for off, finish in (kinds * candidates)[:candidates]
+        ]
+        for prompt in prompts
+    ]
+
+
+def _sum(prompt: str) -> int:
+    return sum(int(word) for word in prompt.split() if word.isdecimal())
 
 
 def _one(
