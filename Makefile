@@ -30,7 +30,7 @@ demo: setup ## Run the whole pipeline on the shipped models and show what it did
 test: setup ## Run all tests, with real Ray, vLLM and train workers.
 ifeq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest -m "not slow" $(BESIDE)
-	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --show-capture log
 else
 	@$(BIN)/python -m pytest $(ARGS)
 endif

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
+#: How long the processes of a test may take to end.
+SECONDS_TO_END = 60.0
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 WORDS = [
@@ -161,6 +165,28 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays_on_the_cluster() -> Iterator[None]:
+    """After each file all CPUs are free: whoever kept one would let another file's work wait for it."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    total, end = ray.cluster_resources()["CPU"], time.monotonic() + SECONDS_TO_END
+    while ray.available_resources().get("CPU", 0) < total:
+        if time.monotonic() > end:
+            free = ray.available_resources().get("CPU", 0)
+            pytest.fail(f"{free:g} of {total:g} CPUs are free; these still run: {_actors_alive()}")
+        time.sleep(0.2)
+
+
+def _actors_alive() -> list[str]:
+    from ray._private import state
+
+    found = state.actors().values()
+    return [f"{of['ActorClassName']} {of['Name']}".strip() for of in found if of["State"] != "DEAD"]
+
+
 @pytest.fixture
 def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The test file's SOURCE as a module in the working directory, of a name never imported."""
@@ -169,6 +195,16 @@ def module(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return name
+
+
+@pytest.fixture(autouse=True)
+def raydpo_logs_as_if_just_imported() -> Iterator[None]:
+    """A command sends the log to its own stderr, which is closed when the next test begins."""
+    yield
+    log = logging.getLogger("raydpo")
+    log.handlers.clear()
+    log.setLevel(logging.NOTSET)
+    log.propagate = True
 
 
 @pytest.fixture(autouse=True)

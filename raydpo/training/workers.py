@@ -16,7 +16,6 @@ from typing import Any, Final, cast
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from raydpo.config.job import ModelConfig, TrainerConfig
 from raydpo.core.cluster import uses_cuda
@@ -28,6 +27,7 @@ from raydpo.core.storage import Folder, locate
 from raydpo.core.waiting import holding
 from raydpo.training.handover import AwaitedJob, GivenJob, Handover
 from raydpo.training.heldout import CHECKPOINT_RANK
+from raydpo.training.placement import PlacedTrainer, placement_groups, remove_placement_groups
 from raydpo.training.ray_worker import CHECKPOINTS, TrainJob, run_worker
 from raydpo.training.rendezvous import LocalTorchConfig
 from raydpo.training.watchdog import COLLECTIVES_LATER_SECONDS
@@ -64,6 +64,8 @@ class EarlyWorkers:
         self._given = False
         self._ended = False
         self._controllers = _controllers()
+        self._placement_groups = placement_groups()
+        self._of_worker = _resources(settings, uses_cuda(settings.device))
         awaited = AwaitedJob(model, self._handover)
         logger.info("[%s] starting %s workers, which wait for the data", what, count(settings))
         self._end = _begin(settings, folder, awaited)
@@ -127,6 +129,7 @@ class EarlyWorkers:
             for node, process in _controllers() - self._controllers:
                 end_process(node, process)
             wait([self._end], timeout=seconds)
+            remove_placement_groups(self._placement_groups, self._of_worker)
         cast(Any, ray).kill(self._handover)
 
 
@@ -184,7 +187,7 @@ def _fit(settings: TrainerConfig, folder: Folder, job: GivenJob | AwaitedJob) ->
     cuda = uses_cuda(settings.device)
     _let_ray_train_ask(settings)
     filesystem, path = locate(folder.uri)
-    trainer = TorchTrainer(
+    trainer = PlacedTrainer(
         run_worker,
         train_loop_config={"job": job},
         torch_config=LocalTorchConfig(
@@ -234,12 +237,15 @@ def _checkpoint_config(settings: TrainerConfig) -> CheckpointConfig:
 
 
 def _scaling(settings: TrainerConfig, cuda: bool) -> ScalingConfig:
-    resources = {"CPU": settings.cpus_per_worker}
-    if cuda:
-        resources["GPU"] = settings.gpus_per_worker
     return ScalingConfig(
         num_workers=settings.num_workers,
         elastic_resize_monitor_interval_s=settings.resize_every_seconds,
         use_gpu=cuda,
-        resources_per_worker=resources,
+        resources_per_worker=_resources(settings, cuda),
     )
+
+
+def _resources(settings: TrainerConfig, cuda: bool) -> dict[str, float]:
+    """Return what Ray holds for each worker."""
+    gpus = {"GPU": float(settings.gpus_per_worker)} if cuda else {}
+    return {"CPU": float(settings.cpus_per_worker), **gpus}

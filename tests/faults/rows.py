@@ -313,6 +313,14 @@ ROWS = (
         ),
     ),
     Row(
+        "a train worker dies while it starts, or gives way before it has a place",
+        "what Ray Train had reserved for it is free again, for the next worker and for other stages",
+        (
+            "integration/test_worker_starts.py::test_a_worker_that_dies_while_it_starts_leaves_its_cpus_to_the_next",
+            "integration/test_worker_starts.py::test_workers_without_a_place_that_give_way_take_none_later",
+        ),
+    ),
+    Row(
         "a train worker lives but makes no progress",
         "it writes the stacks of its threads and ends, like any other failure",
         (

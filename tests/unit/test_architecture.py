@@ -48,6 +48,7 @@ MOST_LINES = 600
 RAY_IN_TRAINING = {
     "raydpo.training.stage",
     "raydpo.training.handover",
+    "raydpo.training.placement",
     "raydpo.training.rendezvous",
     "raydpo.training.workers",
     "raydpo.training.ray_worker",
