@@ -42,7 +42,7 @@ class BareLLM:
         """Complete all prompts in one call; tokens and seconds."""
         started = time.perf_counter()
         prompts: Any = [{"prompt_token_ids": request.prompt_ids} for request in requests]
-        parameters = [sampling_parameters(sampling, request.seed) for request in requests]
+        parameters = [sampling_parameters(sampling, request.seed)[0] for request in requests]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         tokens = sum(len(item.token_ids) for output in outputs for item in output.outputs)
         return tokens, time.perf_counter() - started

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from raydpo.check.findings import Findings
 from raydpo.check.machine import is_remote, uses_cuda_here
+from raydpo.check.vllm_arguments import check_extra
 from raydpo.config.job import Config, ModelConfig, RewardConfig
 from raydpo.core.credentials import without_credentials
 from raydpo.core.errors import ConfigError, ModelError
@@ -164,8 +165,8 @@ def _check_sampling(config: Config, findings: Findings) -> None:
         return
     for tokens in sorted(longest):
         findings.attempt(engine_arguments, model, sampling, tokens, cuda)
-    if not remote:
-        findings.attempt(_check_vllm_is_here)
+    if not remote and findings.attempt(_check_vllm_is_here):
+        findings.attempt(check_extra, sampling)
     if not cuda:
         findings.attempt(_check_heads, config)
 
@@ -186,13 +187,19 @@ def _check_min_tokens(config: Config) -> None:
         )
 
 
-def _check_vllm_is_here() -> None:
+def _check_vllm_is_here() -> bool:
+    """Return true.
+
+    Raises:
+        ConfigError: vLLM is not installed.
+    """
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "vllm is not installed",
             "sampling runs on vLLM",
             "install raydpo[cpu] or raydpo[cuda]; `make demo` does it",
         )
+    return True
 
 
 def _check_heads(config: Config) -> None:

@@ -62,7 +62,7 @@ class EvaluationConfig(Section):
     def sampling(self, of_the_run: SamplingConfig) -> SamplingConfig:
         """The settings of these samples: the run's, with this section's K and temperature."""
         asked = {"candidates": self.samples_per_prompt, "temperature": self.temperature}
-        return of_the_run.model_copy(update=asked)
+        return of_the_run.model_copy(update={**asked, "temperatures": ()})
 
     @model_validator(mode="after")
     def _best_of_has_a_choice(self) -> EvaluationConfig:

@@ -14,7 +14,18 @@ from raydpo.config.objectives import PolicyGradientObjective
 from raydpo.core.errors import ConfigError, DataError
 
 #: Settings under which the model itself is what samples.
-_PLAIN: Final = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_completion_tokens": 0}
+_PLAIN: Final = {
+    "temperature": 1.0,
+    "temperatures": (),
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "min_completion_tokens": 0,
+    "extra": {},
+}
 
 
 def check_samples_fit(config: Config) -> None:

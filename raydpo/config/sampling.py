@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -20,6 +20,7 @@ from raydpo.config.base import (
     path_shorthand,
 )
 from raydpo.config.content import Placement, Resolved
+from raydpo.config.vllm_extra import EngineExtra, SamplingExtra
 
 
 class EnginesConfig(Section):
@@ -61,6 +62,8 @@ class EnginesConfig(Section):
     """How a trained policy gets into the engines of online rounds: each engine reads its files, or the train worker sends it over NCCL (gloo on CPU)."""
     probe_tolerance: Placement[PositiveFloat | None] = None
     """Largest difference, in nats, of a token's log-prob between an engine and the trainer's forward pass. Without it, 1e-3 in float32 and 0.25 in half precision."""
+    extra: Resolved[EngineExtra] = Field(default_factory=dict[str, Any])
+    """Further arguments of vLLM's `EngineArgs`, by name, such as `{attention_backend: TRITON_ATTN}`; raydpo refuses those that it sets itself, and those that break reproducibility."""
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> EnginesConfig:
@@ -80,12 +83,26 @@ class EnginesConfig(Section):
 
 #: What a sampler function may be given for each prompt, by name.
 PER_PROMPT: Final = ("prompts", "prompt_ids", "seeds")
+#: Settings that versions after 0.2 added, which are in a key only if they differ from the default.
+_LATER: Final = (
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "temperatures",
+    "extra",
+)
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
 #: The settings that it may be given by their names in the section.
 SAMPLER_SETTINGS: Final = (
     "candidates",
     "temperature",
     "top_p",
     "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
     "min_completion_tokens",
     "max_completion_tokens",
     "stop",
@@ -138,21 +155,76 @@ class SamplingConfig(Section):
     """Probability mass of nucleus sampling."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """Sample only among the k likeliest tokens; 0 allows all tokens."""
+    min_p: Resolved[Annotated[float, Field(ge=0, le=1)]] = 0.0
+    """Sample only among tokens that are at least this share as likely as the likeliest one; 0 allows all tokens."""
+    presence_penalty: Resolved[_Penalty] = 0.0
+    """Lowers the logits of tokens that the completion has by this much."""
+    frequency_penalty: Resolved[_Penalty] = 0.0
+    """Lowers the logits of tokens by this much for each time that the completion has them."""
+    repetition_penalty: Resolved[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = 1.0
+    """Divides positive logits of tokens that prompt or completion have by this, and multiplies negative ones; 1 changes nothing."""
+    temperatures: Resolved[tuple[PositiveFloat, ...]] = ()
+    """Several temperatures in place of `temperature`; each draws an equal share of the candidates, in this order, and each row names its own."""
     min_completion_tokens: NonNegativeInt = 0
     """Minimum number of tokens before EOS or a stop string may end a completion."""
     max_completion_tokens: PositiveInt = 256
     """Maximum completion length in tokens, including EOS."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion."""
+    extra: Resolved[SamplingExtra] = Field(default_factory=dict[str, Any])
+    """Further arguments of vLLM's `SamplingParams`, by name, such as `{bad_words: [http]}`; raydpo refuses those that it sets itself, and those that break reproducibility."""
     engines: EnginesConfig = EnginesConfig()
     """The pool of vLLM engine actors."""
+
+    @property
+    def later_content(self) -> dict[str, Any]:
+        """The settings of later versions that change the samples, for a stage's key.
+
+        Those with their default are left out, so that runs of earlier versions keep their keys.
+        """
+        plain = SamplingConfig()
+        values = {name: getattr(self, name) for name in _LATER}
+        changed = {name: v for name, v in values.items() if v != getattr(plain, name)}
+        return changed | ({"engine_extra": self.engines.extra} if self.engines.extra else {})
+
+    @property
+    def temperature_of_each(self) -> tuple[float, ...]:
+        """The temperature of each of a prompt's candidates."""
+        share = self.candidates // max(1, len(self.temperatures))
+        several = tuple(one for one in self.temperatures for _ in range(share))
+        return several or (self.temperature,) * self.candidates
+
+    @model_validator(mode="after")
+    def _temperatures_share_the_candidates(self) -> SamplingConfig:
+        if not self.temperatures:
+            return self
+        if "temperature" in self.model_fields_set and self.temperature != 1.0:
+            raise ValueError(
+                "`temperature` is for all candidates and `temperatures` for shares of them: give one"
+            )
+        if self.candidates % len(self.temperatures):
+            raise ValueError(
+                f"{self.candidates} candidates and {len(self.temperatures)} `temperatures`: each "
+                "draws equally many, so let candidates be a multiple of their number"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _functions_draw_at_one_temperature(self) -> SamplingConfig:
+        given = [name for name in ("temperatures", "extra") if getattr(self, name)]
+        if self.function is not None and given:
+            raise ValueError(
+                f"`{given[0]}` is for vLLM, and a `function` samples: take it out; a function has "
+                "`options`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _functions_have_no_engines(self) -> SamplingConfig:
         given = sorted(
             name
             for name, value in self.engines
-            if name != "probe_tolerance" and value != EnginesConfig.model_fields[name].default
+            if name != "probe_tolerance" and value != getattr(EnginesConfig(), name)
         )
         if self.function is not None and given:
             raise ValueError(

@@ -29,7 +29,9 @@ PAIR: Final = pa.struct(
 
 #: Columns that tables of earlier versions lack. A row may leave them out; they are then null, and
 #: the row's hash is the one that it had before the columns existed.
-LATER_COLUMNS: Final = frozenset({"metadata", "prompt_messages", "value_low", "value_high"})
+LATER_COLUMNS: Final = frozenset(
+    {"metadata", "prompt_messages", "temperature", "value_low", "value_high"}
+)
 #: What a source says of the prompt beside what raydpo itself uses: a JSON object, or null
 #: (`core/metadata.py`).
 _METADATA: Final = pa.field("metadata", pa.string())
@@ -47,6 +49,7 @@ PROMPTS: Final = pa.schema(
 )
 
 #: One row a completion. The K rows of a prompt are neighbours, `candidate` 0 to K-1.
+#: `temperature` is null where all candidates have the same, that of the configuration.
 #: `sampler_token_logps` is null where a sampler function gave none; `prompt_messages` are the
 #: prompt's `messages`.
 CANDIDATES: Final = pa.schema(
@@ -61,6 +64,7 @@ CANDIDATES: Final = pa.schema(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("policy", pa.string(), nullable=False),
+        pa.field("temperature", pa.float64()),
         pa.field("prompt_messages", pa.list_(_MESSAGE)),
         _METADATA,
     ]

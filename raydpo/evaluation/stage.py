@@ -196,7 +196,7 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
         "evaluation": content_of(evaluation),
         **_best_of_settings(config, evaluation),
         "max_prompt_tokens": evaluation.prompts.max_prompt_tokens,
-        "sampling": content_of(config.sampling),
+        "sampling": content_of(config.sampling) | config.sampling.later_content,
         "sampling_dtype": config.sampling.engines.dtype,
         "labels_by": [
             [reward.function, reward.classifier and reward.scorer, *_service(reward).values()]

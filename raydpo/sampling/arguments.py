@@ -27,22 +27,43 @@ if TYPE_CHECKING:
 _WORKER_EXTENSION: Final = "raydpo.sampling.reload.ReloadingWorker"
 
 
-def sampling_parameters(sampling: SamplingConfig, seed: int) -> SamplingParams:
-    """Parameters of vLLM for one prompt; greedy sampling is asked for one completion only.
+def sampling_parameters(sampling: SamplingConfig, seed: int) -> list[SamplingParams]:
+    """Parameters of vLLM for one prompt, one for each temperature, in the candidates' order.
+
+    Candidate k is drawn with `seed` + k, whatever the temperatures. Greedy sampling is asked for one
+    completion only.
 
     Raises:
         ConfigError: vLLM refuses them.
     """
+    if sampling.temperature == 0 and not sampling.temperatures:
+        return [_parameters(sampling, seed, 1, 0.0)]
+    temperatures = sampling.temperatures or (sampling.temperature,)
+    count = sampling.candidates // len(temperatures)
+    return [
+        _parameters(sampling, seed + number * count, count, temperature)
+        for number, temperature in enumerate(temperatures)
+    ]
+
+
+def _parameters(
+    sampling: SamplingConfig, seed: int, count: int, temperature: float
+) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     try:
         return SamplingParams(
-            n=1 if sampling.temperature == 0 else sampling.candidates,
+            **sampling.extra,
+            n=count,
             seed=seed,
-            temperature=sampling.temperature,
+            temperature=temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
             min_tokens=sampling.min_completion_tokens,
             max_tokens=sampling.max_completion_tokens,
             stop=list(sampling.stop),
@@ -131,6 +152,7 @@ def engine_arguments(
         "use_tqdm_on_load": False,
         "disable_log_stats": True,
         "worker_extension_cls": _WORKER_EXTENSION,
+        **engines.extra,
     }
     if engines.max_lora_rank:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": engines.max_lora_rank}

@@ -175,9 +175,17 @@ class Engine:
             ModelError, EngineError: the model or the weights cannot be loaded.
             ConfigError: vLLM refuses the sampling settings.
         """
-        parameters = [sampling_parameters(sampling, request.seed) for request in requests]
-        jobs = self._work(weights, [request.prompt_ids for request in requests], parameters)
-        answers = [_completions(job.answer.result(), sampling) for job in jobs]
+        asked = [
+            (request.prompt_ids, parameters)
+            for request in requests
+            for parameters in sampling_parameters(sampling, request.seed)
+        ]
+        jobs = self._work(weights, [ids for ids, _ in asked], [given for _, given in asked])
+        results = [job.answer.result() for job in jobs]
+        share = max(1, len(sampling.temperatures))
+        answers = [
+            _completions(results[at : at + share], sampling) for at in range(0, len(results), share)
+        ]
         return Answers(jobs[-1].policy if jobs else weights.fingerprint, answers)
 
     def score(
@@ -321,11 +329,12 @@ def _do(chore: _Chore, engine: LLMEngine, held: HeldWeights) -> None:
         chore.done.set_exception(error)
 
 
-def _completions(answer: Any, sampling: SamplingConfig) -> list[Completion] | Refusal:
+def _completions(results: list[Any], sampling: SamplingConfig) -> list[Completion] | Refusal:
     """Return K completions; a greedy one is made once and repeated, since all K are equal."""
-    if isinstance(answer, Refusal):
-        return answer
-    completions = [_completion(item) for item in answer.outputs]
+    refused = next((result for result in results if isinstance(result, Refusal)), None)
+    if refused is not None:
+        return refused
+    completions = [_completion(item) for result in results for item in result.outputs]
     return completions * (sampling.candidates // len(completions))
 
 

@@ -154,6 +154,7 @@ def _stage(place: Place, prompts: Table, model: ModelConfig, task: _Task) -> Sta
         settings={
             **content_of(model, without=ForwardConfig),
             **content_of(task.sampling),
+            **task.sampling.later_content,
             **sampler_settings(task.sampling),
             "candidates": task.sampling.candidates,
             **({} if task.sampling.function else {"dtype": engine_dtype(model, task.sampling)}),
@@ -252,12 +253,13 @@ class _FunctionWorker:
 def _candidates(prompts: list[Row], answers: dict[str, Answer], task: _Task) -> PartResult:
     rows: list[Row] = []
     refused: list[Row] = []
+    temperatures = task.sampling.temperature_of_each if task.sampling.temperatures else None
     for prompt in prompts:
         answer = answers.get(prompt["prompt_id"]) or _too_long(prompt, task)
         if isinstance(answer, Refusal):
             refused.append(_quarantined(prompt, answer))
         else:
-            rows += [_candidate(prompt, k, c, task) for k, c in enumerate(answer)]
+            rows += [_candidate(prompt, k, c, task, temperatures) for k, c in enumerate(answer)]
     return PartResult(rows, refused, _counts(rows))
 
 
@@ -291,7 +293,13 @@ def _too_long(prompt: Row, task: _Task) -> Refusal:
     )
 
 
-def _candidate(prompt: Row, index: int, completion: Completion, task: _Task) -> Row:
+def _candidate(
+    prompt: Row,
+    index: int,
+    completion: Completion,
+    task: _Task,
+    temperatures: tuple[float, ...] | None,
+) -> Row:
     return {
         "prompt_id": prompt["prompt_id"],
         "candidate": index,
@@ -303,6 +311,7 @@ def _candidate(prompt: Row, index: int, completion: Completion, task: _Task) -> 
         "finish_reason": completion.finish_reason,
         "seed": _seed(prompt, task) + index,
         "policy": task.policy,
+        "temperature": None if temperatures is None else temperatures[index],
         "prompt_messages": prompt.get("messages"),
         "metadata": prompt.get("metadata"),
     }

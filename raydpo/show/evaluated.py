@@ -190,7 +190,8 @@ def _refuse_later_job(
     config: Config, evaluation: EvaluationConfig, folder: Folder, samples: Table
 ) -> None:
     """Raise if config.yaml is of a later command that samples otherwise, or has another beta."""
-    wanted = content_of(evaluation.sampling(config.sampling))
+    sampling = evaluation.sampling(config.sampling)
+    wanted = content_of(sampling) | sampling.later_content
     wanted["candidates"] = evaluation.samples_per_prompt
     found = {name: samples.manifest["settings"].get(name) for name in wanted}
     if (manifest := read_manifest(folder)) is not None:

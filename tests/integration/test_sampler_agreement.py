@@ -19,9 +19,18 @@ from tests.conftest import ROOT, make_tiny_model
 
 pytestmark = pytest.mark.slow
 
-#: Temperature, a nucleus and a least length make another distribution to draw from.
+#: Temperature, a nucleus, penalties and a least length make another distribution to draw from.
 CUT = SamplingConfig(
-    candidates=3, temperature=1.3, top_p=0.9, min_completion_tokens=8, max_completion_tokens=40
+    candidates=3,
+    temperature=1.3,
+    top_p=0.9,
+    min_p=0.001,
+    presence_penalty=0.5,
+    frequency_penalty=0.5,
+    repetition_penalty=1.2,
+    min_completion_tokens=8,
+    max_completion_tokens=40,
+    extra={"bad_words": ["the"]},
 )
 SAMPLE_AND_SCORE = """
 import dataclasses, json, os, sys
@@ -80,3 +89,40 @@ def test_an_engine_that_reads_a_config_otherwise_is_refused(tmp_path: Path) -> N
     tolerance = sampler_tolerance(ModelConfig(path=str(tmp_path)), EnginesConfig())
     with pytest.raises(EngineError, match=r"mean difference \d+\.\d+ nats a token"):
         check_agreement(found, tolerance, "the model")
+
+
+SAMPLE = """
+import json, os, sys
+from raydpo.config.job import ModelConfig, SamplingConfig
+from raydpo.sampling.arguments import engine_arguments
+from raydpo.sampling.engine import Engine, Request
+from raydpo.sampling.weights import weights_of
+
+model, values = ModelConfig(path=sys.argv[1]), json.loads(sys.argv[2])
+settings = [SamplingConfig.model_validate(value) for value in values]
+engine = Engine(model, engine_arguments(model, settings[0], 16, cuda=False))
+requests = [Request(str(n), [1, *range(40 + n, 50 + n)], 100 * n) for n in range(3)]
+given = [engine.generate(requests, one, weights_of(model)).answers for one in settings]
+print(json.dumps([[[c.token_ids for c in k] for k in one] for one in given]), flush=True)
+os._exit(0)
+"""
+
+
+def test_each_temperature_draws_its_share_with_the_seeds_of_its_candidates(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path, seed=0)
+    plain = {"candidates": 4, "max_completion_tokens": 12, "engines": {"extra": {"block_size": 32}}}
+    values = [{**plain, "temperature": 0.7}, plain]
+    values += [{**plain, "temperatures": list(both)} for both in ((0.7, 1.0), (1.0, 1.0))]
+    environment = engine_environment(SamplingConfig(), cuda=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SAMPLE, str(tmp_path), json.dumps(values)],
+        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    cold, warm, mixed, same = json.loads(done.stdout.splitlines()[-1])
+    assert same == warm
+    assert cold != warm
+    for number, prompt in enumerate(mixed):
+        assert prompt == [*cold[number][:2], *warm[number][2:]]

@@ -18,6 +18,7 @@ from raydpo.sampling.arguments import (
     engine_environment,
     load_engine,
     max_sequence_tokens,
+    sampling_parameters,
 )
 
 
@@ -222,3 +223,89 @@ def test_a_model_with_code_of_its_own_is_refused_before_vllm_sees_it(tmp_path: P
     model = model_folder(tmp_path, auto_map={"AutoModelForCausalLM": "evil.Model"})
     with pytest.raises(ModelError, match="auto_map"):
         load_engine(model, {})
+
+
+def test_further_arguments_reach_the_engine_and_the_key(tmp_path: Path) -> None:
+    model = model_folder(tmp_path, max_position_embeddings=100)
+    given = sampling(extra={"block_size": 32})
+    assert engine_arguments(model, given, 10, cuda=False)["block_size"] == 32
+    assert engine_arguments(model, given, 10, cuda=True)["block_size"] == 32
+    assert given.later_content == {"engine_extra": {"block_size": 32}}
+    assert SamplingConfig().later_content == {}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"seed": 3}, "`seed`: raydpo gives each prompt its seed"),
+        ({"n": 2}, "`n`: set `sampling.candidates`"),
+        ({"logprobs": 5}, "`logprobs`: raydpo asks for the log-probs"),
+        ({"ignore_eos": True}, "`ignore_eos`: a completion ends with its end token"),
+        ({"_eos_token_id": 3}, "`_eos_token_id`: it is internal"),
+    ],
+)
+def test_sampling_arguments_of_raydpo_itself_are_refused(
+    extra: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SamplingConfig.model_validate({"extra": extra})
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"dtype": "float16"}, "`dtype`: set `sampling.engines.dtype`"),
+        ({"enable_prefix_caching": True}, "would depend on what the engine did before"),
+        ({"data_parallel_size": 2}, "`data_parallel_size`: Ray places the engines"),
+        ({"logits_processors": ["a:B"]}, "would not be in the key of the samples"),
+        ({"hf_token": "x"}, "set HF_TOKEN in the environment"),
+        ({"quantization": "fp8"}, "something else than the policy's weights"),
+    ],
+)
+def test_engine_arguments_that_break_reproducibility_are_refused(
+    extra: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EnginesConfig.model_validate({"extra": extra})
+
+
+def test_each_temperature_has_its_share_of_the_candidates_and_their_seeds() -> None:
+    several = SamplingConfig(candidates=6, temperatures=(0.5, 1.0, 1.5))
+    assert several.temperature_of_each == (0.5, 0.5, 1.0, 1.0, 1.5, 1.5)
+    assert SamplingConfig(candidates=2, temperature=0.7).temperature_of_each == (0.7, 0.7)
+    for values, message in (
+        ({"candidates": 4, "temperatures": [0.5, 1.0, 1.5]}, "a multiple of their number"),
+        ({"temperature": 0.7, "temperatures": [0.5, 1.0]}, "give one"),
+        ({"function": "a:b", "temperatures": [0.5, 1.0]}, "for vLLM"),
+        ({"function": "a:b", "extra": {"bad_words": ["x"]}}, "`extra` is for vLLM"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            SamplingConfig.model_validate(values)
+
+
+@pytest.mark.slow
+def test_settings_reach_vllm_and_what_it_does_not_take_is_refused() -> None:
+    from raydpo.check.vllm_arguments import check_extra
+
+    settings = SamplingConfig(
+        candidates=6,
+        temperatures=(0.5, 1.5),
+        min_p=0.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        repetition_penalty=1.1,
+        extra={"bad_words": ["the"]},
+    )
+    first, second = sampling_parameters(settings, 100)
+    assert (first.n, first.seed, first.temperature) == (3, 100, 0.5)
+    assert (second.n, second.seed, second.temperature) == (3, 103, 1.5)
+    assert (first.min_p, first.presence_penalty, first.frequency_penalty) == (0.1, 0.2, 0.3)
+    assert (first.repetition_penalty, first.bad_words) == (1.1, ["the"])
+    check_extra(settings)
+    for values, message in (
+        ({"extra": {"no_such_setting": 1}}, "no_such_setting"),
+        ({"extra": {"bad_words": 7}}, "bad_words|int"),
+        ({"engines": {"extra": {"no_such_argument": 1}}}, "EngineArgs have no 'no_such_argument'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_extra(SamplingConfig.model_validate(values))
