@@ -179,6 +179,11 @@ class RewardConfig(ClassifierReading, FunctionLimits):
         return judge is not None and judge.mode == "pairwise" and judge.baseline_column is None
 
     @property
+    def works_elsewhere(self) -> bool:
+        """Whether the worker waits for an answer of another process; several such rewards work at once."""
+        return self.kind in ("function", "http", "judge")
+
+    @property
     def device(self) -> Literal["auto", "cpu"]:
         """Where the reward is computed: classifiers use CUDA if it is available; all others take no GPU."""
         return "auto" if self.kind == "classifier" else "cpu"

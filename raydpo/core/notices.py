@@ -7,6 +7,7 @@ and the driver can reach. The driver deletes the files once it has logged them.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,11 +25,12 @@ _SECONDS_BETWEEN_LOOKS: Final = 2.0
 
 @dataclass
 class _Part:
-    """The lines about a part; each new line rewrites the file."""
+    """The lines about a part; each new line rewrites the file, one thread at a time."""
 
     folder: Folder
     name: str
     lines: list[str] = field(default_factory=list[str])
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 _part: ContextVar[_Part | None] = ContextVar("part", default=None)
@@ -40,11 +42,12 @@ def tell(line: str) -> None:
     if part is None:
         logger.warning("%s", line)
         return
-    part.lines.append(line)
-    try:
-        part.folder.write_json(part.name, part.lines)
-    except OSError as error:  # what the worker does matters more than what it says of it
-        logger.warning("%s (not told to the driver: %s)", line, said_by(error))
+    with part.lock:
+        part.lines.append(line)
+        try:
+            part.folder.write_json(part.name, part.lines)
+        except OSError as error:  # what the worker does matters more than what it says of it
+            logger.warning("%s (not told to the driver: %s)", line, said_by(error))
 
 
 @contextmanager

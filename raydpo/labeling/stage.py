@@ -10,6 +10,9 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, Final
 
 from raydpo.config.job import RewardConfig
@@ -178,8 +181,10 @@ def make_judge(
     return scorer_of(reward).load(search, answers)
 
 
-def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
-    """Score one part; `judges` by scorer.
+def score_part(
+    judges: dict[str, Judge], candidates: list[Row], elsewhere: frozenset[str] = frozenset()
+) -> PartResult:
+    """Score one part; `judges` by scorer, of which `elsewhere` work in other processes.
 
     If a reward function returns None for a candidate that another scorer has a value for, its
     value is null: it does not apply. Any other missing value refuses the candidate.
@@ -187,7 +192,7 @@ def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
     prompts = [row["prompt"] for row in candidates]
     completions = [row["completion"] for row in candidates]
     more = lists_of(candidates)
-    judged = {scorer: judge(prompts, completions, more) for scorer, judge in judges.items()}
+    judged = _judged(judges, elsewhere, lambda judge: judge(prompts, completions, more))
     rows: list[Row] = []
     refused: list[Row] = []
     not_applicable: Counter[str] = Counter()
@@ -214,6 +219,24 @@ def score_part(judges: dict[str, Judge], candidates: list[Row]) -> PartResult:
     return PartResult(rows, refused, {"scored": len(candidates) - len(refused), **counts})
 
 
+def _judged(
+    judges: dict[str, Judge], elsewhere: frozenset[str], ask: Callable[[Judge], Judged]
+) -> dict[str, Judged]:
+    """Ask all judges, and those that work elsewhere at the same time; the order is that of `judges`.
+
+    If several fail, the error is that of the first of those, whichever was faster.
+    """
+    if len(judges) == 1 or not elsewhere:
+        return {scorer: ask(judge) for scorer, judge in judges.items()}
+    with ThreadPoolExecutor(len(elsewhere), "raydpo-judge") as pool:
+        # A thread of a copied context tells the driver of the same part.
+        begun = {
+            s: pool.submit(copy_context().run, ask, judges[s]) for s in judges if s in elsewhere
+        }
+        here = {s: ask(judge) for s, judge in judges.items() if s not in elsewhere}
+    return {s: begun[s].result() if s in begun else here[s] for s in judges}
+
+
 def lists_of(candidates: list[Row]) -> dict[str, list[Any]]:
     """Return what scorers can read beside the texts: what raydpo knows, and the data's columns."""
     return {
@@ -229,7 +252,8 @@ def _make_transform(
     rewards: tuple[RewardConfig, ...], search: tuple[str, ...], answers: Folder
 ) -> Transform:
     judges = {reward.scorer: make_judge(reward, search, answers) for reward in rewards}
-    return functools.partial(score_part, judges)
+    elsewhere = frozenset(reward.scorer for reward in rewards if reward.works_elsewhere)
+    return functools.partial(score_part, judges, elsewhere=elsewhere)
 
 
 def scorer_inputs(rewards: tuple[RewardConfig, ...]) -> dict[str, str]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 
 from raydpo.config.job import RewardConfig
-from raydpo.core.errors import ConfigError
+from raydpo.core.errors import ConfigError, DataError
+from raydpo.core.notices import tell, telling
+from raydpo.core.storage import Folder
 from raydpo.labeling.preferences import combined_rewards
 from raydpo.labeling.rewards import Judged, judge_with_function
 from raydpo.labeling.scorers import scorer_of
 from raydpo.labeling.stage import check_rewards, make_judge, score_part
+from tests.unit.labeling.reward_server import Answer, reward_of, reward_service
 
 
 def by_function(function):
@@ -86,6 +91,67 @@ def test_scorers_read_what_the_data_says_of_the_row(candidates):
 
     result = score_part({"truth": by_function(reward)}, rows)
     assert [row["value"] for row in result.rows] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_services_and_functions_of_a_part_work_at_the_same_time(candidates):
+    """Each service answers only once both have a request."""
+    both = threading.Barrier(2)
+
+    def plan(_number, _texts):
+        both.wait(timeout=30)
+        return Answer()
+
+    with reward_service(plan) as one, reward_service(plan) as other:
+        urls = {"first": one.url, "second": other.url}
+        rewards = [
+            RewardConfig.model_validate({"http": {"url": url, "max_attempts": 1}, "name": name})
+            for name, url in urls.items()
+        ]
+        judges = {"length": by_function(lambda _p, c: [len(x) for x in c])}
+        judges |= {reward.scorer: make_judge(reward) for reward in rewards}
+        elsewhere = frozenset(reward.scorer for reward in rewards if reward.works_elsewhere)
+        result = score_part(judges, candidates, elsewhere)
+    assert [row["scorer"] for row in result.rows] == ["length", "first", "second"] * 6
+    texts = [row["completion"] for row in candidates]
+    prompts = [row["prompt"] for row in candidates]
+    given = [row["value"] for row in result.rows if row["scorer"] == "second"]
+    assert given == [reward_of(p, c) for p, c in zip(prompts, texts, strict=True)]
+
+
+def test_the_error_of_judges_that_work_at_once_is_that_of_the_first(candidates):
+    def failing(name, seconds):
+        def fail(prompts, completions, more=None):
+            time.sleep(seconds)
+            raise DataError(name, "rule", "way out")
+
+        return fail
+
+    judges = {"slow": failing("slow", 0.2), "quick": failing("quick", 0.0)}
+    for elsewhere in (frozenset(), frozenset(judges)):
+        with pytest.raises(DataError, match="slow"):
+            score_part(judges, candidates, elsewhere)
+
+
+def test_which_rewards_work_elsewhere():
+    function = RewardConfig(function="tests.integration.rewards:count_e")
+    classifier = RewardConfig(classifier="org/model")
+    assert [function.works_elsewhere, classifier.works_elsewhere] == [True, False]
+
+
+def test_lines_of_judges_that_work_at_once_are_told_about_their_part(candidates, tmp_path):
+    def telling_judge(name):
+        def judge(prompts, completions, more=None):
+            tell(f"{name} waits")
+            return Judged([1.0] * len(completions))
+
+        return judge
+
+    judges = {name: telling_judge(name) for name in ("a", "b")}
+    with telling(Folder(str(tmp_path)), "part-00000"):
+        score_part(judges, candidates, frozenset(judges))
+        [name] = Folder(str(tmp_path)).child("_notices").files()
+        lines = Folder(str(tmp_path)).child("_notices").read_json(name)
+    assert sorted(lines) == ["a waits", "b waits"]
 
 
 def test_cut_texts_are_counted_for_each_scorer(candidates):
