@@ -2,8 +2,8 @@
 
 This is the Python API, for notebooks and other programs; docs/python.md shows it. `load_job`
 reads a configuration, `check_job` reports what would go wrong, `run_job` and `run_rounds` run it,
-`open_run` reads the results, `compare_runs` puts runs side by side, and `publish_run` writes a
-model with its card.
+`open_run` reads the results, `inspect_preferences` examines preferences, `compare_runs` puts runs
+side by side, and `publish_run` writes a model with its card.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "check_job",
     "compare_runs",
+    "inspect_preferences",
     "load_job",
     "open_run",
     "publish_run",
@@ -132,6 +133,46 @@ def compare_runs(
     from raydpo.show import compare
 
     return compare.compare_runs(paths, output, seed, resamples)
+
+
+def inspect_preferences(
+    path: str,
+    output: str | None = None,
+    *,
+    split: str = "train",
+    layout: str = "auto",
+    format: str = "auto",
+    against: Sequence[str] = (),
+    limit: int | None = None,
+    round_index: int | None = None,
+) -> dict[str, Any]:
+    """Examine preferences, as `raydpo inspect` does; docs/inspect.md describes the result.
+
+    Args:
+        path: a run directory, or a file, folder, URI or dataset with preference data.
+        output: folder for inspection.html and inspection.json; without it nothing is written.
+        split: of the data; its other splits are compared with it.
+        layout: of the data's rows, as `preferences.layout`.
+        format: of the data's files, as `preferences.format`.
+        against: sources of prompts that must not be in the data.
+        limit: maximum number of rows.
+        round_index: the round of a run; without it the last one with preferences.
+
+    Raises:
+        RaydpoError: with the value, the rule and what to do.
+    """
+    from raydpo.show import inspect
+
+    return inspect.inspect_data(
+        path,
+        output,
+        split=split,
+        layout=layout,
+        format=format,
+        against=against,
+        limit=limit,
+        round_index=round_index,
+    )
 
 
 def publish_run(

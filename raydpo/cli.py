@@ -19,7 +19,7 @@ from raydpo.core.arguments import whole_number
 from raydpo.core.errors import RaydpoError
 from raydpo.core.imports import uncollected
 from raydpo.core.stages import OLD_WORDS, REDO, STAGES
-from raydpo.show.commands import add_publish, add_suite
+from raydpo.show.commands import add_inspect, add_publish, add_suite
 
 if TYPE_CHECKING:
     from raydpo.config.job import Config
@@ -96,6 +96,7 @@ def command_parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=whole_number(0), default=2, help="rows to show of each table")
     show.set_defaults(command=_show)
     _add_replay(commands)
+    add_inspect(commands)
     _add_compare(commands)
     add_publish(commands)
     add_suite(commands)

@@ -24,6 +24,7 @@ from raydpo.config.base import (
 from raydpo.config.content import Placement, Resolved
 from raydpo.config.data import Preferences, PreferencesConfig, Prompts, PromptsConfig
 from raydpo.config.evaluation import EvaluationConfig
+from raydpo.config.inspection import InspectConfig
 from raydpo.config.labeling import LabelingConfig, PeopleConfig, RewardConfig
 from raydpo.config.objectives import DpoObjective, single_objectives
 from raydpo.config.online import OnlineConfig, ReplayConfig, StoppingConfig
@@ -45,6 +46,7 @@ __all__ = [
     "EarlyStoppingConfig",
     "EnginesConfig",
     "EvaluationConfig",
+    "InspectConfig",
     "LabelingConfig",
     "LoraSettings",
     "ModelConfig",
@@ -95,6 +97,8 @@ class Config(Section):
     """How raydpo turns candidates into preferences."""
     preferences: Preferences | None = None
     """Preference data that already exists and replaces prompts and labelling."""
+    inspect: InspectConfig | None = None
+    """Inspection of the preferences before training, with limits that stop the run."""
     reference: ReferenceConfig = ReferenceConfig()
     """Offline reference log-probabilities."""
     training: TrainingConfig | None = None

@@ -7,41 +7,20 @@ object.
 
 from __future__ import annotations
 
-import io
 import itertools
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from raydpo.core.metric_names import heldout_values
+from raydpo.evaluation.drawing import INK, blank_figure, legend_above, png_of, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 REFERENCE_COLOUR: Final = "#0072B2"
 POLICY_COLOUR: Final = "#D55E00"
-_INK: Final = "#333333"
-_DPI: Final = 144
-_STYLE: Final[dict[Any, Any]] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    # A "$" in a judge's or label's name is a dollar sign, never the start of a formula.
-    "text.parse_math": False,
-}
 #: Colour, line and marker of each run in a comparison; further runs begin anew.
 _LOOKS: Final = (
     ("#D55E00", "-", "o"),
@@ -69,16 +48,7 @@ _MEASURED: Final = (
 )
 
 
-@contextmanager
-def _styled() -> Generator[None]:
-    """Apply this module's style inside the block only."""
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        yield
-
-
-@_styled()
+@styled()
 def training_curves(rows: Sequence[dict[str, Any]]) -> bytes | None:
     """Plot loss, margins and accuracies against optimizer steps; None if the log has none.
 
@@ -88,7 +58,7 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> bytes | None:
     named = [(key, label) for key, label in _CURVES if any(key in r for r in by_step.values())]
     if not named:
         return None
-    figure, axes = _figure(width=10.0, height=2.9, columns=len(named))
+    figure, axes = blank_figure(width=10.0, height=2.9, columns=len(named))
     for axis, (key, label) in zip(axes, named, strict=True):
         points = [(step, row[key]) for step, row in sorted(by_step.items()) if key in row]
         steps, values = zip(*points, strict=True)
@@ -100,10 +70,10 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> bytes | None:
         if key == "rewards/accuracies":
             axis.axhline(0.5, color="#999999", linestyle=":", linewidth=1.2)
             axis.set_ylim(-0.02, 1.02)
-    return _png(figure)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def heldout_curves(rows: Sequence[dict[str, Any]], exported: int | None = None) -> bytes | None:
     """Plot metrics on held-out data and on training batches against steps; None without the former.
 
@@ -117,7 +87,7 @@ def heldout_curves(rows: Sequence[dict[str, Any]], exported: int | None = None) 
     if not named:
         return None
     rows_of_axes = -(-len(named) // 3)
-    figure, axes = _figure(
+    figure, axes = blank_figure(
         width=10.0, height=3.0 * rows_of_axes, columns=min(3, len(named)), rows=rows_of_axes
     )
     for axis, (key, label) in zip(axes, named, strict=False):
@@ -126,11 +96,11 @@ def heldout_curves(rows: Sequence[dict[str, Any]], exported: int | None = None) 
         axis.set_xlabel("optimizer step")
         _whole_numbers(axis)
         if exported is not None:
-            axis.axvline(exported, color=_INK, linestyle=":", linewidth=1.2, label="exported")
+            axis.axvline(exported, color=INK, linestyle=":", linewidth=1.2, label="exported")
     for axis in axes[len(named) :]:
         axis.set_axis_off()
     axes[0].legend(loc="best")
-    return _png(figure)
+    return png_of(figure)
 
 
 def _train_and_heldout(
@@ -157,49 +127,49 @@ def _train_and_heldout(
     )
 
 
-@_styled()
+@styled()
 def score_distributions(
     reference: Sequence[float], policy: Sequence[float], unit: str, bins: int = 24
 ) -> bytes:
     """Plot the distribution of judge scores for both models, with means as lines."""
-    figure, (axis,) = _figure(width=5.6, height=3.3)
+    figure, (axis,) = blank_figure(width=5.6, height=3.3)
     edges = _edges([*reference, *policy], bins)
     _two_histograms(axis, reference, policy, edges)
     axis.set_xlabel(f"judge score ({unit})")
     axis.set_ylabel("share of completions (%)")
-    return _png(figure)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def lengths(reference: Sequence[int], policy: Sequence[int], limit: int) -> bytes:
     """Plot the distribution of lengths in tokens for both models, with means as lines."""
-    figure, (axis,) = _figure(width=5.6, height=3.3)
+    figure, (axis,) = blank_figure(width=5.6, height=3.3)
     width = max(1, -(-limit // 24))
     edges = np.arange(0.5, limit + width + 0.5, width)
     _two_histograms(axis, reference, policy, edges)
     axis.set_xlabel(f"completion length (tokens; limit {limit})")
     axis.set_ylabel("share of completions (%)")
-    return _png(figure)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def label_rewards(rewards: Sequence[float], margins: Sequence[float], unit: str) -> bytes:
     """Plot the rewards of labelled completions, and the margins of their pairs if there are any."""
     named = [(rewards, f"reward ({unit})", "completions"), (margins, "margin of rewards", "pairs")]
     shown = [one for one in named if one[0]]
-    figure, axes = _figure(width=10.0, height=2.9, columns=len(shown))
+    figure, axes = blank_figure(width=10.0, height=2.9, columns=len(shown))
     for axis, (values, what, of) in zip(axes, shown, strict=True):
         mean, weights = float(np.mean(values)), np.full(len(values), 100 / len(values))
         axis.hist(values, bins=_edges(values, 40), weights=weights, color="#8a949c")
-        axis.axvline(mean, color=_INK, linewidth=1.4, label=f"mean {mean:.3g}")
+        axis.axvline(mean, color=INK, linewidth=1.4, label=f"mean {mean:.3g}")
         axis.set_xlabel(what)
         axis.set_ylabel(f"share of {of} (%)")
         axis.set_title(f"{len(values):,} {of}", loc="left")
         axis.legend(loc="best")
-    return _png(figure)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def score_against_kl(
     reference_score: dict[str, Any], policy_score: dict[str, Any], kl: dict[str, Any], unit: str
 ) -> bytes:
@@ -207,7 +177,7 @@ def score_against_kl(
 
     The arguments are estimates in the format of `metrics.json`.
     """
-    figure, (axis,) = _figure(width=5.6, height=3.3)
+    figure, (axis,) = blank_figure(width=5.6, height=3.3)
     axis.plot(
         [0, kl["mean"]],
         [reference_score["mean"], policy_score["mean"]],
@@ -225,11 +195,11 @@ def score_against_kl(
     axis.margins(x=0.12, y=0.18)
     axis.set_xlabel("KL(policy || reference) (nats per completion)")
     axis.set_ylabel(f"judge score\n({unit})")
-    _legend_above(axis)
-    return _png(figure)
+    legend_above(axis)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def best_of_against_kl(
     rows: Sequence[dict[str, Any]],
     policy_score: dict[str, Any] | None,
@@ -244,7 +214,7 @@ def best_of_against_kl(
         policy_kl: its KL.
         unit: the meaning of the judge score.
     """
-    figure, (axis,) = _figure(width=5.6, height=3.3)
+    figure, (axis,) = blank_figure(width=5.6, height=3.3)
     scores = [row["score"] for row in rows]
     kls = [row["kl_nats_per_completion"]["mean"] for row in rows]
     means = [score["mean"] for score in scores]
@@ -266,17 +236,17 @@ def best_of_against_kl(
     axis.margins(x=0.12, y=0.18)
     axis.set_xlabel("KL from the reference (nats per completion)")
     axis.set_ylabel(f"judge score\n({unit})")
-    _legend_above(axis)
-    return _png(figure)
+    legend_above(axis)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def scores_by_prompt(reference: Sequence[float], policy: Sequence[float], unit: str) -> bytes:
     """Plot each prompt's mean judge score under the policy against that under the reference.
 
     Both lists have the same order of prompts.
     """
-    figure, (axis,) = _figure(width=5.6, height=3.3)
+    figure, (axis,) = blank_figure(width=5.6, height=3.3)
     ends = [min(*reference, *policy), max(*reference, *policy)]
     axis.plot(ends, ends, color="#999999", linestyle=":", linewidth=1.2, label="no difference")
     axis.scatter(
@@ -284,11 +254,11 @@ def scores_by_prompt(reference: Sequence[float], policy: Sequence[float], unit: 
     )
     axis.set_xlabel(f"reference: mean judge score\n({unit})")
     axis.set_ylabel("policy: mean judge score")
-    _legend_above(axis)
-    return _png(figure)
+    legend_above(axis)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def rewards_by_round(runs: dict[str, Sequence[dict[str, Any]]], unit: str) -> bytes:
     """Plot held-out reward and KL by round, and reward against KL; bars are 95 % intervals.
 
@@ -297,8 +267,8 @@ def rewards_by_round(runs: dict[str, Sequence[dict[str, Any]]], unit: str) -> by
             single run needs no name.
         unit: the meaning of the reward.
     """
-    figure, axes = _figure(width=10.0, height=3.2, columns=3)
-    looks = ((POLICY_COLOUR, "o-"), (REFERENCE_COLOUR, "s--"), (_INK, "^:"))
+    figure, axes = blank_figure(width=10.0, height=3.2, columns=3)
+    looks = ((POLICY_COLOUR, "o-"), (REFERENCE_COLOUR, "s--"), (INK, "^:"))
     for (name, rows), (colour, line) in zip(runs.items(), looks, strict=False):
         kls, rewards = [r["kl_nats_per_completion"] for r in rows], [r["reward"] for r in rows]
         rounds = [float(number) for number in range(len(rows))]
@@ -321,10 +291,10 @@ def rewards_by_round(runs: dict[str, Sequence[dict[str, Any]]], unit: str) -> by
     axes[2].set_xlabel("KL (nats per completion)")
     if len(runs) > 1:
         axes[0].legend(loc="best")
-    return _png(figure)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def curves_by_round(panels: Sequence[tuple[str, str, Sequence[dict[str, Any] | None]]]) -> bytes:
     """Plot quantities against the number of rounds that were done; bars are 95 % intervals.
 
@@ -333,7 +303,7 @@ def curves_by_round(panels: Sequence[tuple[str, str, Sequence[dict[str, Any] | N
             original model first; None where it has none, and `ci95` None where there is no interval.
     """
     rows = -(-len(panels) // 3)
-    figure, axes = _figure(10.0, 3.0 * rows, columns=min(3, len(panels)), rows=rows)
+    figure, axes = blank_figure(10.0, 3.0 * rows, columns=min(3, len(panels)), rows=rows)
     for axis, (title, unit, estimates) in zip(axes, panels, strict=False):
         found = [(float(n), value) for n, value in enumerate(estimates) if value is not None]
         places, values = [n for n, _ in found], [value for _, value in found]
@@ -347,10 +317,10 @@ def curves_by_round(panels: Sequence[tuple[str, str, Sequence[dict[str, Any] | N
         _whole_numbers(axis)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    return _png(figure)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def scores_against_kl(
     runs: dict[str, tuple[dict[str, Any], dict[str, Any]]], unit: str, comparable: bool
 ) -> bytes:
@@ -361,7 +331,7 @@ def scores_against_kl(
         unit: the meaning of the score.
         comparable: whether all KLs are from one model.
     """
-    figure, (axis,) = _figure(width=5.6, height=3.6)
+    figure, (axis,) = blank_figure(width=5.6, height=3.6)
     for (label, (score, kl)), look in zip(runs.items(), itertools.cycle(_LOOKS), strict=False):
         colour, _, marker = look
         _mark_score(axis, label, score, kl, colour, marker)
@@ -369,26 +339,26 @@ def scores_against_kl(
     whose = "reference" if comparable else "each run's own reference"
     axis.set_xlabel(f"KL(policy || {whose}) (nats per completion)")
     axis.set_ylabel(f"judge score\n({unit})")
-    _legend_above(axis)
-    return _png(figure)
+    legend_above(axis)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def differences(pairs: dict[str, dict[str, Any]], unit: str) -> bytes:
     """Plot the difference of judge scores of each pair of runs, with its 95 % interval."""
-    figure, (axis,) = _figure(width=5.6, height=max(1.8, 0.9 + 0.42 * len(pairs)))
+    figure, (axis,) = blank_figure(width=5.6, height=max(1.8, 0.9 + 0.42 * len(pairs)))
     for place, estimate in enumerate(pairs.values()):
         axis.errorbar(
-            [estimate["mean"]], [place], xerr=_bar(estimate), fmt="o", color=_INK, capsize=4
+            [estimate["mean"]], [place], xerr=_bar(estimate), fmt="o", color=INK, capsize=4
         )
     axis.axvline(0, color="#999999", linestyle=":", linewidth=1.2)
     axis.set_yticks(range(len(pairs)), list(pairs))
     axis.set_ylim(len(pairs) - 0.5, -0.5)
     axis.set_xlabel(f"difference of judge scores\n({unit})")
-    return _png(figure)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def curves_of_runs(runs: dict[str, dict[str, list[Any]]]) -> bytes | None:
     """Plot loss, margins and accuracies of several trainings on shared axes; None without any.
 
@@ -398,7 +368,7 @@ def curves_of_runs(runs: dict[str, dict[str, list[Any]]]) -> bytes | None:
     named = [(key, label) for key, label in _CURVES if any(key in of for of in runs.values())]
     if not named:
         return None
-    figure, axes = _figure(width=10.0, height=3.2, columns=len(named))
+    figure, axes = blank_figure(width=10.0, height=3.2, columns=len(named))
     for axis, (key, title) in zip(axes, named, strict=True):
         for (label, of), look in zip(runs.items(), itertools.cycle(_LOOKS), strict=False):
             if key in of:
@@ -415,13 +385,13 @@ def curves_of_runs(runs: dict[str, dict[str, list[Any]]]) -> bytes | None:
         axis.set_title(title, loc="left")
         _whole_numbers(axis)
     axes[0].legend(loc="best")
-    return _png(figure)
+    return png_of(figure)
 
 
-@_styled()
+@styled()
 def distributions(runs: Mapping[str, Sequence[float]], what: str, bins: int = 24) -> bytes:
     """Plot the distribution of a quantity over the completions of each run, with means as lines."""
-    figure, (axis,) = _figure(width=5.6, height=3.6)
+    figure, (axis,) = blank_figure(width=5.6, height=3.6)
     edges = _edges([value for values in runs.values() for value in values], bins)
     for (label, values), look in zip(runs.items(), itertools.cycle(_LOOKS), strict=False):
         colour, line, _ = look
@@ -438,8 +408,8 @@ def distributions(runs: Mapping[str, Sequence[float]], what: str, bins: int = 24
         axis.axvline(mean, color=colour, linestyle=line, linewidth=1.0)
     axis.set_xlabel(what)
     axis.set_ylabel("share of completions (%)")
-    _legend_above(axis)
-    return _png(figure)
+    legend_above(axis)
+    return png_of(figure)
 
 
 def _two_histograms(
@@ -464,11 +434,7 @@ def _two_histograms(
             label=f"{name} (mean {mean:.3g})",
         )
         axis.axvline(mean, color=colour, linestyle=line, linewidth=1.6)
-    _legend_above(axis)
-
-
-def _legend_above(axis: Axes) -> None:
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    legend_above(axis)
 
 
 def _edges(values: Sequence[float], bins: int) -> Any:
@@ -518,18 +484,3 @@ def _whole_numbers(axis: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-
-
-def _figure(
-    width: float, height: float, columns: int = 1, rows: int = 1
-) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    return figure, [figure.add_subplot(rows, columns, n + 1) for n in range(rows * columns)]
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()

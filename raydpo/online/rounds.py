@@ -43,7 +43,11 @@ from raydpo.online.record import (
 )
 from raydpo.online.replay import mixes, training_groups
 from raydpo.online.summary import publish
-from raydpo.pipeline.order import label_by_rewards, score_by_reference
+from raydpo.pipeline.order import (
+    inspect_before_training,
+    label_by_rewards,
+    score_by_reference,
+)
 from raydpo.pipeline.replan import may_start_engines, replanning
 from raydpo.pipeline.round import Round, place_in
 from raydpo.plan import announce
@@ -284,7 +288,7 @@ class _Rounds:
         if self.online.pairs != "labels":
             return
         index = stages.index
-        own = not mixes(state.preferences, self.online, index)
+        own = self.config.inspect is None and not mixes(state.preferences, self.online, index)
         with ledger.of(STREAMED):
             sampler, chosen = self._sampler(index, state, ledger), self._chosen(index, prompts)
             stages.work_ahead(chosen, sampler, to_reference=own)
@@ -301,6 +305,8 @@ class _Rounds:
             place = stages.place("training-groups")
             groups = training_groups(place, own, earlier, self.online)
             check_counts_fit(self.config, groups.manifest["counts"])
+            if self.config.inspect is not None:
+                inspect_before_training(stages, own, self._heldout_prompts(), _MAKING)
             return groups
 
     def _score(
@@ -338,13 +344,14 @@ class _Rounds:
         self, place: Place, policy: ModelConfig, state: _State, ledger: Ledger
     ) -> dict[str, Any] | None:
         """Return the held-out numbers of a policy, and its gain over the one before."""
-        if self.config.evaluation is None:
+        prompts = self._heldout_prompts()
+        if prompts is None:
             return None
         with ledger.of("evaluation"):
             measures = measure_policy(
                 config=self.config,
                 place=replace(place, label=f"{len(state.measures)} round(s) done, evaluate"),
-                prompts=self._read_prompts("heldout", self.config.evaluation.prompts),
+                prompts=prompts,
                 policy=policy,
                 original=self.config.reference_model,
                 pool=functools.partial(self._pool, policy, ledger),
@@ -380,6 +387,11 @@ class _Rounds:
         if state.examples is None:
             return self._read_prompts("prompts", self.config.prompts)
         return example_prompts(self._place("prompts"), state.examples, self.config.model)
+
+    def _heldout_prompts(self) -> Table | None:
+        """Return the prompts that measure the policies; None if nothing does."""
+        evaluation = self.config.evaluation
+        return None if evaluation is None else self._read_prompts("heldout", evaluation.prompts)
 
     def _read_prompts(self, name: str, source: PromptsConfig | None) -> Table:
         assert source is not None

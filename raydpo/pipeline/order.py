@@ -16,6 +16,7 @@ from raydpo.core.parts import Table
 from raydpo.core.stages import STAGES
 from raydpo.core.walk import Walk
 from raydpo.labeling.kept_votes import refuse_other_labels
+from raydpo.pipeline.inspection import refuse_beyond_limits
 
 if TYPE_CHECKING:
     from raydpo.pipeline.round import Round
@@ -43,6 +44,7 @@ FOLDERS: Final = {
     "score-policy": Named("labeling, scores of the policy", "scores"),
     "score-reference": Named("labeling, scores of the reference", "scores"),
     "preferences": Named("labeling", "labeling"),
+    "inspection": Named("labeling, inspection", "labeling"),
     "training-groups": Named("labeling, training groups"),
     "reference-model": Named("reference, model"),
     "reference": Named("reference", "reference"),
@@ -98,7 +100,8 @@ def run_stages(
     else:
         prompts = walk.stage(stages.prompts())
         if last >= STAGES.index("labeling"):
-            to_reference = last >= STAGES.index("reference")
+            # Limits of the inspection may stop the run before the reference scores anything.
+            to_reference = last >= STAGES.index("reference") and config.inspect is None
             walk.between(lambda: stages.work_ahead(prompts, stages, to_reference))
         candidates = walk.stage(stages.sample(prompts))
         walk.between(sampled)
@@ -109,6 +112,7 @@ def run_stages(
             return RoundTables(waits_for="people's votes")
         preferences = made
     walk.between(lambda: check_counts_fit(config, preferences.manifest["counts"]))
+    measuring = _inspected(stages, preferences, walk)
     if last < STAGES.index("reference"):
         return RoundTables(preferences)
     reference = score_by_reference(stages, preferences, candidates, walk)
@@ -122,9 +126,37 @@ def run_stages(
         return RoundTables(preferences, policy)
     if config.evaluation is None:
         return RoundTables(preferences, policy, walk.stage(stages.report(policy)))
-    prompts = walk.stage(stages.evaluation_prompts())
+    prompts = measuring or walk.stage(stages.evaluation_prompts())
     report = walk.stage(stages.evaluate(prompts, preferences, reference, policy))
     return RoundTables(preferences, policy, report)
+
+
+def _inspected(stages: Round, preferences: Table, walk: Walk) -> Table | None:
+    """Inspect the preferences if the job asks for it; return the evaluation's prompts that it read.
+
+    Raises:
+        DataError: the preferences exceed a limit of the job.
+    """
+    config = stages.config
+    if config.inspect is None:
+        return None
+    prompts = None if config.evaluation is None else walk.stage(stages.evaluation_prompts())
+    inspect_before_training(stages, preferences, prompts, walk)
+    return prompts
+
+
+def inspect_before_training(
+    stages: Round, preferences: Table, prompts: Table | None, walk: Walk
+) -> None:
+    """Inspect the preferences of a round if the job asks for it.
+
+    Raises:
+        DataError: the preferences exceed a limit of the job.
+    """
+    limits = stages.config.inspect
+    if limits is not None:
+        inspection = walk.stage(stages.inspect(preferences, prompts))
+        walk.between(lambda: refuse_beyond_limits(limits, inspection.folder))
 
 
 def _labelled(stages: Round, candidates: Table, walk: Walk) -> Table | None:

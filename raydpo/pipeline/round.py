@@ -46,6 +46,7 @@ from raydpo.labeling.preferences import finish_preferences, preferences_stage, p
 from raydpo.labeling.self_play import self_play_preferences
 from raydpo.labeling.stage import refuse_missing_columns, scores_stage, scoring_work
 from raydpo.models.loading import weights_fingerprint
+from raydpo.pipeline.inspection import inspection_stage, run_inspection
 from raydpo.pipeline.measured import policy_record
 from raydpo.pipeline.order import FOLDERS
 from raydpo.plan import stages_can_stream
@@ -287,6 +288,12 @@ class Round:
             lambda: preferences_of_people(candidates, self.folder, people),
             lambda: people_stage(place, candidates, table_there(votes), people),
         )
+
+    def inspect(self, preferences: Table, prompts: Table | None) -> Planned:
+        """Inspect the preferences, and compare their prompts with those of the evaluation."""
+        of = self.config, self.place("inspection"), preferences, prompts
+        make = functools.partial(run_inspection, of[0], self.folder, *of[1:])
+        return Planned(of[1], make, lambda: inspection_stage(*of))
 
     def reference(self, preferences: Table, candidates: Table | None = None) -> Planned:
         """Score all completions by the reference.

@@ -176,14 +176,14 @@ def preference_parts(
         ModelError: a row is a conversation, and the chat template is missing or not prefix-stable.
     """
     head, rows = with_head(rows)
-    reading = _reading(preferences, head, bool(tokenizer.chat_template))
+    reading = reading_of(preferences, head, bool(tokenizer.chat_template))
     encoder, state = make_encoder(tokenizer), _State(reading, uses or ColumnUses())
     for chunk in chunks(rows, rows_per_part):
         drafts = [_draft(preferences, source, tokenizer, state) for source in chunk]
         yield _encode_part(preferences, drafts, encoder, state)
 
 
-def _reading(preferences: PreferencesConfig, head: list[Row], has_template: bool) -> Reading:
+def reading_of(preferences: PreferencesConfig, head: list[Row], has_template: bool) -> Reading:
     """Decide the layout (configured, or that of most first rows) and how else to read the rows."""
     if not head:
         return Reading(None)
@@ -244,7 +244,7 @@ def _draft(
         if preferences.id_column is not None:
             columns.get("the id", preferences.id_column)
             name = state.ids.given(columns.row, preferences.id_column)
-        group = _group(columns, state.reading, bool(tokenizer.chat_template))
+        group = judged_in(columns, state.reading, bool(tokenizer.chat_template))
         if preferences.id_column is None:
             name = state.ids.hashed([group.dialogue.asked, group.dialogue.completions])
         rendered = render(group.dialogue, tokenizer, preferences.system_prompt)
@@ -255,7 +255,7 @@ def _draft(
         state.uses.add(columns)
 
 
-def _group(columns: Columns, reading: Reading, has_template: bool) -> Judged:
+def judged_in(columns: Columns, reading: Reading, has_template: bool) -> Judged:
     """Return the row as a group, with the context of its prompt."""
     if reading.layout is None:
         raise RefusedRow("none of the layouts' columns")

@@ -137,6 +137,22 @@ def files_of_other_splits(path: str, format: SourceFormat, split: str) -> list[s
     return [file.path[len(found.base) + 1 :] for file in files if file.path not in read]
 
 
+def other_splits(path: str, format: SourceFormat = "auto", split: str = "train") -> list[str]:
+    """Return the names of the source's other splits, as far as files or a saved dataset name them.
+
+    Raises:
+        DataError: the source or the split does not exist.
+    """
+    if is_dataset(path, format):
+        listed = Path(folder_of(path).uri) / _DATASET_FILES[0]
+        named: set[str] = set()
+        if listed.is_file():
+            named = set(json.loads(listed.read_text(encoding="utf-8"))["splits"])
+        return sorted(named - {split})
+    files = files_of_other_splits(path, format, split)
+    return sorted({name for file in files if (name := split_named_by(file)) not in (None, split)})
+
+
 def is_dataset(path: str, format: SourceFormat = "auto") -> bool:
     """Return whether the source is a `datasets` folder or hub dataset rather than plain files."""
     if format != "auto" or "://" in path:

@@ -1,4 +1,4 @@
-"""The commands `publish` and `suite`: their arguments, and what they print.
+"""The commands `inspect`, `publish` and `suite`: their arguments, and what they print.
 
 The modules that do the work are imported when a command runs, so that `--help` answers at once.
 """
@@ -13,6 +13,47 @@ from raydpo.core.arguments import whole_number
 from raydpo.core.imports import uncollected
 
 _WHICH_ROUND: Final = "the round; without it the best one of online rounds, otherwise the last one"
+
+
+#: The layouts and formats of `preferences`, which `--help` names without reading the configuration.
+LAYOUTS: Final = ("auto", "explicit", "implicit", "transcript", "sharegpt", "ranked", "unpaired")
+FORMATS: Final = ("auto", "jsonl", "json", "parquet", "csv", "text", "dataset")
+
+
+def add_inspect(commands: Any) -> None:
+    """Add `raydpo inspect` to the commands."""
+    text = "examine preferences before training: length, words, formatting, duplicates, overlap"
+    inspect = commands.add_parser("inspect", help=text, description=text)
+    inspect.add_argument(
+        "data", help="a run directory, or a file, folder, URI or dataset with preference data"
+    )
+    inspect.add_argument(
+        "--output",
+        help="folder for inspection.html and inspection.json; without it inspections/NAME in the "
+        "working directory",
+    )
+    inspect.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="prompts that must not be in the data, such as those of the evaluation; may be given "
+        "several times",
+    )
+    inspect.add_argument(
+        "--split", default="train", help="the split; the source's other splits are compared with it"
+    )
+    inspect.add_argument(
+        "--layout", choices=LAYOUTS, default="auto", help="how the rows are laid out (docs/data.md)"
+    )
+    inspect.add_argument(
+        "--format", choices=FORMATS, default="auto", help="how to read the files of the data"
+    )
+    inspect.add_argument("--limit", type=whole_number(1), help="look at so many rows only")
+    inspect.add_argument(
+        "--round", type=whole_number(0), help="the round of a run; without it the last one"
+    )
+    inspect.set_defaults(command=_inspect)
 
 
 def add_publish(commands: Any) -> None:
@@ -100,6 +141,29 @@ def _add_lm_eval(actions: Any) -> None:
     )
     lm_eval.add_argument("--round", type=whole_number(0), help=_WHICH_ROUND)
     lm_eval.set_defaults(command=_lm_eval)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from raydpo.core.storage import folder_of
+    from raydpo.evaluation.inspection_page import PAGE_FILE, inspection_text
+
+    with uncollected():
+        from raydpo.show.inspect import default_output, inspect_data
+
+    output = options.output or default_output(options.data)
+    inspection = inspect_data(
+        options.data,
+        output,
+        split=options.split,
+        layout=options.layout,
+        format=options.format,
+        against=options.against,
+        limit=options.limit,
+        round_index=options.round,
+    )
+    print(inspection_text(inspection))
+    print(f"page: {folder_of(output).uri}/{PAGE_FILE}")
+    return 0
 
 
 def _publish(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from raydpo.evaluation.training_report import (
 )
 from raydpo.labeling.implicit import implicit_stage
 from raydpo.labeling.kept_votes import is_of_people, votes_files
+from raydpo.pipeline.inspection import inspection_stage, run_inspection
 from raydpo.pipeline.measured import policy_record, sft_record
 from raydpo.pipeline.round import Round, place_in
 from raydpo.prompts.examples import examples_stage, run_examples_stage
@@ -84,6 +85,7 @@ class RoundAgain:
             "candidates": self._candidates,
             "scores": self._scores,
             "preferences": self._preferences,
+            "inspection": self._inspection,
             "reference": self._reference,
             "sampler": self._sampler,
             "policy": self._policy,
@@ -153,6 +155,14 @@ class RoundAgain:
             planned.make()
 
         return Planned(planned.place, make)
+
+    def _inspection(self) -> Planned:
+        section(self.config.inspect, "inspect", self.run)
+        prompts = self.table("evaluation-prompts") if self.config.evaluation is not None else None
+        config, place = self.config, self.stages.place("inspection")
+        of = self.there, place, self.table("preferences"), prompts
+        make = partial(run_inspection, config, *of)
+        return Planned(place, make, partial(inspection_stage, config, *of[1:]))
 
     def _reference(self) -> Planned:
         candidates = self.table("candidates") if self.config.preferences is None else None
