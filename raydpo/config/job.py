@@ -97,7 +97,7 @@ class Config(Section):
     """How raydpo turns candidates into preferences."""
     preferences: Preferences | None = None
     """Preference data that already exists and replaces prompts and labelling."""
-    inspect: InspectConfig | None = None
+    inspect: Placement[InspectConfig | None] = None
     """Inspection of the preferences before training, with limits that stop the run."""
     reference: ReferenceConfig = ReferenceConfig()
     """Offline reference log-probabilities."""

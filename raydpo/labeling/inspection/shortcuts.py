@@ -368,7 +368,13 @@ def _stands_for(one: Json, other: Json) -> bool:
 
 
 def _table(what: str, found: list[Json], side: int) -> Json:
-    columns = ["term", "chosen alone has it", "rejected alone has it", "side is right", "z"]
+    columns = [
+        "term",
+        "chosen alone has it",
+        "rejected alone has it",
+        "at equal length, its side is right",
+        "z",
+    ]
     rows = [
         [
             one["term"],
