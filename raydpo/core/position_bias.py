@@ -75,9 +75,14 @@ def position_bias(counts: Mapping[str, int], judge: str) -> PositionBias | None:
     return PositionBias(mean, mean - margin, mean + margin, total, total - found[0])
 
 
-def position_lines(counts: Mapping[str, int]) -> list[str]:
-    """Return a line on the position bias of each judge in the counts of a manifest."""
+def position_biases(counts: Mapping[str, int]) -> dict[str, PositionBias]:
+    """Return the position bias of each judge in the counts of a manifest."""
     kinds = tuple(_LEANINGS)
     judges = {name.removeprefix(k) for k in kinds for name in counts if name.startswith(k)}
     found = ((judge, position_bias(counts, judge)) for judge in sorted(judges))
-    return [f"{judge}: {bias}" for judge, bias in found if bias is not None]
+    return {judge: bias for judge, bias in found if bias is not None}
+
+
+def position_lines(counts: Mapping[str, int]) -> list[str]:
+    """Return a line on the position bias of each judge in the counts of a manifest."""
+    return [f"{judge}: {bias}" for judge, bias in position_biases(counts).items()]

@@ -117,6 +117,7 @@ def inspected_round(
         max_completion_tokens=limit,
         scores=() if source or of_people else _rows(folder.child("scores")),
         votes=list(_rows(folder.child("votes"))) if of_people else [],
+        score_counts=_counts(folder.child("scores")) if not source and not of_people else {},
         counts=preferences.manifest["counts"],
         notes=[UNPAIRED] if unpaired else [],
     )
@@ -141,6 +142,10 @@ def _is_heldout(config: Config, row: Row) -> bool:
 def _others(prompts: Table) -> OtherPrompts:
     rows = read_rows(prompts.folder, prompts.manifest)
     return OtherPrompts("evaluation.prompts", [row["prompt"] for row in rows])
+
+
+def _counts(folder: Folder) -> dict[str, int]:
+    return (read_manifest(folder) or {}).get("counts", {})
 
 
 def _rows(folder: Folder) -> Iterator[Row]:

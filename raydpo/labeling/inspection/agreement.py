@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raydpo.core.position_bias import PositionBias, position_biases
 from raydpo.core.tables import Row
 from raydpo.labeling.inspection.findings import (
     Finding,
@@ -62,8 +63,13 @@ class Positions:
             self._first.append(np.array([group.position == 0 for _, group in known]))
             self._keys.append(batch.prompt_keys[[index for index, _ in known]])
 
-    def finding(self, votes: Iterable[Row]) -> Finding:
-        """Judge the places, in the data and in people's votes."""
+    def finding(self, votes: Iterable[Row], score_counts: Mapping[str, int]) -> Finding:
+        """Judge the places, in the data, in people's votes and in judges' answers.
+
+        Args:
+            votes: rows of the table of votes.
+            score_counts: of the table of scores, where judges count their answers by place.
+        """
         found: list[tuple[str, Share]] = []
         if self._first:
             share = share_of(np.concatenate(self._first), np.concatenate(self._keys))
@@ -76,6 +82,10 @@ class Positions:
             keys = text_keys(unit for unit, _ in chosen)
             share = share_of(np.array([choice == "a" for _, choice in chosen]), keys)
             found += [("choices of the first completion, by people", share)] if share else []
+        found += [
+            (f"choices of the first completion, by {judge}", _as_share(bias))
+            for judge, bias in position_biases(score_counts).items()
+        ]
         if not found:
             why = "The data does not say which completion stood first."
             return not_measured("position", _POSITION_TITLE, why)
@@ -88,6 +98,13 @@ class Positions:
             _POSITION_RULE,
             [number_of(name, share) for name, share in found],
         )
+
+
+def _as_share(bias: PositionBias) -> Share:
+    """Return how often a judge that is asked in both orders takes the first completion."""
+    value, low, high = ((1 + end) / 2 for end in (bias.value, bias.low, bias.high))
+    # Its interval takes comparisons for independent, so that they are its units.
+    return Share(value, max(0.0, low), min(1.0, high), bias.comparisons, 2 * bias.comparisons)
 
 
 def agreement(scores: Iterable[Row], votes: Iterable[Row]) -> Finding:

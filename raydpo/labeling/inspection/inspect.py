@@ -39,6 +39,7 @@ class Inspected:
         max_completion_tokens: the limit of completions, where one is known.
         scores: rows of the table of scores, neighbours by prompt.
         votes: rows of the table of votes.
+        score_counts: of the stage that made the scores.
         counts: of the stage that made the preferences.
         notes: what a reader must know, in sentences.
     """
@@ -49,6 +50,7 @@ class Inspected:
     max_completion_tokens: int | None = None
     scores: Iterable[Row] = ()
     votes: Sequence[Row] = ()
+    score_counts: dict[str, int] = field(default_factory=dict[str, int])
     counts: dict[str, int] = field(default_factory=dict[str, int])
     notes: Sequence[str] = ()
 
@@ -82,7 +84,7 @@ def inspect_preferences(inspected: Inspected) -> Json:
         duplicates.finding(),
         duplicates.overlap(inspected.others),
         agreement(inspected.scores, inspected.votes),
-        positions.finding(inspected.votes),
+        positions.finding(inspected.votes, inspected.score_counts),
         truncation.finding(),
         traces.finding(),
         languages.finding(),

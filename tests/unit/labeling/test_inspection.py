@@ -312,6 +312,19 @@ def test_a_place_that_people_prefer_is_found_and_latest_votes_count() -> None:
     )
 
 
+def test_a_judge_that_prefers_a_place_is_found_by_its_counts() -> None:
+    biased = {
+        "consistent_for_j": 700,
+        "first_in_both_orders_for_j": 250,
+        "second_in_both_orders_for_j": 50,
+    }
+    found = items(clean_groups(20), score_counts=biased)["position"]
+    assert found["verdict"] == "look"
+    assert found["numbers"][0]["value"] == pytest.approx(0.6)
+    even = {**biased, "second_in_both_orders_for_j": 250}
+    assert items(clean_groups(20), score_counts=even)["position"]["verdict"] == "clean"
+
+
 def test_a_place_in_the_columns_of_the_data_is_found() -> None:
     groups = [replace(g, position=0 if n % 4 else 1) for n, g in enumerate(clean_groups(400))]
     assert items(groups)["position"]["verdict"] == "bad"
