@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from raydpo.config.base import Fraction, NonNegativeFloat, OwnFunction, PositiveFloat, Section
+from raydpo.config.content import Resolved
 from raydpo.config.objective_base import (
     CringeObjective,
     LikelihoodObjective,
@@ -81,6 +82,16 @@ class RewardModelObjective(ReferenceFreeObjective):
     """The objective."""
     learns_from: Literal["pairs", "rankings"] = "pairs"
     """What it learns from: `pairs`, or `rankings` by Plackett-Luce (eq. 18)."""
+    centering_weight: Resolved[NonNegativeFloat] = 0.0
+    """Weight of an added (r_w + r_l)^2 of each pair, which keeps rewards near 0 (arXiv:2312.09244, sec. 2)."""
+
+    @model_validator(mode="after")
+    def _centers_pairs(self) -> RewardModelObjective:
+        if self.centering_weight and self.learns_from != "pairs":
+            raise ValueError(
+                "`centering_weight` is of the two rewards of a pair: remove it, or learn from pairs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_no_cross_entropy(self) -> RewardModelObjective:

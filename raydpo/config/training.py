@@ -190,15 +190,6 @@ class TrainingConfig(TrainerConfig):
     """Largest logratio of a token, in nats, that step 0 may show; a larger one stops the run. Without it, 1e-3 in float32 and 0.25 in bfloat16, which rounds depending on the shape of a batch."""
 
     @model_validator(mode="after")
-    def _adapters_have_no_new_head(self) -> Self:
-        if self.lora is not None and self.objective.scalar_head:
-            raise ValueError(
-                "lora with objective `reward_model`: its head is new, and an adapter would not "
-                "train it; remove `lora`"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _best_is_measured(self) -> Self:
         samples = any(one.unit == "samples" for one in single_objectives(self.objective))
         if samples and self.keep_best_by not in (None, "loss"):

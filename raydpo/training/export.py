@@ -162,7 +162,8 @@ def _loaded(source: ModelConfig, scalar_head: bool, folder: Path) -> TokenLogps:
 def _final_model(trained: Trained, adapter: Path) -> PreTrainedModel:
     source, parameters = trained.source, trained.parameters
     if trained.lora is not None:
-        return save_adapter(load_causal_lm(source), trained.lora, parameters, source.path, adapter)
+        base = (load_scalar_head if trained.scalar_head else load_causal_lm)(source)
+        return save_adapter(base, trained.lora, parameters, source.path, adapter)
     # This takes over the parameters without a second copy.
     model = (meta_scalar_head if trained.scalar_head else meta_causal_lm)(source)
     model.load_state_dict(parameters, assign=True)

@@ -1,8 +1,8 @@
 """Low-rank adapters (arXiv:2106.09685) by `peft`: add, save, merge.
 
 The linear layers of a transformers model get an additional `alpha / rank * B A x`, of which only A
-and B are trained. B starts at 0, so a new adapter does not change the model. At the end, the module
-writes an adapter folder that `peft` loads, and the base model with the adapter merged into its
+and B are trained. B starts at 0, so a new adapter does not change the model. A reward model's head is
+new: it is trained whole, and the adapter folder holds it. At the end, the module writes an adapter folder that `peft` loads, and the base model with the adapter merged into its
 weights.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from raydpo.config.job import LoraSettings
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 _PREFIX = "base_model.model."  # prefix of names in a PeftModel
+_HEAD = "score"  # transformers' name of a decoder's head for sequence classification
+_SAVED = "modules_to_save.default."  # what peft puts into the names of layers that it trains whole
 
 
 def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> None:
-    """Put a new adapter into a model, in place, and freeze all other parameters.
+    """Put a new adapter into a model, in place, and freeze all other parameters but a reward's head.
 
     Args:
         model: if its parameters are on `meta`, then so are the adapter's.
@@ -38,11 +40,12 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> No
     """
     from peft import inject_adapter_in_model  # an optional dependency, and slow to import
 
+    config, head = _peft_config(settings, model), _scalar_head(model)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            inject_adapter_in_model(_peft_config(settings), model, low_cpu_mem_usage=on_meta)
+            inject_adapter_in_model(config, model, low_cpu_mem_usage=on_meta)
         except ValueError as error:
             raise ConfigError(
                 f"lora.target_modules {settings.target_modules!r}: {error}",
@@ -50,6 +53,8 @@ def add_adapter(model: PreTrainedModel, settings: LoraSettings, seed: int) -> No
                 f"{type(model).__name__} has {_linear_names(model)}",
             ) from error
     _refuse_tied(model, settings)
+    if head is not None:
+        head.requires_grad_(True)
 
 
 def save_adapter(
@@ -70,10 +75,13 @@ def save_adapter(
     """
     from peft import PeftModel, get_peft_model
 
-    adapted = get_peft_model(base, _peft_config(settings))
+    config = _peft_config(settings, base)
+    if _scalar_head(base) is not None:
+        config.modules_to_save = [_HEAD]
+    adapted = get_peft_model(base, config)
     assert isinstance(adapted, PeftModel)
     adapted.peft_config["default"].base_model_name_or_path = name
-    named = {_PREFIX + key: value for key, value in parameters.items()}
+    named = {_PREFIX + _name_in_peft(key): value for key, value in parameters.items()}
     unexpected = adapted.load_state_dict(named, strict=False).unexpected_keys
     assert not unexpected, unexpected
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
@@ -96,17 +104,30 @@ def _refuse_tied(model: PreTrainedModel, settings: LoraSettings) -> None:
         )
 
 
-def _peft_config(settings: LoraSettings) -> LoraConfig:
+def _name_in_peft(name: str) -> str:
+    layer, dot, rest = name.partition(".")
+    return f"{layer}.{_SAVED}{rest}" if dot and layer == _HEAD else name
+
+
+def _scalar_head(model: PreTrainedModel) -> nn.Module | None:
+    """Return the head of a reward model; None for a policy."""
+    head = getattr(model, _HEAD, None)
+    return head if isinstance(head, nn.Module) else None
+
+
+def _peft_config(settings: LoraSettings, model: PreTrainedModel) -> LoraConfig:
     from peft import LoraConfig
 
     wanted = settings.target_modules
+    is_reward_model = _scalar_head(model) is not None
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType] (a fraction works too)
         lora_dropout=settings.dropout,
         target_modules=wanted if isinstance(wanted, str) else list(wanted),
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_reward_model else "CAUSAL_LM",
+        exclude_modules=[_HEAD] if is_reward_model else None,
     )
 
 

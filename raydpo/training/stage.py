@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 from raydpo.config.content import content_of
-from raydpo.config.job import Config, ModelConfig, TrainerConfig
-from raydpo.config.objectives import own_objectives
+from raydpo.config.job import Config, ModelConfig, TrainerConfig, TrainingConfig
+from raydpo.config.objectives import RewardModelObjective, own_objectives
 from raydpo.core import waiting as waits
 from raydpo.core.callbacks import has_callbacks, notify
 from raydpo.core.cluster import cluster_size
@@ -190,6 +190,7 @@ def _stage(
             "seed": place.seed,
             "heldout_fraction": heldout_fraction,
             **_stopping(settings),
+            **_centering(settings),
         },
     )
 
@@ -202,6 +203,13 @@ def _stopping(settings: TrainerConfig) -> dict[str, Any]:
         "early_stopping": content_of(settings.early_stopping),
         "evaluate_every_steps": settings.evaluate_every_steps,
     }
+
+
+def _centering(settings: TrainerConfig) -> dict[str, Any]:
+    """Return a reward model's centering; nothing without it, as in keys of before it came."""
+    objective = settings.objective if isinstance(settings, TrainingConfig) else None
+    weight = objective.centering_weight if isinstance(objective, RewardModelObjective) else 0.0
+    return {"centering_weight": weight} if weight else {}
 
 
 def _run(job: TrainJob, stage: Stage, workers: EarlyWorkers | None = None) -> ModelConfig:

@@ -376,11 +376,10 @@ def _reward_model(section: Section, batch: Batch) -> Iterator[Unit]:
             rewards = [one.value for one in inputs]
             yield _ranking_unit(batch, row, bound, inputs, rewards, with_logps=False)
         return
+    bound = partial(formulas.centered_bradley_terry, **_knobs(section, "centering_weight"))
     for _, row, pair in _pairs(batch):
         sides = [batch.tokens("logps", row, pair[side]) for side in ("chosen", "rejected")]
-        unit = _pair_unit(
-            batch, row, pair, formulas.bradley_terry, sides, (sides[0].value, sides[1].value)
-        )
+        unit = _pair_unit(batch, row, pair, bound, sides, (sides[0].value, sides[1].value))
         metrics = {name: v for name, v in unit.metrics.items() if name.startswith("rewards/")}
         yield Unit(unit.weight, unit.formula, unit.inputs, None, metrics)
 

@@ -394,6 +394,7 @@ CASES = [
         call=desensitized_call,
     ),
     Case("reward_model", "reward_model.bradley_terry_loss", PAIR, formulas.bradley_terry),
+    Case("reward_model, centering", "reward_model.centering_term", PAIR, formulas.centering),
     ppo("", 0.25, 0.5),
     ppo(", no limit below", None, 0.5),
     ppo(", no limit above", 0.25, None),

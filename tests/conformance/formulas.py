@@ -286,3 +286,13 @@ def weighed(advantages: Callable[..., list[Number]], *rewards: Number) -> Number
 def bradley_terry(r_c: Number, r_r: Number) -> Number:
     """Minus the log of P(y_w > y_l) = exp(r_c) / (exp(r_c) + exp(r_r))."""
     return -mp.log(mp.exp(r_c) / (mp.exp(r_c) + mp.exp(r_r)))
+
+
+def centering(r_c: Number, r_r: Number) -> Number:
+    """The square of the sum of a pair's rewards."""
+    return (r_c + r_r) ** 2
+
+
+def centered_bradley_terry(r_c: Number, r_r: Number, centering_weight: Number) -> Number:
+    """What a reward model that is kept near 0 is trained by."""
+    return bradley_terry(r_c, r_r) + centering_weight * centering(r_c, r_r)

@@ -51,7 +51,11 @@ OPTIONS: dict[str, dict[str, list[Any]]] = {
     "preferred_sft": {"length": ["sum", "mean"], **SFT},
     "unlikelihood": {"alpha": [0.5, 0.2], "length": ["sum", "mean"], **SFT},
     "kto": {"desirable_weight": [1.3, 0.6], "undesirable_weight": [0.8, 2.1], **BETA, **SFT},
-    "reward_model": {"learns_from": ["pairs", "rankings"], "sft_weight": [0.0]},
+    "reward_model": {
+        "centering_weight": [0.0, 0.3],
+        "learns_from": ["pairs", "rankings"],
+        "sft_weight": [0.0],
+    },
     "policy_gradient": {
         "beta": [0.3, 0.8, 0.0],
         "kl": ["reward", "loss", "weighted_loss"],

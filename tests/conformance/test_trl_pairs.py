@@ -248,7 +248,8 @@ def test_trl_has_no_number_for_discopop_far_on_the_wrong_side(world: World) -> N
     assert ours.isfinite().all()
 
 
-def test_reward_model_loss_is_that_of_trl(tmp_path: Path) -> None:
+@pytest.mark.parametrize("centering_weight", [None, 0.3])
+def test_reward_model_loss_is_that_of_trl(tmp_path: Path, centering_weight: float | None) -> None:
     from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
@@ -258,7 +259,7 @@ def test_reward_model_loss_is_that_of_trl(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     trainer = RewardTrainer(
         model=model,
-        args=RewardConfig(**arguments(tmp_path)),
+        args=RewardConfig(**arguments(tmp_path), center_rewards_coefficient=centering_weight),
         processing_class=tokenizer,
         train_dataset=datasets.Dataset.from_dict(
             {
@@ -271,4 +272,6 @@ def test_reward_model_loss_is_that_of_trl(tmp_path: Path) -> None:
     theirs = trainer.compute_loss(trainer.model, dict(batch))
     with torch.no_grad():
         chosen, rejected = peers.halves(model(**batch).logits.squeeze(-1))
-    peers.close(reward_model.bradley_terry_loss(chosen, rejected).mean(), theirs)
+    ours = reward_model.bradley_terry_loss(chosen, rejected)
+    ours += (centering_weight or 0.0) * reward_model.centering_term(chosen, rejected)
+    peers.close(ours.mean(), theirs)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForSequenceClassification
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 from raydpo.config.file import config_from_values
-from raydpo.config.job import RewardConfig, TrainingConfig
+from raydpo.config.job import LoraSettings, RewardConfig, TrainingConfig
 from raydpo.labeling.classifier import judge_with_classifier, load_classifier
 from raydpo.pipeline.job import run_round
 from raydpo.training.composition import Plan
@@ -142,6 +143,29 @@ def test_a_reward_model_is_trained_and_read_by_labeling(tiny_model, tmp_path, ra
         load_classifier(reward), ["the film 99 was"] * 2, texts
     ).values
     assert good > bad
+
+
+def test_a_reward_model_with_an_adapter_is_exported_whole_and_as_an_adapter(
+    tiny_model, tmp_path, ray_cluster
+) -> None:
+    rows = [
+        {"prompt": f"the film {n} was", "chosen": " very good", "rejected": " bad and slow"}
+        for n in range(24)
+    ]
+    job = _job(tmp_path, tiny_model, "reward_model", rows)
+    assert job.training is not None
+    training = job.training.model_copy(update={"lora": LoraSettings(rank=8)})
+    result = run_round(job.model_copy(update={"training": training}), until="training")
+    assert result.policy is not None
+    folder = Path(result.policy.path)
+    merged = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).eval()
+    adapted = PeftModel.from_pretrained(base, str(folder.parent / "adapter"))
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        expected = merged(input_ids=ids).logits
+        assert expected.abs() > 1e-4
+        torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_reference_free_training_skips_the_reference(tiny_model, tmp_path, ray_cluster) -> None:

@@ -23,3 +23,19 @@ def bradley_terry_loss(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tens
         [P]. log 2 if both are equal.
     """
     return -F.logsigmoid(chosen_rewards - rejected_rewards)
+
+
+def centering_term(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
+    """Compute (r_w + r_l)^2, which is added with a weight (Eisenstein et al. 2023, arXiv:2312.09244).
+
+    Preferences fix rewards only up to a function of the prompt. Among all rewards with the same
+    differences the term prefers those whose pairs have the mean 0.
+
+    Args:
+        chosen_rewards: [P] float, r(x, y_w), dimensionless.
+        rejected_rewards: [P] float, r(x, y_l).
+
+    Returns:
+        [P]. Not negative.
+    """
+    return (chosen_rewards + rejected_rewards).square()

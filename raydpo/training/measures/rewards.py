@@ -8,6 +8,7 @@ Shapes: P pairs, Q rankings of at most K completions, R sequences.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import assert_never
 
 import torch
@@ -17,7 +18,7 @@ from raydpo.config import objectives as sections
 from raydpo.training.batch import MicroBatch
 from raydpo.training.head import TokenOutputs
 from raydpo.training.losses.ranking import plackett_luce_loss
-from raydpo.training.losses.reward_model import bradley_terry_loss
+from raydpo.training.losses.reward_model import bradley_terry_loss, centering_term
 from raydpo.training.measures.rankings import share_in_order
 from raydpo.training.measures.values import Measure, Values
 
@@ -26,19 +27,21 @@ def reward_measure(settings: sections.RewardModelObjective) -> Measure:
     """Build the measure of a reward model."""
     match settings.learns_from:
         case "pairs":
-            return _measure_pairs
+            return partial(_measure_pairs, settings.centering_weight)
         case "rankings":
             return _measure_rankings
         case _:
             assert_never(settings.learns_from)
 
 
-def _measure_pairs(outputs: TokenOutputs, batch: MicroBatch) -> Values:
+def _measure_pairs(centering_weight: float, outputs: TokenOutputs, batch: MicroBatch) -> Values:
     rewards = batch.sequence_sums(outputs.logps)
     chosen, rejected = (rewards[side] for side in batch.pairs.unbind(1))
     metrics = _metrics(chosen.detach(), rejected.detach())
     metrics["rewards/accuracies"] = (metrics["rewards/margins"] > 0).float()
     losses = bradley_terry_loss(chosen, rejected)
+    if centering_weight:
+        losses = losses + centering_weight * centering_term(chosen, rejected)
     return Values(losses, batch.pair_weights, batch.pairs[:, 0], metrics)
 
 

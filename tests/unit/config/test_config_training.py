@@ -24,7 +24,16 @@ from raydpo.core.errors import ConfigError
         ({"num_workers": (4, 2)}, "the least number first"),
         ({"num_workers": 0}, "greater than 0"),
         ({"lora": {"dropout": 0.1}}, "must be 0"),
-        ({"lora": {}, "objective": "reward_model"}, "its head is new"),
+        (
+            {
+                "objective": {
+                    "name": "reward_model",
+                    "learns_from": "rankings",
+                    "centering_weight": 0.01,
+                }
+            },
+            "of the two rewards of a pair",
+        ),
         ({"keep_best_by": "accuracy"}, "rewards/accuracies"),
         ({"heldout_fraction": 1.0}, "less than 1"),
         ({"early_stopping": {}}, "set evaluate_every_steps"),

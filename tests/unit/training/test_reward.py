@@ -99,14 +99,17 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(("learns_from", "first"), [("pairs", 2.0), ("rankings", 6.0)])
-def test_it_learns_the_order(tiny_model: Path, learns_from: str, first: float) -> None:
+def fitted(
+    tiny_model: Path, objective: dict[str, Any], **training: Any
+) -> tuple[TokenRewards, list[dict[str, float]]]:
+    """A reward model after 20 steps, and the metrics of each."""
     settings = TrainingConfig.model_validate(
         {
-            "objective": {"name": "reward_model", "learns_from": learns_from},
+            "objective": {"name": "reward_model", **objective},
             "learning_rate": 3e-3,
             "schedule": "constant",
             "warmup_fraction": 0.0,
+            **training,
         }
     )
     data = GroupDataset(
@@ -122,12 +125,45 @@ def test_it_learns_the_order(tiny_model: Path, learns_from: str, first: float) -
     )
     plan = Plan(len(data), 8, 20, None, seed=0)
     train(module, data, make_objective(settings.objective), settings, plan, World(0, 1, CPU), hooks)
+    return module, log
+
+
+@pytest.mark.parametrize(
+    ("objective", "first", "training"),
+    [
+        ({"learns_from": "pairs"}, 2.0, {}),
+        ({"learns_from": "rankings"}, 6.0, {}),
+        ({"learns_from": "pairs"}, 2.0, {"lora": {"rank": 8}, "learning_rate": 1e-2}),
+    ],
+)
+def test_it_learns_the_order(
+    tiny_model: Path, objective: dict[str, Any], first: float, training: dict[str, Any]
+) -> None:
+    module, log = fitted(tiny_model, objective, **training)
     assert log[0]["loss"] == pytest.approx(math.log(first), abs=1e-6)  # log 2, or log K!
     assert log[-1]["loss"] < 0.3
     assert log[-1]["rewards/accuracies"] == 1.0
     unseen = [Group("", [1, 200, 50], [[100, EOS], [80, EOS], [90, EOS]], [], None)]
     bad, good, neither = rewards_of(module, unseen)
     assert good > neither > bad
+
+
+def test_centered_rewards_move_to_zero_and_keep_the_order(tiny_model: Path, tmp_path: Path) -> None:
+    """From a head whose rewards are not around 0."""
+    with_random_head(tiny_model).save_pretrained(tmp_path)
+
+    def mean_and_order(centering_weight: float) -> tuple[float, bool]:
+        module, log = fitted(tmp_path, {"centering_weight": centering_weight})
+        bad, good, neither = rewards_of(
+            module, [Group("", [1, 44, 50], [[100, EOS], [80, EOS], [90, EOS]], [], None)]
+        )
+        means = [(step["rewards/chosen"] + step["rewards/rejected"]) / 2 for step in log[-5:]]
+        return abs(sum(means)) / len(means), good > neither > bad
+
+    free, _ = mean_and_order(0.0)
+    centered, in_order = mean_and_order(0.1)
+    assert centered < free / 2
+    assert in_order
 
 
 def test_labeling_reads_the_saved_folder(tiny_model: Path, tmp_path: Path) -> None:
