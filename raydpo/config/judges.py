@@ -6,16 +6,18 @@ reward. Like the section of a reward service, it contains no secrets.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
-from pydantic import AfterValidator, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, model_validator
 
 from raydpo.config.base import (
     LocalPath,
     NonNegativeFloat,
+    PathOrName,
     PositiveFloat,
     PositiveInt,
     Section,
+    path_shorthand,
 )
 from raydpo.config.content import Placement, Resolved
 from raydpo.config.http import ServiceConfig, ServiceUrl
@@ -38,13 +40,44 @@ def _chat_url(url: str) -> str:
     return url
 
 
+class ServedJudgeConfig(Section):
+    """A model that each scoring worker serves by vLLM, for itself. A plain string stands for `path`."""
+
+    path: Resolved[PathOrName]
+    """A causal language model with a chat template: folder, URI or hub name."""
+    chat_template: Resolved[LocalPath | None] = None
+    """A file with a Jinja chat template, used instead of the tokenizer's own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The dtype of weights and activations; `auto` takes that of the model's files."""
+    max_sequence_tokens: PositiveInt | None = None
+    """Maximum length of a question with its answer; without it the model's own."""
+    gpu_memory_fraction: Placement[Annotated[float, Field(gt=0, le=1)]] = 0.85
+    """Share of the GPU's memory that vLLM takes."""
+    cpu_kv_cache_gib: Placement[PositiveFloat] = 1.0
+    """Memory for keys and values on CPU, in GiB."""
+    start_seconds: Placement[PositiveFloat] = 600.0
+    """Maximum time for the model to load."""
+
+
+#: Where a served judge seems to be in the configuration; its worker knows the port.
+_OWN_URL: Final = "http://127.0.0.1/v1/chat/completions"
+
+
 class JudgeMember(ServiceConfig):
-    """A language model behind OpenAI's chat completions."""
+    """A language model behind OpenAI's chat completions: at an address, or served by raydpo."""
 
     url: Annotated[ServiceUrl, AfterValidator(_chat_url)]
     """Address of the chat completions, such as `https://host/v1/chat/completions`; it is saved and printed, so it must contain no secret."""
     model: Annotated[str, Field(min_length=1, max_length=200)]
     """Name of the model, as the service calls it."""
+    served: Resolved[
+        Annotated[
+            ServedJudgeConfig,
+            BeforeValidator(path_shorthand, json_schema_input_type=str | ServedJudgeConfig),
+        ]
+        | None
+    ] = None
+    """A model that raydpo serves by vLLM in the cluster, in place of `url` and `model`."""
     temperature: NonNegativeFloat | None = 0.0
     """Softmax temperature of the judge's answers; `null` leaves it out of the request, for models that refuse it."""
     max_completion_tokens: PositiveInt = 1024
@@ -53,6 +86,24 @@ class JudgeMember(ServiceConfig):
     """Price of 1,000,000 tokens of the questions, in any currency; with both prices, the costs are counted."""
     price_per_million_completion_tokens: Placement[NonNegativeFloat | None] = None
     """Price of 1,000,000 tokens of the answers, in the same currency."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_at_an_address_or_served(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("served") is None:
+            return cast("Any", values)
+        given = cast("dict[str, Any]", values)
+        section = given["served"]
+        path = section.get("path") if isinstance(section, dict) else section
+        if isinstance(section, ServedJudgeConfig):
+            path = section.path
+        own = {"url": _OWN_URL, "model": str(path).rstrip("/").rsplit("/", 1)[-1][:200] or "judge"}
+        for name in ("url", "model", "headers_from_environment"):
+            if given.get(name) and given[name] != own.get(name):
+                raise ValueError(
+                    f"`{name}` is for a judge at an address, not for `served`: give one"
+                )
+        return {**given, **own}
 
     @property
     def is_priced(self) -> bool:
@@ -103,6 +154,8 @@ class JudgeConfig(JudgeMember):
     """The lowest score that a pointwise judge can give; scores are whole numbers."""
     highest_score: int = 10
     """The highest score that a pointwise judge can give."""
+    max_rationale_characters: PositiveInt | None = None
+    """Maximum length of a rationale, as the schema's `maxLength`, which some services refuse; without it there is no limit of its own."""
     schedule: Literal["round_robin", "knockout", "against_baseline"] = "round_robin"
     """Which completions of a prompt a pairwise judge compares: all with all, winners with winners, or each with the baseline."""
     baseline_column: Resolved[str | None] = None

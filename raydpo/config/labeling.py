@@ -185,8 +185,9 @@ class RewardConfig(ClassifierReading, FunctionLimits):
 
     @property
     def device(self) -> Literal["auto", "cpu"]:
-        """Where the reward is computed: classifiers use CUDA if it is available; all others take no GPU."""
-        return "auto" if self.kind == "classifier" else "cpu"
+        """Where the reward is computed: classifiers and judges that raydpo serves use CUDA if it is available; all others take no GPU."""
+        serves = self.judge is not None and any(member.served for member in self.judge.members)
+        return "auto" if self.kind == "classifier" or serves else "cpu"
 
     @property
     def source(self) -> str:

@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -283,6 +284,7 @@ async def client_of(limits: ServiceConfig) -> AsyncGenerator[httpx.AsyncClient]:
     async with httpx.AsyncClient(
         timeout=limits.timeout_seconds,
         limits=httpx.Limits(max_connections=count, max_keepalive_connections=count),
+        trust_env=urlsplit(limits.url).hostname != "127.0.0.1",  # no proxy leads here
         follow_redirects=False,  # a redirect would send the headers to another host
     ) as client:
         yield client

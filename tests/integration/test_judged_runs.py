@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -115,3 +116,94 @@ def test_a_pointwise_judge_labels_and_a_budget_stops_and_goes_on(
     scores = rows(tmp_path / "run", "scores")
     assert [row["value"] for row in scores] == [0.0, 1.0, 2.0, 3.0] * 24
     assert {row["rationale"] for row in scores} == {f"because {n}" for n in range(4)}
+
+
+def test_a_judge_that_raydpo_serves_by_vllm_answers_by_the_schema_and_ends_with_its_run(
+    job: dict[str, Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    """Plumbing: a random model cannot judge, and its answers obey the schema all the same."""
+    (tmp_path / "rubric.j2").write_text("{{ prompt }}{{ completion }}")
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    judge = {
+        "served": {
+            "path": str(tiny_model),
+            "chat_template": str(tmp_path / "chat.jinja"),
+            "dtype": "float32",
+        },
+        "rubric": str(tmp_path / "rubric.j2"),
+        "lowest_score": 3,
+        "highest_score": 5,
+        "max_rationale_characters": 8,
+        "max_completion_tokens": 120,
+        "self_test": False,
+    }
+    job["labeling"] = {
+        "reward": {"judge": judge},
+        "pairs": {"builder": "all_pairs"},
+    }
+    job["prompts"]["limit"] = 6
+    job["sampling"]["candidates"] = 2
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    done = drive("never", tmp_path / "run", "labeling", str(path), PYTHONPATH=str(tmp_path))
+    # The scores may all be equal: then there are no pairs, and the scores are finished.
+    assert "labeling, scores] done" in done.stderr, done.stderr[-4000:]
+    scores = rows(tmp_path / "run", "scores")
+    assert len(scores) == 6 * 2
+    assert {row["value"] for row in scores} <= {3.0, 4.0, 5.0}
+    assert all(len(row["rationale"]) <= 8 for row in scores)
+    assert not [
+        process.pid
+        for process in psutil.process_iter()
+        if "serve_child" in " ".join(_command_of(process))
+    ]
+    settings = manifest(tmp_path / "run", "scores")
+    assert "weights of served judge 0 of tiny" in settings["inputs"]
+
+
+def _command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_judge_compares_policy_and_reference_with_a_baseline_of_the_data(
+    job: dict[str, Any], tmp_path: Path
+) -> None:
+    with judge_server(bias=0.2) as server:
+        judge = {
+            "url": server.url,
+            "model": "planted",
+            "rubric": "dialogue",
+            "mode": "pairwise",
+            "schedule": "against_baseline",
+            "baseline_column": "letter",
+        }
+        job["sampling"] = {
+            "candidates": 2,
+            "max_completion_tokens": 8,
+            "function": "tests.integration.samplers:generate",
+        }
+        job["labeling"]["reward"] = {"function": "tests.integration.rewards:count_e"}
+        job["training"] = {
+            "cpus_per_worker": 0.4,
+            "global_batch_groups": 8,
+            "learning_rate": 1e-3,
+        }
+        job["evaluation"] = {
+            "prompts": {"path": str(tmp_path / "heldout.jsonl"), "max_prompt_tokens": 32},
+            "judge": {"judge": judge},
+            "samples_per_prompt": 2,
+        }
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(job))
+        done = drive("never", tmp_path / "run", "run", str(path), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr[-4000:]
+    for scored in ("reference_scores", "policy_scores"):
+        scores = rows(tmp_path / "run", f"evaluation/{scored}")
+        assert len(scores) == 24 * 2
+        assert all(row["value_low"] < row["value"] < row["value_high"] for row in scores)
+        assert json.loads(scores[0]["rationale"])[0]["against"] == "baseline"
+    report = (tmp_path / "run" / "round-000" / "evaluation" / "report.html").read_text()
+    assert "position bias" in report

@@ -51,6 +51,7 @@ class ChatJudge:
         form: the form of its answers.
         kept: the answers that the run has already.
         ledger: what was spent.
+        identity: what the answers of a model that is served here depend on; else empty.
         from_run: how many answers were there already.
         requests: how many requests this object has sent.
     """
@@ -60,6 +61,7 @@ class ChatJudge:
     form: Form
     kept: KeptAnswers
     ledger: Ledger
+    identity: str = ""
     from_run: int = 0
     requests: int = 0
     probe: Question = PROBE
@@ -170,7 +172,8 @@ class ChatJudge:
 
     def _key(self, body: bytes) -> str:
         """Return the hash of a request: where it goes, and its content."""
-        where = canonical_json([self.member.url, self.member.version])
+        own = [self.identity] if self.identity else []
+        where = canonical_json([self.member.url, self.member.version, *own])
         return hashlib.sha256(where + b"\n" + body).hexdigest()
 
 

@@ -33,7 +33,7 @@ _ROUNDING: Final = 1e-9
 
 def answers_folder(stage: Folder) -> Folder:
     """Return the folder of answers of the run that a stage lies in; without a run, beside it."""
-    found = _ROUND.search(stage.uri)
+    *_, found = (None, *_ROUND.finditer(stage.uri))
     run = stage.uri[: found.start()] if found else stage.uri.rpartition("/")[0]
     return Folder(run).child(FOLDER)
 

@@ -15,6 +15,7 @@ from raydpo.labeling.judges.chat import ChatJudge, Question
 from raydpo.labeling.judges.kept import KeptAnswers, Ledger
 from raydpo.labeling.judges.replies import Reply, form_of
 from raydpo.labeling.judges.rubric import Rubric, rubric_of
+from raydpo.labeling.judges.served import Server, identity_of, start_server
 from raydpo.labeling.rewards import Refusal
 
 #: Beginnings of counts in a manifest; the name of the reward follows.
@@ -34,6 +35,8 @@ class Bench:
         scorer: its name in the scores table.
         rubric: what it is asked.
         endpoints: address and headers of each member.
+        identities: for each member that is served here, what its answers depend on; else empty.
+        servers: those that run for this judge.
         kept: the answers that the run has already.
         ledger: what it has spent.
     """
@@ -42,6 +45,8 @@ class Bench:
     scorer: str
     rubric: Rubric
     endpoints: tuple[Endpoint, ...]
+    identities: tuple[str, ...]
+    servers: tuple[Server, ...]
     kept: KeptAnswers
     ledger: Ledger
 
@@ -60,14 +65,28 @@ class Bench:
 
 
 def bench_of(judge: JudgeConfig, scorer: str, kept: KeptAnswers) -> Bench:
-    """Prepare a judge.
+    """Prepare a judge; models that raydpo serves are started.
 
     Raises:
         ConfigError: its rubric cannot be used, or a variable of a header is not set.
+        ModelError: a model cannot be served.
     """
-    endpoints = tuple(endpoint_of(member) for member in judge.members)
+    rubric = rubric_of(judge)
     ledger = Ledger(scorer, judge.budget, kept.folder if kept.writes else None)
-    return Bench(judge, scorer, rubric_of(judge), endpoints, kept, ledger)
+    endpoints: list[Endpoint] = []
+    servers: list[Server] = []
+    for member in judge.members:
+        if member.served is None:
+            endpoints.append(endpoint_of(member))
+            continue
+        server = start_server(member.served, member.model)
+        servers.append(server)
+        there = member.model_copy(update={"url": server.url})
+        endpoints.append(Endpoint(there, server.headers))
+    identities = tuple(
+        identity_of(member.served) if member.served else "" for member in judge.members
+    )
+    return Bench(judge, scorer, rubric, tuple(endpoints), identities, tuple(servers), kept, ledger)
 
 
 @dataclass
@@ -114,13 +133,15 @@ class Panel:
 async def open_panel(bench: Bench) -> AsyncGenerator[Panel]:
     """Yield the panel with its connections; answers under way at the end are waited for."""
     judges = [
-        ChatJudge(member, endpoint, form_of(bench.judge), bench.kept, bench.ledger)
-        for member, endpoint in zip(bench.judge.members, bench.endpoints, strict=True)
+        ChatJudge(member, endpoint, form_of(bench.judge), bench.kept, bench.ledger, identity)
+        for member, endpoint, identity in zip(
+            bench.judge.members, bench.endpoints, bench.identities, strict=True
+        )
     ]
     async with AsyncExitStack() as stack:
         questions: list[Questions[Question, Reply]] = []
         for judge in judges:
-            client = await stack.enter_async_context(client_of(judge.member))
+            client = await stack.enter_async_context(client_of(judge.endpoint.section))
             stack.push_async_callback(judge.finish)
             questions.append(Questions(judge, client, []))
         telling = [asyncio.create_task(of.tell_each_minute()) for of in questions]

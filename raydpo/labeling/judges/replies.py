@@ -36,18 +36,25 @@ class Reply:
 
 @dataclass(frozen=True)
 class Form:
-    """The form of a judge's answer: the name of the value, and the values that are allowed."""
+    """The form of a judge's answer: the name of the value, and the values that are allowed.
+
+    `max_rationale_characters` limits the rationale; None sets no limit.
+    """
 
     name: str
     values: tuple[int | str, ...]
+    max_rationale_characters: int | None = None
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of an answer: first the rationale, then the value."""
         kind = "integer" if isinstance(self.values[0], int) else "string"
+        rationale: dict[str, Any] = {"type": "string"}
+        if self.max_rationale_characters is not None:
+            rationale["maxLength"] = self.max_rationale_characters
         return {
             "type": "object",
             "properties": {
-                "rationale": {"type": "string"},
+                "rationale": rationale,
                 self.name: {"type": kind, "enum": list(self.values)},
             },
             "required": ["rationale", self.name],
@@ -61,7 +68,8 @@ class Form:
             ValueError: it is not the JSON that the schema demands; the message says what it is.
         """
         try:
-            answer = json.loads(content)
+            # vLLM's grammars let control characters through, which JSON would have escaped.
+            answer = json.loads(content, strict=False)
         except (ValueError, RecursionError):
             raise ValueError("what is no JSON") from None
         if not isinstance(answer, dict):
@@ -72,14 +80,19 @@ class Form:
         value, rationale = found[self.name], found["rationale"]
         if not isinstance(rationale, str):
             raise ValueError("a `rationale` that is no text")
+        if len(rationale) > (self.max_rationale_characters or len(rationale)):
+            raise ValueError(f"a `rationale` of {len(rationale)} characters")
         if type(value) is not type(self.values[0]) or value not in self.values:
             allowed = f"{self.values[0]!r} to {self.values[-1]!r}"
             raise ValueError(f"a `{self.name}` that is none of {allowed}")
-        return value, rationale
+        # A lone surrogate, which JSON can escape, cannot be stored.
+        return value, rationale.encode("utf-8", "replace").decode()
 
 
 def form_of(judge: JudgeConfig) -> Form:
     """Return the form of this judge's answers."""
     if judge.mode == "pointwise":
-        return Form("score", tuple(range(judge.lowest_score, judge.highest_score + 1)))
-    return Form("verdict", (*VERDICTS, TIE) if judge.ties else VERDICTS)
+        scores = tuple(range(judge.lowest_score, judge.highest_score + 1))
+        return Form("score", scores, judge.max_rationale_characters)
+    verdicts = (*VERDICTS, TIE) if judge.ties else VERDICTS
+    return Form("verdict", verdicts, judge.max_rationale_characters)

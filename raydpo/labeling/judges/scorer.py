@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydpo.config.content import content_of
-from raydpo.config.judges import JudgeConfig
+from raydpo.config.judges import JudgeConfig, ServedJudgeConfig
 from raydpo.config.labeling import ClassifierReading, RewardConfig
 from raydpo.core.storage import Folder
 from raydpo.labeling.asking import run_loop
@@ -16,6 +16,7 @@ from raydpo.labeling.judges.panel import Bench, bench_of, open_panel
 from raydpo.labeling.judges.pointwise import score
 from raydpo.labeling.judges.rubric import rubric_of
 from raydpo.labeling.judges.self_test import pass_self_test, planted_cases
+from raydpo.labeling.judges.served import check_served, served_inputs
 from raydpo.labeling.rewards import Judged
 from raydpo.labeling.signature import NO_LISTS, Lists
 
@@ -28,23 +29,36 @@ class JudgeScorer:
     judge: JudgeConfig
 
     def check(self) -> None:
-        """Check the rubric and the cases of the self-test.
+        """Check the rubric, the cases of the self-test, and models that raydpo serves.
 
         Raises:
-            ConfigError: one of them cannot be used.
+            ConfigError, ModelError: one of them cannot be used.
         """
         planted_cases(self.judge, rubric_of(self.judge))
+        for served in self._served():
+            check_served(served)
 
     def inputs(self) -> dict[str, str]:
-        """Return the hash of the rubric."""
-        return {"rubric": rubric_of(self.judge).sha256}
+        """Return the hashes of the rubric, and of the models that raydpo serves."""
+        return {
+            "rubric": rubric_of(self.judge).sha256,
+            **{
+                f"{name} of served judge {number}": value
+                for number, served in enumerate(self._served())
+                for name, value in served_inputs(served).items()
+            },
+        }
+
+    def _served(self) -> list[ServedJudgeConfig]:
+        return [member.served for member in self.judge.members if member.served is not None]
 
     def settings(self) -> dict[str, Any]:
         """Return what the scores depend on beside the rubric."""
-        column = self.judge.baseline_column
+        column, served = self.judge.baseline_column, self._served()
         return {
             "judge": content_of(self.judge),
             **content_of(self.reward, without=ClassifierReading),
+            **({"served": [content_of(one) for one in served]} if served else {}),
             **({"baseline_column": column} if column is not None else {}),
         }
 
@@ -106,4 +120,6 @@ def try_judge(judge: JudgeConfig, scorer: str, answers: Folder | None) -> str:
     Raises:
         ConfigError, ServiceError: the errors that a run would end with.
     """
+    if any(member.served for member in judge.members):
+        return "is served in the cluster: its self-test comes before its first part"
     return run_loop(pass_self_test(bench_of(judge, scorer, KeptAnswers(answers, writes=False))))

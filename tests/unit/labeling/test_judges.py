@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from raydpo.config.judges import JudgeConfig
 from raydpo.config.labeling import RewardConfig
 from raydpo.core.errors import BudgetError, ConfigError, ServiceError
 from raydpo.core.position_bias import position_bias
 from raydpo.core.storage import Folder
 from raydpo.labeling import asking
+from raydpo.labeling.judges.kept import answers_folder
+from raydpo.labeling.judges.replies import form_of
 from raydpo.labeling.rewards import Judged, Refusal
 from raydpo.labeling.scorers import scorer_of
 from tests.unit.labeling.judge_server import (
@@ -90,6 +93,24 @@ def test_with_a_fifth_of_the_requests_failing_the_scores_are_those_without_fault
     failed = len(server.requests) - server.answered.total()
     assert 0.1 < failed / len(server.requests) < 0.3
     assert set(server.answered.values()) == {1}
+
+
+def test_a_rationale_is_kept_whatever_its_characters_are(tmp_path: Path) -> None:
+    odd = b'{"rationale": "line\\none\\ttwo\\u0000 \\ud800 end", "score": 3}'
+    raw = '{"rationale": "a\x19 control character", "score": 4}'
+    form = form_of(JudgeConfig(url="http://h/v1/chat/completions", model="m", rubric="summary"))
+    assert form.read(odd.decode()) == (3, "line\none\ttwo\x00 ? end")
+    assert form.read(raw) == (4, "a\x19 control character")
+
+
+def test_the_length_of_a_rationale_is_a_part_of_the_schema() -> None:
+    with judge_server() as server:
+        found = scores(server, texts(2), max_rationale_characters=9, max_attempts=1)
+        assert found == [1.0, 2.0]
+        [schema] = {json.dumps(r["response_format"]["json_schema"]) for r in server.requests}
+        assert json.loads(schema)["schema"]["properties"]["rationale"]["maxLength"] == 9
+        found = scores(server, texts(1), max_rationale_characters=8, max_attempts=1)
+    assert "a `rationale` of 9 characters" in str(found[0])
 
 
 @pytest.mark.parametrize(
@@ -430,3 +451,16 @@ def test_the_key_has_what_is_asked_and_not_what_it_may_cost(tmp_path: Path) -> N
     before = key()
     path.write_text("{{ prompt }} and {{ completion }}")
     assert key() != before
+
+
+@pytest.mark.parametrize(
+    ("stage", "answers"),
+    [
+        ("/runs/a/round-000/scores", "/runs/a/judge-answers"),
+        ("/runs/round-001/b/round-012/evaluation/policy_scores", "/runs/round-001/b/judge-answers"),
+        ("s3://bucket/a/round-000/scores", "s3://bucket/a/judge-answers"),
+        ("/elsewhere/scores", "/elsewhere/judge-answers"),
+    ],
+)
+def test_answers_lie_in_the_run_beside_its_rounds(stage: str, answers: str) -> None:
+    assert answers_folder(Folder(stage)).uri == answers
