@@ -161,7 +161,9 @@ def announce(config: Config, cluster: Resources) -> None:
         together = "work at the same time, part by part"
         apart = "work one after the other: there is no room for all at once"
         how = together if stages_can_stream(config, cluster) else apart
-        logger.info("[plan] sampling, labelling and reference %s", how)
+        inspects = config.inspect is not None  # before the reference begins
+        who = "sampling and labelling" if inspects else "sampling, labelling and reference"
+        logger.info("[plan] %s %s", who, how)
     if config.rewards_evaluated:
         text = "[plan] labeling.reward holds the same again in the evaluation, after the judge"
         logger.info("%s (evaluation.training_rewards)", text)

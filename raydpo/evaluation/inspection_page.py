@@ -24,7 +24,7 @@ _GLOSSARY: Final = (
     ("clean, look, bad", "whether a number is within its limits, which stand beside it. They are rules of thumb: `look` asks for a person's opinion, and no limit stops a run unless the job sets it in `inspect`."),
 )  # fmt: skip
 _FIGURES: Final[dict[str, tuple[Callable[[Json], bytes | None], str]]] = {
-    "length": (plots.lengths_of_pairs, "Lengths of chosen and rejected completions, and how often the longer one is chosen."),
+    "length": (plots.lengths_of_pairs, "Lengths of chosen and rejected completions, and how often the longer one is chosen; bars are 95 % intervals by pair."),
     "words": (plots.terms_of_sides, "The most certain signs of both sides; circles are signs of chosen, squares of rejected completions."),
     "formatting": (plots.sides_of_formats, "How often the completion that has a property alone is the chosen one."),
     "margins": (plots.margins_of_pairs, "Margins of the pairs; the end bins hold what lies outside."),

@@ -35,7 +35,10 @@ def lengths_of_pairs(plot: Json) -> bytes:
     legend_above(left)
     points = plot["longer_by_ratio"]
     times = [point["times"] for point in points]
-    right.plot(times, [100 * point["share"] for point in points], "o-", color=_CHOSEN)
+    shares = np.array([point["share"] for point in points])
+    ends = np.array([point["ci"] for point in points])
+    bars = 100 * np.maximum(np.abs(ends.T - shares), 0.0)
+    right.errorbar(times, 100 * shares, bars, fmt="o-", color=_CHOSEN, capsize=3, markersize=5)
     right.axhline(50, color=_CHANCE, linestyle=":", linewidth=1.2)
     right.set_ylim(0, 100)
     right.set_xscale("log")
@@ -64,7 +67,7 @@ def terms_of_sides(plot: Json) -> bytes | None:
         axis.plot([middle], [place], "o" if is_chosen else "s", color=colour, markersize=5)
     axis.set_yticks(range(len(shown)), [_shortened(one["term"]) for one in reversed(shown)])
     axis.axvline(50, color=_CHANCE, linestyle=":", linewidth=1.2)
-    axis.set_xlim(0, 100)
+    axis.set_xlim(-1.5, 101.5)
     axis.set_xlabel(
         "where one completion alone has the term, it is the chosen one (%, at equal length)"
     )
@@ -85,7 +88,7 @@ def sides_of_formats(plot: Json) -> bytes | None:
     labels = [f"{one['name']} ({100 * one['coverage']:.1f} % of pairs)" for one in shown]
     axis.set_yticks(range(len(shown)), labels)
     axis.axvline(50, color=_CHANCE, linestyle=":", linewidth=1.2)
-    axis.set_xlim(0, 100)
+    axis.set_xlim(-1.5, 101.5)
     axis.set_xlabel("where one completion alone has it, it is the chosen one (%)")
     return png_of(figure)
 

@@ -28,7 +28,7 @@ from raydpo.labeling.inspection.findings import (
     worst,
 )
 from raydpo.labeling.inspection.groups import Batch, Keys
-from raydpo.labeling.inspection.shares import Z_95, Share, share_of
+from raydpo.labeling.inspection.shares import Z_95, Share, share_of, wilson
 
 Floats = NDArray[np.float64]
 
@@ -187,7 +187,8 @@ def _plot(
         if count := int(inside.sum()):
             times = float(np.exp(np.median(sizes[inside])))
             value = float((ratios[inside] > 0).mean())
-            by_size.append({"times": times, "share": value, "pairs": count})
+            ends = list(wilson(value, count))
+            by_size.append({"times": times, "share": value, "ci": ends, "pairs": count})
     return {
         "unit": unit,
         "edges": edges.tolist(),

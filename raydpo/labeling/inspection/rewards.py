@@ -116,7 +116,9 @@ class Rewards:
         )
         if left_out:
             said += (
-                " Left out before: " + ", ".join(f"{n} {c:,}" for n, c in left_out.items()) + "."
+                " Left out before: "
+                + ", ".join(f"{n.replace('_', ' ')} {c:,}" for n, c in left_out.items())
+                + "."
             )
         return Finding(
             "margins",
