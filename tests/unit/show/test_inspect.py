@@ -327,3 +327,14 @@ def test_dpo_en_rejects_exclamation_marks_and_repeats_rows() -> None:
     assert "exclamation mark" in of["formatting"]["says"]
     assert of["duplicates"]["verdict"] == "look"
     assert of["length"]["verdict"] == "clean"
+
+
+def test_a_saved_dataset_is_compared_with_its_other_splits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    train, test = rows(60), rows(19, seed=5)
+    splits = {"train": train, "test": [*test, train[3]]}
+    made = {name: datasets.Dataset.from_list(values) for name, values in splits.items()}
+    datasets.DatasetDict(made).save_to_disk(str(tmp_path / "saved"))
+    found = raydpo.inspect_preferences(str(tmp_path / "saved"))
+    assert found["rows"] == 60
+    assert items(found)["overlap"]["tables"][0]["rows"] == [["split test", "20", "5.0 %", "5.0 %"]]
