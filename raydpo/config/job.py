@@ -25,7 +25,7 @@ from raydpo.config.content import Placement, Resolved
 from raydpo.config.data import Preferences, PreferencesConfig, Prompts, PromptsConfig
 from raydpo.config.evaluation import EvaluationConfig
 from raydpo.config.inspection import InspectConfig
-from raydpo.config.labeling import LabelingConfig, PeopleConfig, RewardConfig
+from raydpo.config.labeling import CombineConfig, LabelingConfig, PeopleConfig, RewardConfig
 from raydpo.config.objectives import DpoObjective, single_objectives
 from raydpo.config.online import OnlineConfig, ReplayConfig, StoppingConfig
 from raydpo.config.pairs import Builder, PairsConfig
@@ -41,6 +41,7 @@ from raydpo.config.training import (
 
 __all__ = [
     "Builder",
+    "CombineConfig",
     "Config",
     "DpoObjective",
     "EarlyStoppingConfig",
@@ -146,6 +147,11 @@ class Config(Section):
         if any(reward.is_relative for reward in self.labeling.reward):
             return ()
         return self.labeling.reward
+
+    @property
+    def combine_evaluated(self) -> CombineConfig:
+        """How the evaluation puts those rewards together: as the labels did, but for z-scores by prompt."""
+        return self.labeling.combine.across_models if self.labeling else CombineConfig()
 
     @model_validator(mode="after")
     def _one_origin(self) -> Config:

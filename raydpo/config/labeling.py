@@ -9,6 +9,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    FiniteFloat,
     JsonValue,
     WithJsonSchema,
     model_validator,
@@ -17,13 +18,14 @@ from pydantic import (
 from raydpo.config.base import (
     FunctionLimits,
     GpuShare,
+    NonNegativeFloat,
     OneOrMorePaths,
     PathOrName,
     PositiveFloat,
     PositiveInt,
     Section,
 )
-from raydpo.config.content import Placement, Resolved
+from raydpo.config.content import Placement, Resolved, content_of
 from raydpo.config.http import Http
 from raydpo.config.judges import JudgeConfig
 from raydpo.config.pairs import PairsConfig
@@ -217,6 +219,61 @@ _OneOrMany: Final = BeforeValidator(
 Rewards = Annotated[tuple[RewardConfig, ...], Field(min_length=1), _OneOrMany]
 
 
+class CombineConfig(Section):
+    """How the rewards of a list become one. Values are normalized, then clipped, then weighted, then put together."""
+
+    method: Literal["sum", "mean_minus_spread"] = "sum"
+    """The sum of the weighted values; or, for an ensemble, their mean minus `spread_coefficient` times their spread (arXiv:2310.02743)."""
+    normalize: Literal["none", "z_score"] = "none"
+    """Whether each reward's values become z-scores among the candidates of a prompt: minus their mean, divided by their standard deviation."""
+    clip: tuple[FiniteFloat, FiniteFloat] | None = None
+    """Smallest and largest value that a reward may have, before its weight."""
+    spread: Literal["standard_deviation", "variance"] = "standard_deviation"
+    """What `mean_minus_spread` takes for the spread of an ensemble; the paper takes the variance."""
+    spread_coefficient: NonNegativeFloat = 1.0
+    """Weight of the spread in `mean_minus_spread`."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> CombineConfig:
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise ValueError(f"clip {list(self.clip)}: the first bound is below the second")
+        return self
+
+    @model_validator(mode="after")
+    def _spread_is_of_an_ensemble(self) -> CombineConfig:
+        given = [
+            name
+            for name in ("spread", "spread_coefficient")
+            if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if given and self.method != "mean_minus_spread":
+            raise ValueError(f"`{'`, `'.join(given)}` is for `method: mean_minus_spread`")
+        return self
+
+    @property
+    def is_plain_sum(self) -> bool:
+        """Whether this is the weighted sum of the values as they are."""
+        return content_of(self) == content_of(CombineConfig())
+
+    @property
+    def across_models(self) -> CombineConfig:
+        """The combination for completions of several models or prompts: without z-scores and their bounds.
+
+        A z-score compares the candidates of one prompt that one model sampled, so that the means of
+        any two models would be equal.
+        """
+        if self.normalize == "none":
+            return self
+        return self.model_copy(update={"normalize": "none", "clip": None})
+
+    @property
+    def unit(self) -> str:
+        """What the combined reward is, in words for a table or an axis."""
+        kind = "z-scores" if self.normalize == "z_score" else "rewards"
+        kind = f"clipped {kind}" if self.clip is not None else kind
+        return f"weighted sum of {kind}" if self.method == "sum" else f"mean minus spread of {kind}"
+
+
 class PeopleConfig(Section):
     """People choose between two completions; `raydpo annotate` takes pairs out and votes in."""
 
@@ -228,7 +285,9 @@ class LabelingConfig(Section):
     """Rewards and the pairs built from them, or people's votes."""
 
     reward: Resolved[Annotated[tuple[RewardConfig, ...], _OneOrMany]] = ()
-    """One scorer, or a list of scorers whose weighted rewards are summed."""
+    """One scorer, or a list of scorers; `combine` says how their rewards become one."""
+    combine: Resolved[CombineConfig] = CombineConfig()
+    """How the rewards of a list become one: by default the weighted sum."""
     people: Resolved[PeopleConfig | None] = None
     """Labelling by people: `people: {}`. The run stops after sampling until votes are imported."""
     pairs: Resolved[PairsConfig] = PairsConfig()
@@ -248,6 +307,19 @@ class LabelingConfig(Section):
         if self.people is not None and self.pairs != PairsConfig():
             raise ValueError("`pairs` are built from rewards, and people label: leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _several_rewards_are_combined(self) -> LabelingConfig:
+        if self.people is not None and not self.combine.is_plain_sum:
+            raise ValueError("`combine` is for rewards, and people label: leave it out")
+        if self.combine.method == "mean_minus_spread" and len(self.reward) < 2:
+            raise ValueError("`mean_minus_spread` is for an ensemble: give `reward` a list")
+        return self
+
+    @property
+    def combine_content(self) -> dict[str, Any]:
+        """What keys of stages contain of `combine`; nothing for the sum, so that older tables stay."""
+        return {} if self.combine.is_plain_sum else {"combine": content_of(self.combine)}
 
     @model_validator(mode="after")
     def _implicit_stands_alone(self) -> LabelingConfig:

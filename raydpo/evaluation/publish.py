@@ -201,7 +201,9 @@ def _best_of(
         samples = collect_samples(of_model.samples, of_model.scores, evaluation.judge)
         chosen_by = {
             (sample.prompt_id, sample.candidate): sample.score
-            for sample in collect_samples(of_model.samples, of_model.rewards, rewards)
+            for sample in collect_samples(
+                of_model.samples, of_model.rewards, rewards, config.labeling.combine
+            )
         }
         found[model] = measure_best_of(samples, chosen_by, reference, evaluation.best_of.n, shares)
     return {"best_of": best_of_values(config, evaluation, rewards, found)}
@@ -243,7 +245,8 @@ def _rewarded(config: Config, tables: Tables) -> Iterator[list[Sample] | None]:
     )
     rewards = config.rewards_evaluated
     for samples, values in scored:
-        yield collect_samples(samples, values, rewards) if rewards else None
+        combine = config.combine_evaluated
+        yield collect_samples(samples, values, rewards, combine) if rewards else None
 
 
 def draw_figures(
@@ -275,7 +278,7 @@ def draw_figures(
     training = [Figure("training", curves, "Training, step by step.", wide=True)] if curves else []
     training += heldout_figures(training_log)
     if labels is not None and config.labeling is not None:
-        unit = reward_unit(config.labeling.reward)
+        unit = reward_unit(config.labeling.reward, config.labeling.combine)
         png = plots.label_rewards(labels.rewards, labels.margins, unit)
         training.append(Figure("labels", png, _LABELS_CAPTION, wide=True))
     training += best_of_figures(metrics)

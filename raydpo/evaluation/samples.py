@@ -7,12 +7,13 @@ stage refused are missing on both sides, and counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from raydpo.config.job import RewardConfig
+from raydpo.config.labeling import CombineConfig
 from raydpo.core.errors import DataError
 from raydpo.core.on_driver import map_on_driver
 from raydpo.core.parts import Table
@@ -20,6 +21,7 @@ from raydpo.core.place import Place
 from raydpo.core.run import PartResult, Stage
 from raydpo.core.tables import Row
 from raydpo.evaluation.metrics import sequence_logratios
+from raydpo.labeling.combining import combine_values, combined_reward
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Sample:
     """One completion with the judges' scores.
 
     Args:
-        score: the weighted sum of the judges' values.
+        score: the judges' values put together, by default in their weighted sum.
         values: each judge's own value, by the judge's name; without judges that do not apply to it.
         logp: log-prob of the completion under the model that sampled it, in nats; None if its
             sampler gave none.
@@ -80,19 +82,30 @@ class HeldoutJudgements:
 
 
 def collect_samples(
-    candidates: Table, scores: Table, judges: tuple[RewardConfig, ...]
+    candidates: Table,
+    scores: Table,
+    judges: tuple[RewardConfig, ...],
+    combine: CombineConfig | None = None,
 ) -> list[Sample]:
     """Return the completions that every judge scored, in the order of the candidates table.
+
+    Args:
+        candidates: the completions.
+        scores: their scores.
+        judges: whose values count.
+        combine: how the values become a score; None for their weighted sum.
 
     Raises:
         DataError: a judge gave a value that is not a finite number.
     """
     values = _values_by_candidate(scores)
-    names = {judge.scorer for judge in judges}
+    weights = {judge.scorer: judge.weight for judge in judges}
+    how = combine or CombineConfig()
+    terms = combine_values(values, weights, how).terms
     return [
-        _sample(row, values[row["prompt_id"], row["candidate"]], judges)
+        _sample(row, values[key], _score(terms[key], how))
         for row in _rows(candidates)
-        if values.get((row["prompt_id"], row["candidate"]), {}).keys() >= names
+        if (key := (row["prompt_id"], row["candidate"])) in terms
     ]
 
 
@@ -212,7 +225,13 @@ def _values_by_candidate(scores: Table) -> dict[tuple[str, int], dict[str, float
     return values
 
 
-def _sample(row: Row, found: dict[str, float | None], judges: tuple[RewardConfig, ...]) -> Sample:
+def _score(terms: Sequence[float | None], combine: CombineConfig) -> float:
+    if combine.is_plain_sum:
+        return math.fsum(term or 0.0 for term in terms)
+    return combined_reward(terms, combine)
+
+
+def _sample(row: Row, found: dict[str, float | None], score: float) -> Sample:
     values = {judge: value for judge, value in found.items() if value is not None}
     token_logps = row["sampler_token_logps"]
     return Sample(
@@ -222,7 +241,7 @@ def _sample(row: Row, found: dict[str, float | None], judges: tuple[RewardConfig
         completion=row["completion"],
         completion_ids=tuple(row["completion_ids"]),
         finish_reason=row["finish_reason"],
-        score=math.fsum(judge.weight * values.get(judge.scorer, 0.0) for judge in judges),
+        score=score,
         values=values,
         logp=None if token_logps is None else math.fsum(token_logps),
         prompt_tokens=len(row["prompt_ids"]),

@@ -194,6 +194,7 @@ def _settings(config: Config, evaluation: EvaluationConfig, models: dict[str, Mo
         "judges": [_judge_settings(judge) for judge in evaluation.judge],
         "training_rewards": [_judge_settings(reward) for reward in config.rewards_evaluated],
         "evaluation": content_of(evaluation),
+        **_combine_settings(config, evaluation),
         **_best_of_settings(config, evaluation),
         "max_prompt_tokens": evaluation.prompts.max_prompt_tokens,
         "sampling": content_of(config.sampling) | config.sampling.later_content,
@@ -218,10 +219,22 @@ def _best_of_settings(config: Config, evaluation: EvaluationConfig) -> Json:
     return {"best_of": {**content_of(evaluation.best_of), "chosen_by": chosen_by}}
 
 
+def _combine_settings(config: Config, evaluation: EvaluationConfig) -> Json:
+    """Return how rewards are combined where any are asked; nothing for the plain sum."""
+    asked = config.rewards_evaluated or evaluation.best_of is not None
+    return config.labeling.combine_content if asked and config.labeling is not None else {}
+
+
 def _judge_settings(judge: RewardConfig) -> Json:
     # A judge's location does not count: the page shows its name, and its weights are an input.
     named = {"name": judge.scorer, "function": judge.function, "weight": judge.weight}
-    return {**named, **_service(judge), **content_of(judge)}
+    return {**named, **_service(judge), **_arguments(judge), **content_of(judge)}
+
+
+def _arguments(reward: RewardConfig) -> Json:
+    """Return what a function is called with beside the texts; nothing without any."""
+    given = {"options": reward.options, "columns": reward.columns}
+    return {name: value for name, value in given.items() if value}
 
 
 def _service(reward: RewardConfig) -> Json:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from raydpo.config.job import Config, RewardConfig
+from raydpo.config.labeling import CombineConfig
 from raydpo.core.parts import Table
 from raydpo.core.run import read_part
 from raydpo.evaluation import metrics
@@ -29,7 +30,7 @@ class LabelRewards:
     """What the labels were made of.
 
     Args:
-        rewards: the weighted sum of the rewards of each completion.
+        rewards: the combined reward of each completion.
         margins: of each pair, the reward of chosen minus that of rejected.
     """
 
@@ -94,15 +95,20 @@ def training_reward(
             if (sides := _sides(reward, reference, policy)) is not None
         ],
         "sum": {
-            "unit": reward_unit(rewards),
-            **_compared(_scores(reference), _scores(policy), are_shares(rewards)),
+            "unit": reward_unit(rewards, config.combine_evaluated),
+            **_compared(
+                _scores(reference),
+                _scores(policy),
+                config.combine_evaluated.is_plain_sum and are_shares(rewards),
+            ),
         },
     }
 
 
-def reward_unit(rewards: tuple[RewardConfig, ...]) -> str:
-    """Return the meaning of the weighted sum of rewards in words, for a table or an axis."""
-    return "weighted sum of rewards" if len(rewards) > 1 else score_unit(rewards)
+def reward_unit(rewards: tuple[RewardConfig, ...], combine: CombineConfig) -> str:
+    """Return the meaning of the combined rewards in words, for a table or an axis."""
+    plain = len(rewards) == 1 and combine.is_plain_sum
+    return score_unit(rewards) if plain else combine.unit
 
 
 def _not_measured(config: Config) -> str:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from raydpo.config.content import content_of
 from raydpo.config.job import LabelingConfig, ModelConfig, PairsConfig
+from raydpo.config.labeling import CombineConfig
 from raydpo.core.errors import DataError
 from raydpo.core.own_code import function_hashes
 from raydpo.core.own_functions import search_path
@@ -34,6 +35,7 @@ from raydpo.core.place import Place
 from raydpo.core.run import PartResult, Stage
 from raydpo.core.tables import Row
 from raydpo.labeling.builders import DATA, Draws, Scored
+from raydpo.labeling.combining import Key, combine_values, combined_reward
 from raydpo.labeling.data_chosen import DataChosen
 from raydpo.labeling.groups import (
     by_prompt,
@@ -68,8 +70,9 @@ _COUNTED: Final = (
 
 #: Maps (prompt_id, candidate) to its combined reward.
 Rewards = Mapping[tuple[str, int], float]
-#: Maps (prompt_id, candidate) to the terms of that sum, one for each scorer.
-Terms = Mapping[tuple[str, int], tuple[float, ...]]
+#: Maps (prompt_id, candidate) to what that reward is made of, one term for each scorer.
+Terms = Mapping[tuple[str, int], tuple[float | None, ...]]
+PLAIN_SUM: Final = CombineConfig()
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Labels:
     matches: Matches | None = None
     data: DataChosen | None = None
     samples: bool = False
+    combine: CombineConfig = PLAIN_SUM
 
 
 def preferences_work(
@@ -108,7 +112,12 @@ def preferences_work(
             log-probs (`Config.trains_on_samples`).
     """
     labels = Labels(
-        labeling.pairs, _weights(labeling), place.seed, place.round_index, samples=samples
+        labeling.pairs,
+        _weights(labeling),
+        place.seed,
+        place.round_index,
+        samples=samples,
+        combine=labeling.combine,
     )
     stage = preferences_stage(place, candidates, scores, labeling, model, samples)
     make = functools.partial(_make_transform, labels, model, search_path())
@@ -144,6 +153,7 @@ def preferences_stage(
             **labeling.pairs.later_content,
             **(_ends(model) if of_data else {}),
             "weights": _weights(labeling),
+            **labeling.combine_content,
             "seed": place.seed,
             "round": place.round_index,
             **({"samples": True} if samples else {}),
@@ -181,7 +191,8 @@ def finish_preferences(work: PartWork) -> Table:
 def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> PartResult:
     """Build the preferences of one part."""
     _refuse_other_prompts(candidates, scores)
-    terms = reward_terms(scores, labels.weights)
+    combined = combine_values(values_by_candidate(scores), labels.weights, labels.combine)
+    terms = combined.terms
     rows: list[Row] = []
     refused: list[Row] = []
     counts: dict[str, int] = dict.fromkeys(_COUNTED, 0)
@@ -198,6 +209,7 @@ def label_part(labels: Labels, candidates: list[Row], scores: list[Row]) -> Part
         counts["candidates_without_score"] += len(filled) - len(kept)
         counts["groups_without_pairs"] += row is None
         counts["candidates_in_groups_without_pairs"] += len(kept) if row is None else 0
+    counts |= combined.counts
     counts |= sample_counts(rows) if labels.samples else {}
     return PartResult(rows, refused, counts)
 
@@ -215,24 +227,20 @@ def _refuse_other_prompts(candidates: list[Row], scores: list[Row]) -> None:
         )
 
 
-def combined_rewards(scores: list[Row], weights: dict[str, float]) -> Rewards:
-    """Return the sums of `reward_terms`."""
-    return {key: sum(terms) for key, terms in reward_terms(scores, weights).items()}
+def combined_rewards(
+    scores: list[Row], weights: dict[str, float], combine: CombineConfig = PLAIN_SUM
+) -> Rewards:
+    """Return the rewards of the candidates that all scorers scored."""
+    terms = combine_values(values_by_candidate(scores), weights, combine).terms
+    return {key: combined_reward(own, combine) for key, own in terms.items()}
 
 
-def reward_terms(scores: list[Row], weights: dict[str, float]) -> Terms:
-    """Return the scorers' values times their weights, for candidates that all of them scored.
-
-    A scorer that does not apply to a candidate (null) has the term 0.
-    """
-    values: dict[tuple[str, int], dict[str, float | None]] = {}
+def values_by_candidate(scores: Iterable[Row]) -> dict[Key, dict[str, float | None]]:
+    """Return the values of each candidate by scorer, from rows of a table of scores."""
+    values: dict[Key, dict[str, float | None]] = {}
     for row in scores:
         values.setdefault((row["prompt_id"], row["candidate"]), {})[row["scorer"]] = row["value"]
-    return {
-        key: tuple(weight * (given[scorer] or 0.0) for scorer, weight in weights.items())
-        for key, given in values.items()
-        if given.keys() >= weights.keys()
-    }
+    return values
 
 
 def _make_transform(labels: Labels, model: ModelConfig, search: tuple[str, ...]) -> Transform:
@@ -259,7 +267,7 @@ def _group(
     Args:
         data: the completion that the data chose, for the builder that takes it.
         candidates: the sampled completions that have a reward.
-        terms: what their rewards are the sums of.
+        terms: what their rewards are made of.
         labels: how they become pairs.
         prompt_id: the prompt.
     """
@@ -268,7 +276,12 @@ def _group(
         return None, {"groups_without_chosen": int(bool(candidates))}
     of = [terms[row["prompt_id"], row["candidate"]] for row in candidates]
     scored = [
-        Scored(row["candidate"], tuple(row["completion_ids"]), sum(own), own)
+        Scored(
+            row["candidate"],
+            tuple(row["completion_ids"]),
+            combined_reward(own, labels.combine),
+            tuple(term or 0.0 for term in own),
+        )
         for row, own in zip(candidates, of, strict=True)
     ]
     if data is not None:  # it wins whatever the rewards of the others

@@ -121,7 +121,7 @@ def _rewarded(config: Config, place: Place, samples: Table, scores: Table) -> li
     judges = config.evaluation.judge if config.evaluation else ()
     known = all_judge(rewards, judges)
     values = scores if known else score_candidates(place, samples, rewards)
-    return collect_samples(samples, values, rewards)
+    return collect_samples(samples, values, rewards, config.combine_evaluated)
 
 
 def _values(samples: list[Sample], kl: Json, judges: tuple[RewardConfig, ...]) -> Json:

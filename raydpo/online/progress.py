@@ -5,7 +5,6 @@ The finished tables and logs of the rounds' folders give a few numbers for each 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from raydpo.config.job import Config, OnlineConfig
 from raydpo.core.run import read_manifest, read_rows, round_folder
 from raydpo.core.storage import Folder
 from raydpo.evaluation import metrics
+from raydpo.labeling.preferences import combined_rewards
 from raydpo.online.record import RoundRecord
 from raydpo.training.metrics_log import read_metrics
 
@@ -27,8 +27,8 @@ def rounds_progress(
     `steps` is the number of optimizer updates. `updates_behind` says how many updates the policy
     had made since the one that sampled, at the round's first and last update; completions that are
     replayed from earlier rounds are older. `replay_share` is the share of groups that are replayed.
-    `sampled_reward` is the mean of the weighted rewards of the round's own completions, on training
-    prompts; None if no reward labels.
+    `sampled_reward` is the mean of the combined rewards of the round's own completions, on training
+    prompts and without z-scores; None if no reward labels.
     """
     indices = range(len(records) - 1)
     logs = [read_metrics(round_folder(run, index).child("policy")) for index in indices]
@@ -55,12 +55,9 @@ def _sampled_reward(config: Config, scores: Folder) -> Json | None:
     if manifest is None:
         return None
     weights = {reward.scorer: reward.weight for reward in rewards}
-    parts: dict[tuple[str, int], list[float]] = {}
-    for row in read_rows(scores, manifest):
-        # A reward that does not apply to a completion adds nothing to its sum.
-        value = weights[row["scorer"]] * (row["value"] or 0.0)
-        parts.setdefault((row["prompt_id"], row["candidate"]), []).append(value)
-    if not parts:
+    rows = list(read_rows(scores, manifest))
+    found = combined_rewards(rows, weights, config.combine_evaluated)
+    if not found:
         return None
-    sums = [math.fsum(values) for values in parts.values()]
-    return metrics.clustered_mean(sums, [prompt for prompt, _ in parts]).as_json()
+    prompts = [prompt for prompt, _ in found]
+    return metrics.clustered_mean(list(found.values()), prompts).as_json()

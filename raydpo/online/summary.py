@@ -155,7 +155,8 @@ def _training_reward_panel(
     known = [of for of in sums if of is not None]
     original = known[0]["reference"] if known else None
     values = [original, *(of and of["policy"] for of in sums[1:])]
-    unit = reward_unit(config.rewards_evaluated) if known else ""
+    rewards = config.rewards_evaluated
+    unit = reward_unit(rewards, config.combine_evaluated) if known else ""
     return "training reward, held-out prompts", unit, values
 
 

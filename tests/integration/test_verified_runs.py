@@ -68,3 +68,20 @@ def test_a_verifier_and_a_penalty_label_a_run(tmp_path: Path, tiny_model: Path) 
     scorers = manifest(run, "scores")["settings"]["scorers"]
     assert scorers[0]["options"] == {"absolute_tolerance": 0.25}
     assert scorers[0]["columns"] == {"answer": "solution"}
+
+    scored = run / "round-000/scores/manifest.json"
+    written = scored.stat().st_mtime_ns
+    combine = "labeling.combine.normalize=z_score"
+    done = drive("never", run, "labeling", str(tmp_path / "job.yaml"), "--set", combine)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-4000:]
+    assert scored.stat().st_mtime_ns == written, "the rewards are not asked again"
+    half = 2**0.5 / 2
+    for row in rows(run, "preferences"):
+        expected = [0.5 * half, 0.5 * half, -half]
+        if not row["prompt"].startswith("1 + 1"):
+            expected = [1.5 * half, -1.5 * half, 0.0]
+        assert row["rewards"] == pytest.approx(expected, abs=1e-12)
+    settings = manifest(run, "preferences")["settings"]
+    assert settings["combine"]["normalize"] == "z_score"
+    assert manifest(run, "preferences")["counts"]["z_scores_of_equal_values"] == 12

@@ -150,6 +150,7 @@ READERS = {
     "sampling.engines": {"sampling", "evaluation"},
     "labeling": {"preferences"},
     "labeling.reward.0": {"scores", "evaluation"},
+    "labeling.combine": {"preferences", "evaluation"},
     "labeling.pairs": {"preferences"},
     "reference": {"reference", "score", "evaluation"},
     "training": {"policy"},
@@ -213,6 +214,16 @@ def test_training_rewards_that_are_not_evaluated_are_not_in_the_key_of_the_evalu
     )
     assert STAGES["evaluation"](one).key == STAGES["evaluation"](other).key
     assert STAGES["evaluation"](one).key != keys()["evaluation"]
+
+
+def test_what_a_judges_function_is_called_with_is_in_the_key_of_the_evaluation() -> None:
+    def key(**more: Any) -> str:
+        judge = {"function": "tests.integration.rewards:scaled", **more}
+        return STAGES["evaluation"](job(evaluation={**job_evaluation(), "judge": judge})).key
+
+    options = {"options": {"factor": 2.0}}
+    assert len({key(**options), key(options={"factor": 3.0})}) == 2
+    assert key(**options) != key(**options, columns={"letter": "wanted"})
 
 
 def job_evaluation() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raydpo.config.job import RewardConfig
+from raydpo.config.labeling import CombineConfig
 from raydpo.core.errors import DataError
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
@@ -88,6 +89,18 @@ def test_samples_have_the_weighted_sum_of_their_judges(tmp_path: Path):
     assert (sample.prompt_id, sample.completion, sample.completion_ids) == ("b", "b/0", (7, 7, 2))
     assert sample.score == pytest.approx(3.0 - 2.0)
     assert sample.values == {"second": 4.0, "first": 3.0}
+
+
+def test_samples_are_scored_as_the_labels_combine(tmp_path: Path):
+    rows = [score("a", k, "first", 10.0 * k) for k in range(2)]
+    rows += [score("a", k, "second", 1.0) for k in range(2)]
+    scores = table(tmp_path / "scores", "scores", [rows])
+    combine = CombineConfig(normalize="z_score")
+    found = collect_samples(candidates(tmp_path / "candidates"), scores, JUDGES, combine)
+    assert [sample.score for sample in found] == [-1.0, 1.0]
+    clipped = CombineConfig(clip=(0.0, 2.0))
+    found = collect_samples(candidates(tmp_path / "candidates"), scores, JUDGES, clipped)
+    assert [sample.score for sample in found] == [-0.5, 1.5]
 
 
 def test_a_completion_that_one_judge_refused_is_left_out(tmp_path: Path):

@@ -80,6 +80,22 @@ def test_each_component_is_in_its_own_units_and_the_sum_is_weighted() -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_the_sum_says_how_it_is_combined_and_has_no_z_scores() -> None:
+    reference, policy = rewarded(1.0, 5.0, seed=2), rewarded(2.0, 5.0, seed=3)
+
+    def unit(*rewards: RewardConfig, **combine: Any) -> str:
+        config = job(*rewards)
+        labeling = LabelingConfig.model_validate({"reward": rewards, "combine": combine})
+        config = config.model_copy(update={"labeling": labeling})
+        return training_reward(config, reference, policy)["sum"]["unit"]
+
+    assert unit(CLASS, LENGTH) == "weighted sum of rewards"
+    assert unit(CLASS, LENGTH, clip=[0, 1]) == "weighted sum of clipped rewards"
+    assert unit(CLASS, LENGTH, normalize="z_score") == "weighted sum of rewards"
+    assert unit(CLASS, LENGTH, method="mean_minus_spread") == "mean minus spread of rewards"
+    assert unit(CLASS) == "log-odds"
+
+
 def test_one_components_interval_is_paired_by_prompt() -> None:
     reference = rewarded(1.0, 5.0, seed=2)
     shift = {f"p{n}": 0.1 * n for n in range(8)}
