@@ -23,6 +23,7 @@ from raydpo.core.attempts import attempted, forget_attempts
 from raydpo.core.cut_counts import cut_warnings
 from raydpo.core.errors import QuarantineBudgetError, RaydpoError, own_errors
 from raydpo.core.fingerprints import Fingerprint
+from raydpo.core.judge_costs import cost_lines
 from raydpo.core.notices import notices_shown, telling
 from raydpo.core.place import Place
 from raydpo.core.position_bias import position_lines
@@ -278,7 +279,7 @@ def commit_table(
     manifest = commit(stage, {}, parts=parts, check=check_counts)
     logger.info("[%s] done: %s", stage.place.label, describe_counts(manifest))
     warn_of_cuts(stage.place.label, manifest)
-    for line in position_lines(manifest["counts"]):
+    for line in (*position_lines(manifest["counts"]), *cost_lines(manifest)):
         logger.info("[%s] %s", stage.place.label, line)
     return Table(stage.folder, manifest)
 

@@ -61,12 +61,14 @@ class Judged:
     Attributes:
         notes: one for each completion, or none at all.
         counts: further counts for the manifest.
+        sums: the same for what is no whole number.
     """
 
     values: list[float | Refusal]
     truncated: int = 0
     notes: list[Note] = field(default_factory=list[Note])
     counts: dict[str, int] = field(default_factory=dict[str, int])
+    sums: dict[str, float] = field(default_factory=dict[str, float])
 
 
 def resolve_function(path: str, options: Options = NO_OPTIONS) -> RewardCall:

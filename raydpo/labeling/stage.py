@@ -213,10 +213,13 @@ def score_part(
             ]
             not_applicable.update(s for s, v in values.items() if isinstance(v, Refusal))
     counts = {f"truncated_for_{scorer}": given.truncated for scorer, given in judged.items()}
+    sums: dict[str, float] = {}
     for given in judged.values():
         counts |= given.counts
+        sums |= given.sums
     counts |= {f"does_not_apply_{scorer}": count for scorer, count in not_applicable.items()}
-    return PartResult(rows, refused, {"scored": len(candidates) - len(refused), **counts})
+    counts["scored"] = len(candidates) - len(refused)
+    return PartResult(rows, refused, counts, sums)
 
 
 def _judged(

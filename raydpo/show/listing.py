@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raydpo.core.errors import RaydpoError, said_by
+from raydpo.core.judge_costs import cost_lines
 from raydpo.core.position_bias import position_lines
 from raydpo.core.run import no_run, read_manifest, read_part
 from raydpo.core.set_aside import all_set_aside, is_set_aside
@@ -77,6 +78,7 @@ def _described(folder: Folder, name: str, rows: int) -> Iterator[str]:
     if "counts" in manifest:
         yield "  " + ", ".join(f"{key} {value}" for key, value in manifest["counts"].items())
         yield from (f"  {line}" for line in position_lines(manifest["counts"]))
+        yield from (f"  {line}" for line in cost_lines(manifest))
     if manifest.get("table") == "preferences" and is_of_people(manifest):
         yield "  made from people's votes"
     if "exported_step" in manifest:

@@ -340,4 +340,24 @@ ROWS = (
             "unit/labeling/test_over_http.py::test_what_the_service_asks_to_wait_is_waited",
         ),
     ),
+    Row(
+        "a language model that judges answers otherwise than asked, or not at all",
+        "raydpo reads its answers strictly, asks a limited number of times, gives no default score, and quarantines the row with the last answer",
+        (
+            "unit/labeling/test_judges.py::test_with_a_fifth_of_the_requests_failing_the_scores_are_those_without_faults",
+            "unit/labeling/test_judges.py::test_both_orders_measure_the_position_bias_and_remove_it_despite_failures",
+            "unit/labeling/test_judges.py::test_an_answer_that_is_not_as_demanded_refuses_the_row_and_no_other",
+            "unit/labeling/test_judges.py::test_a_completion_that_no_judge_can_compare_is_refused_and_the_others_stay",
+            "unit/labeling/test_judges.py::test_a_judge_that_refuses_the_schema_ends_the_run_and_refuses_no_row",
+        ),
+    ),
+    Row(
+        "the driver is killed, or the budget is spent, while a judge is asked",
+        "the same command resumes and asks for no answer that it has; what was under way at a kill is asked again",
+        (
+            "integration/test_judged_runs.py::test_a_killed_labelling_goes_on_and_asks_for_no_answer_twice",
+            "integration/test_judged_runs.py::test_a_pointwise_judge_labels_and_a_budget_stops_and_goes_on",
+            "unit/labeling/test_judges.py::test_what_is_under_way_when_the_budget_ends_is_kept",
+        ),
+    ),
 )

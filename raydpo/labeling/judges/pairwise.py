@@ -102,7 +102,8 @@ async def compare(panel: Panel, prompts: list[str], completions: list[str], more
         results |= dict(zip(indices, of_group, strict=True))
         counts.update(more_counts)
     ordered = [results[index] for index in range(len(completions))]
-    return Judged([v for v, _ in ordered], notes=[n for _, n in ordered], counts=dict(counts))
+    values, notes = [value for value, _ in ordered], [note for _, note in ordered]
+    return Judged(values, notes=notes, counts=dict(counts), sums=panel.sums())
 
 
 def _indices_by_prompt(prompts: list[str], more: Lists) -> list[list[int]]:

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from math import fsum
 from typing import Final
 
 from raydpo.config.judges import JudgeConfig
+from raydpo.core.judge_costs import COST
 from raydpo.labeling.asking import Questions, client_of
 from raydpo.labeling.exchange import Endpoint, endpoint_of
 from raydpo.labeling.judges.chat import ChatJudge, Question
@@ -127,6 +129,17 @@ class Panel:
             f"{PROMPT_TOKENS}{scorer}": sum(reply.prompt_tokens for reply in replies),
             f"{COMPLETION_TOKENS}{scorer}": sum(reply.completion_tokens for reply in replies),
         }
+
+    def sums(self) -> dict[str, float]:
+        """Return what the answers cost, for a manifest; nothing if no judge has prices."""
+        costs = [
+            judge.member.cost(reply.prompt_tokens, reply.completion_tokens)
+            for judge, questions in zip(self.judges, self.questions, strict=True)
+            for reply in questions.values.values()
+            if isinstance(reply, Reply)
+        ]
+        priced = any(member.is_priced for member in self.bench.judge.members)
+        return {f"{COST}{self.bench.scorer}": fsum(costs)} if priced else {}
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ async def score(panel: Panel, prompts: list[str], completions: list[str], more: 
     ]
     found = await gathered(*(_score(panel, *row) for row in rows))
     values, notes = [value for value, _ in found], [note for _, note in found]
-    return Judged(values, notes=notes, counts=panel.counts())
+    return Judged(values, notes=notes, counts=panel.counts(), sums=panel.sums())
 
 
 async def _score(

@@ -12,6 +12,7 @@ import pytest
 from raydpo.config.judges import JudgeConfig
 from raydpo.config.labeling import RewardConfig
 from raydpo.core.errors import BudgetError, ConfigError, ServiceError
+from raydpo.core.judge_costs import cost_lines
 from raydpo.core.position_bias import position_bias
 from raydpo.core.storage import Folder
 from raydpo.labeling import asking
@@ -321,6 +322,11 @@ def test_a_budget_stops_the_run_and_a_larger_one_goes_on(
         more = {name: 2 * limit for name, limit in budget.items()}
         found = judged(server, texts(50), tmp_path, budget=more, **settings)
     assert len(found.values) == 50
+    cost = 50 * 120 * 2e-6
+    assert found.sums == {"judge_cost_for_planted": pytest.approx(cost)}
+    assert cost_lines({"sums": found.sums}) == [
+        "planted: its answers cost 0.01 by the configured prices"
+    ]
     assert set(server.answered.values()) == {1}
 
 
