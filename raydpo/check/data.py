@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.check.findings import Findings
 from raydpo.config.fit import check_counts_fit
-from raydpo.config.job import Config
+from raydpo.config.job import Config, SftConfig
 from raydpo.core.cut_counts import cut_warnings
 from raydpo.core.errors import DataError, QuarantineBudgetError
 from raydpo.core.run import PartResult
@@ -22,10 +22,10 @@ from raydpo.models.loading import load_tokenizer
 from raydpo.prompts.columns import ColumnUses
 from raydpo.prompts.end_tokens import describe_end, end_tokens
 from raydpo.prompts.examples import example_parts
+from raydpo.prompts.mixing import Make, S, Shared, passing_rows, source_parts
 from raydpo.prompts.preferences import preference_parts
 from raydpo.prompts.rows import add_counts, check_not_empty
 from raydpo.prompts.sources import (
-    SourceRow,
     SourceSection,
     bytes_hash,
     files_of_other_splits,
@@ -52,9 +52,13 @@ class Example:
 
 @dataclass(frozen=True)
 class _Source:
-    """A source of the job: its name, its parts, and how one of its rows is shown."""
+    """A source of the job: its name, its parts, and how one of its rows is shown.
+
+    `kind` is the name of its section; several sources of a section have names of their own.
+    """
 
     name: str
+    kind: str
     section: SourceSection
     parts: Iterable[PartResult]
     uses: ColumnUses
@@ -66,7 +70,8 @@ def check_data(config: Config, rows: int | None, findings: Findings) -> None:
     tokenizer = findings.attempt(load_tokenizer, config.model)
     if tokenizer is None:
         for section in _sections(config):
-            findings.attempt(bytes_hash, *location(section))
+            for one in (section,) if isinstance(section, SftConfig) else section.each:
+                findings.attempt(bytes_hash, *location(one))
         findings.facts.append("data: not tokenized, because there is no tokenizer")
         return
     findings.facts += _end_of_completions(config, tokenizer)
@@ -121,20 +126,37 @@ def _sources(
     """The job's sources, the most informative example first."""
     size = config.rows_per_part
     if config.preferences is not None:
-        given = _rows(config.preferences, rows)
-        uses = ColumnUses()
-        parts = preference_parts(config.preferences, given, tokenizer, size, uses)
-        yield _Source("preferences", config.preferences, parts, uses, _preference_example)
+        of = "preferences", config.preferences, rows, tokenizer, size
+        yield from _each(*of, preference_parts, _preference_example)
     if config.sft is not None:
         uses = ColumnUses()
-        parts = example_parts(config.sft, _rows(config.sft, rows), tokenizer, size, uses)
-        yield _Source("sft", config.sft, parts, uses, _sft_example(tokenizer))
+        limits = [limit for limit in (config.sft.limit, rows) if limit is not None]
+        given = source_rows(*location(config.sft), min(limits, default=None))
+        parts = example_parts(config.sft, given, tokenizer, size, uses)
+        yield _Source("sft", "sft", config.sft, parts, uses, _sft_example(tokenizer))
     evaluation = config.evaluation and config.evaluation.prompts
     for name, section in (("prompts", config.prompts), ("evaluation.prompts", evaluation)):
         if section is not None:
-            uses = ColumnUses()
-            parts = prompt_parts(section, _rows(section, rows), tokenizer, size, uses)
-            yield _Source(name, section, parts, uses, _prompt_example)
+            yield from _each(name, section, rows, tokenizer, size, prompt_parts, _prompt_example)
+
+
+def _each(
+    kind: str,
+    section: S,
+    limit: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    size: int,
+    make: Make[S],
+    example: Callable[[Row], Example],
+) -> Iterator[_Source]:
+    """Yield each source of a section, which is read with its filter; weights leave out no row here."""
+    shared = Shared()
+    for one, label in zip(section.each, section.labels, strict=True):
+        uses, dropped = ColumnUses(), Counter[str]()
+        rows = passing_rows(one, label, dropped, limit)
+        parts = source_parts(one, label, rows, dropped, make, tokenizer, size, uses, shared)
+        name = f"{kind}, {label}" if label else kind
+        yield _Source(name, kind, one, parts, uses, example)
 
 
 def _end_of_completions(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -144,11 +166,6 @@ def _end_of_completions(config: Config, tokenizer: PreTrainedTokenizerBase) -> l
         return []
     said = describe_end(tokenizer, end_tokens(tokenizer, int(eos)))
     return [said] if said is not None else []
-
-
-def _rows(section: SourceSection, rows: int | None) -> Iterator[SourceRow]:
-    limits = [limit for limit in (section.limit, rows) if limit is not None]
-    return source_rows(*location(section), min(limits, default=None))
 
 
 def _read(source: _Source, config: Config, findings: Findings, rows: int | None) -> Row | None:
@@ -179,7 +196,7 @@ def _read(source: _Source, config: Config, findings: Findings, rows: int | None)
             )
         )
     check_not_empty(source.name, counts)
-    if source.name == "preferences":
+    if source.kind == "preferences":
         is_whole = rows is None or read < rows
         findings.attempt(check_counts_fit, config, counts, is_whole=is_whole)
     return first

@@ -5,6 +5,7 @@ For each of them, `Findings` gets what its scores depend on, and its rewards for
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, assert_never
@@ -25,8 +26,8 @@ from raydpo.labeling.signature import MESSAGES
 from raydpo.labeling.trial import try_reward, try_service
 from raydpo.models.context import check_context
 from raydpo.models.loading import load_tokenizer, model_config_values
+from raydpo.prompts.mixing import passing_rows
 from raydpo.prompts.reading import HEAD_ROWS
-from raydpo.prompts.sources import location, source_rows
 from raydpo.prompts.stage import prompt_parts
 
 #: Rows of the prompts among which two that can be used are looked for.
@@ -101,7 +102,7 @@ def _check_chosen(config: Config, pairs: PairsConfig) -> None:
     if rows and pairs.chosen_column not in there:
         raise ConfigError(
             f"labeling.pairs.builder 'data_chosen' with chosen_column {pairs.chosen_column!r}",
-            f"the first {len(rows)} prompts of {config.prompts.path} bring "
+            f"the first {len(rows)} prompts of {config.prompts.where} bring "
             + (f"the columns {', '.join(there)}" if there else "no columns beside the prompt"),
             "set labeling.pairs.chosen_column to the column of the chosen completions, and let "
             "`metadata` of the prompts keep it",
@@ -165,7 +166,7 @@ def _check_columns(name: str, reward: RewardConfig, source: PromptsConfig, confi
     if rows and missing:
         raise ConfigError(
             f"{name}: {reward.scorer} reads {', '.join(map(repr, missing))}",
-            f"the first {len(rows)} prompts of {source.path} bring "
+            f"the first {len(rows)} prompts of {source.where} bring "
             + (f"the columns {', '.join(there)}" if there else "no columns for rewards"),
             "correct the name, or let the prompts bring the column: see `metadata` of their section"
             + ("; or set evaluation.training_rewards to false" if "training" in name else ""),
@@ -184,10 +185,11 @@ def _two_prompts(config: Config, source: PromptsConfig) -> _Two:
 def _readable(config: Config, source: PromptsConfig, count: int) -> Iterator[Row]:
     """Yield the first prompts as in a run; none if they cannot be read."""
     try:
-        rows = source_rows(*location(source), count)
         tokenizer = load_tokenizer(config.model)
-        for part in prompt_parts(source, rows, tokenizer, config.rows_per_part):
-            yield from part.rows
+        for one, label in zip(source.each, source.labels, strict=True):
+            rows = passing_rows(one, label, Counter(), -(-count // len(source.each)))
+            for part in prompt_parts(one, rows, tokenizer, config.rows_per_part):
+                yield from part.rows
     except RaydpoError:
         return
 

@@ -60,9 +60,10 @@ def check_config_fits(config: Config) -> None:
     if config.trains_on_samples:
         check_samples_fit(config)
     elif config.preferences is not None:
-        layout = config.preferences.layout
-        if layout != "auto":  # with `auto`, the layout is known only after the first row is read
-            _check(config.training, _of_layout(layout), f"preferences.layout {layout!r}")
+        for one in config.preferences.each:
+            layout = one.layout
+            if layout != "auto":  # with `auto`, it is known only after the first row is read
+                _check(config.training, _of_layout(layout), f"preferences.layout {layout!r}")
     elif config.prompts is not None and config.labeling is not None and config.labeling.reward:
         of_data = config.labeling.pairs.builder == "data_chosen"
         offered = {"pairs"} if of_data else {"pairs", "rankings", "soft labels"}

@@ -120,7 +120,8 @@ class Config(Section):
         path = evaluation.get("prompts")
         if not isinstance(path, str):
             return values
-        like = {key: value for key, value in prompts.items() if key not in ("path", "limit")}
+        own = ("path", "limit", "sources", "filter")
+        like = {key: value for key, value in prompts.items() if key not in own}
         return {**values, "evaluation": {**evaluation, "prompts": {**like, "path": path}}}
 
     @property

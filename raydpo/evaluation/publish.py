@@ -326,7 +326,7 @@ def _facts(
     return [
         *described,
         ("judge", ", ".join(j.source for j in evaluation.judge)),
-        ("held-out prompts", evaluation.prompts.path),
+        ("held-out prompts", evaluation.prompts.where),
         (
             "sampling",
             f"{evaluation.samples_per_prompt} completions a prompt, temperature "

@@ -184,7 +184,7 @@ def _facts(
     evaluation = config.evaluation
     if evaluation is not None:
         facts.append(("judge", ", ".join(judge.source for judge in evaluation.judge)))
-        facts.append(("held-out prompts", evaluation.prompts.path))
+        facts.append(("held-out prompts", evaluation.prompts.where))
         text = f"{evaluation.samples_per_prompt} a prompt, temperature {evaluation.temperature:g}"
         facts.append(("held-out completions", f"{text}, the same seeds for all policies"))
     return [*facts, ("seed", str(config.seed))]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from raydpo.config.content import content_of
@@ -54,7 +53,7 @@ from raydpo.prompts.rows import (
     source_stage,
     usable_row,
 )
-from raydpo.prompts.sources import SourceRow
+from raydpo.prompts.sources import SourceRow, location, source_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,7 +97,10 @@ def run_examples_stage(config: Config, place: Place) -> Table:
     check_context(
         "sft.max_sequence_tokens", sft.max_sequence_tokens, model_config_values(config.model)
     )
-    parts = partial(example_parts, sft)
+
+    def parts(tokenizer: PreTrainedTokenizerBase, size: int) -> Iterator[PartResult]:
+        return example_parts(sft, source_rows(*location(sft), sft.limit), tokenizer, size)
+
     return run_source_stage(examples_stage(config, sft, place), config, sft, parts)
 
 

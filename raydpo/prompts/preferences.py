@@ -30,6 +30,7 @@ from raydpo.prompts.cuts import cut_counts, fit_completion, fit_prompt, later_cu
 from raydpo.prompts.dialogue import Dialogue, Rendered, render
 from raydpo.prompts.encode import Encoder, make_encoder
 from raydpo.prompts.layouts import Judged
+from raydpo.prompts.mixing import Shared, mixed_parts
 from raydpo.prompts.reading import (
     Reading,
     columns_of,
@@ -120,7 +121,7 @@ class _State:
 
     reading: Reading
     uses: ColumnUses
-    ids: Ids = field(default_factory=Ids)
+    ids: Ids
     mismatches: Mismatches = field(default_factory=Mismatches)
 
 
@@ -140,7 +141,7 @@ def run_preferences_stage(config: Config, place: Place) -> Table:
         preferences.max_prompt_tokens + preferences.max_completion_tokens,
         model_config_values(config.model),
     )
-    parts = partial(preference_parts, preferences)
+    parts = partial(mixed_parts, preferences, config.seed, preference_parts)
     stage = existing_preferences_stage(config, preferences, place)
     return run_source_stage(stage, config, preferences, parts)
 
@@ -161,6 +162,7 @@ def preference_parts(
     tokenizer: PreTrainedTokenizerBase,
     rows_per_part: int,
     uses: ColumnUses | None = None,
+    shared: Shared | None = None,
 ) -> Iterator[PartResult]:
     """Yield the table of preferences and its quarantine, part by part.
 
@@ -170,6 +172,7 @@ def preference_parts(
         tokenizer: the model's tokenizer.
         rows_per_part: number of source rows in one part.
         uses: records what becomes of each column.
+        shared: what the other sources of a mixture have; its own without one.
 
     Raises:
         DataError: none of the first rows has a known layout.
@@ -177,7 +180,8 @@ def preference_parts(
     """
     head, rows = with_head(rows)
     reading = reading_of(preferences, head, bool(tokenizer.chat_template))
-    encoder, state = make_encoder(tokenizer), _State(reading, uses or ColumnUses())
+    shared = shared or Shared()
+    encoder, state = make_encoder(tokenizer), _State(reading, uses or ColumnUses(), shared.ids)
     for chunk in chunks(rows, rows_per_part):
         drafts = [_draft(preferences, source, tokenizer, state) for source in chunk]
         yield _encode_part(preferences, drafts, encoder, state)

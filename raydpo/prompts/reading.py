@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, assert_never
 
 from raydpo.config.data import Chat
+from raydpo.config.job import SftConfig
 from raydpo.core.progress import logger
 from raydpo.core.tables import Row
 from raydpo.prompts.beside import CONVERSATION_COLUMNS, PROMPT_COLUMNS
@@ -135,7 +136,8 @@ def later_readings(section: SourceSection, system_prompt: str | None) -> dict[st
 
     If such a version made a table from such rows, it is made again; all other tables are kept.
     """
-    head, _ = with_head(source_rows(*location(section), section.limit))
+    each = (section,) if isinstance(section, SftConfig) else section.each
+    head = [row for one in each for row in with_head(source_rows(*location(one), one.limit))[0]]
     found = {name for row in head for name in _not_read_before(row)}
     if system_prompt is not None and any(_plain_prompt(row) for row in head):
         found.add("system_prompt beside plain text")

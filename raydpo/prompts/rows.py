@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from raydpo.config.base import ForwardConfig
 from raydpo.config.content import content_of
-from raydpo.config.job import Config, PromptsConfig, SourceFormat
+from raydpo.config.job import Config, PromptsConfig, SftConfig, SourceFormat
 from raydpo.core.errors import DataError
 from raydpo.core.fingerprints import Fingerprint, joined_hash, joined_rows, rows_hash
 from raydpo.core.place import Place
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 
 
 _ROWS_PER_PART: Final = "rows_per_part"
-#: A function: rows, tokenizer and source rows per part -> parts of a table.
-MakeParts = Callable[[Iterator[SourceRow], "PreTrainedTokenizerBase", int], Iterator[PartResult]]
+#: A function: tokenizer and source rows per part -> parts of a table.
+MakeParts = Callable[["PreTrainedTokenizerBase", int], Iterator[PartResult]]
 
 
 class RefusedRow(Exception):
@@ -96,7 +96,7 @@ def content_hash(content: Any) -> str:
 
 def row_name(source: SourceRow) -> str:
     """Return the name of a row that has no id of its own: its place in the source."""
-    return f"row-{source.index}"
+    return f"{source.source}/row-{source.index}" if source.source else f"row-{source.index}"
 
 
 def quarantine_row(stage: str, name: str, reason: str, source: SourceRow) -> Row:
@@ -144,17 +144,31 @@ def source_stage(
     Raises:
         DataError: the source cannot be read.
     """
-    inputs: dict[str, str] = {
-        "data": source_fingerprint(section, identity_there(place.folder)),
-        "tokenizer": tokenizer_fingerprint(config.model),
-    }
+    known = identity_there(place.folder)
+    inputs: dict[str, str] = {}
+    if isinstance(section, SftConfig):
+        inputs["data"] = source_fingerprint(section, known)
+    else:
+        for one, label in zip(section.each, section.labels, strict=True):
+            name = f"data of {label}" if label else "data"
+            inputs[name] = source_fingerprint(one, known, name)
+    inputs["tokenizer"] = tokenizer_fingerprint(config.model)
     settings = {
         **content_of(config.model, without=ForwardConfig),
         **content,
+        **_mixture(config, section),
         **(tokens.settings if (tokens := _end_tokens(config, section)) else {}),
     }
     layout = {_ROWS_PER_PART: rows_per_part}
     return Stage(place, table, table, inputs, settings, layout=layout)
+
+
+def _mixture(config: Config, section: SourceSection) -> dict[str, Any]:
+    """Return how several sources become one table; nothing for one source without a filter."""
+    if isinstance(section, SftConfig):
+        return {}
+    seed = {"mixture_seed": config.seed} if section.weights else {}
+    return {**section.later_content, **seed}
 
 
 def _end_tokens(config: Config, section: SourceSection) -> EndTokens | None:
@@ -175,7 +189,7 @@ def run_source_stage(
         stage: the stage that makes the table (`source_stage`).
         config: the job.
         section: where the rows come from.
-        make_parts: makes the table's parts from the rows; not called for a finished stage.
+        make_parts: makes the table's parts; not called for a finished stage.
 
     Raises:
         DataError: the source cannot be read, or no row is left.
@@ -184,14 +198,11 @@ def run_source_stage(
     """
 
     def results() -> Iterator[PartResult]:
-        rows, tokenizer = (
-            source_rows(*location(section), section.limit),
-            load_tokenizer(config.model),
-        )
+        tokenizer = load_tokenizer(config.model)
         tokens = _end_tokens(config, section)
         if tokens is not None and (said := describe_end(tokenizer, tokens)):
             logger.info("[%s] %s", stage.place.label, said)
-        yield from make_parts(rows, tokenizer, layout_of(stage)[_ROWS_PER_PART])
+        yield from make_parts(tokenizer, layout_of(stage)[_ROWS_PER_PART])
 
     from raydpo.core.on_driver import write_on_driver
 
@@ -239,22 +250,23 @@ _BYTES: Final = "bytes"
 
 
 def source_fingerprint(
-    section: SourceSection, known: Mapping[str, Any] | None = None
+    section: SourceSection, known: Mapping[str, Any] | None = None, name: str = "data"
 ) -> Fingerprint:
     """Fingerprint the rows that a section reads.
 
     Args:
         section: the section, which says where the rows are and how many of them are read.
-        known: a manifest or plan of a stage whose input `data` may be exactly these bytes.
+        known: a manifest or plan of a stage whose input `name` may be exactly these bytes.
+        name: the input.
 
     Raises:
         DataError: the source does not exist, or a file cannot be read.
     """
     place = location(section)
     read = f"sha256:{fingerprint([bytes_hash(*place), section.limit])}"
-    told: dict[str, Any] = (known or {}).get("made_of", {}).get("data", {})
+    told: dict[str, Any] = (known or {}).get("made_of", {}).get(name, {})
     if known is not None and told.get(_BYTES) == read:
-        return Fingerprint(known["inputs"]["data"], told)
+        return Fingerprint(known["inputs"][name], told)
     found = _of_rows(*place, section.limit, read)
     return Fingerprint(found, {**found.made_of, _BYTES: read})
 

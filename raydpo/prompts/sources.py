@@ -49,12 +49,16 @@ _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row of a source: the row, or the problem with it and its text if readable."""
+    """One row of a source: the row, or the problem with it and its text if readable.
+
+    `source` is the name of the source in a mixture.
+    """
 
     index: int
     row: Row | None
     problem: str | None
     raw: str = ""
+    source: str = ""
 
     @property
     def text(self) -> str:

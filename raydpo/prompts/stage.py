@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +26,7 @@ from raydpo.prompts.columns import Columns, ColumnUses
 from raydpo.prompts.cuts import cut_counts, fit_prompt, later_cuts
 from raydpo.prompts.dialogue import Dialogue, prompt_of, render
 from raydpo.prompts.encode import Encoder, Text, make_encoder
+from raydpo.prompts.mixing import Shared, mixed_parts
 from raydpo.prompts.reading import columns_of, later_readings, plain_because, with_head
 from raydpo.prompts.rows import (
     Ids,
@@ -67,8 +68,8 @@ class _State:
 
     plain_because: str | None
     uses: ColumnUses
-    ids: Ids = field(default_factory=Ids)
-    prompts: set[bytes] = field(default_factory=set[bytes])
+    ids: Ids
+    prompts: set[bytes]
 
 
 def run_prompts_stage(config: Config, prompts: PromptsConfig, place: Place) -> Table:
@@ -89,7 +90,7 @@ def run_prompts_stage(config: Config, prompts: PromptsConfig, place: Place) -> T
         prompts.max_prompt_tokens + config.sampling.max_completion_tokens,
         model_config_values(config.model),
     )
-    parts = partial(prompt_parts, prompts)
+    parts = partial(mixed_parts, prompts, config.seed, prompt_parts)
     return run_source_stage(prompts_stage(config, prompts, place), config, prompts, parts)
 
 
@@ -107,6 +108,7 @@ def prompt_parts(
     tokenizer: PreTrainedTokenizerBase,
     rows_per_part: int,
     uses: ColumnUses | None = None,
+    shared: Shared | None = None,
 ) -> Iterator[PartResult]:
     """Yield the table of prompts and its quarantine, part by part.
 
@@ -116,6 +118,7 @@ def prompt_parts(
         tokenizer: the model's tokenizer.
         rows_per_part: number of source rows in one part.
         uses: records what becomes of each column.
+        shared: what the other sources of a mixture have; its own without one.
 
     Raises:
         DataError: none of the first rows has a column with prompts or ids.
@@ -125,7 +128,9 @@ def prompt_parts(
     _check_columns(prompts, head)
     chats = bool(tokenizer.chat_template)
     plain = plain_because(head, prompts.chat, chats, prompts.system_prompt)
-    encoder, state = make_encoder(tokenizer), _State(plain, uses or ColumnUses())
+    shared = shared or Shared()
+    state = _State(plain, uses or ColumnUses(), shared.ids, shared.prompts)
+    encoder = make_encoder(tokenizer)
     for chunk in chunks(rows, rows_per_part):
         drafts = [_draft(prompts, source, tokenizer, state) for source in chunk]
         yield _encode_part(prompts, drafts, encoder, state)

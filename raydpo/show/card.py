@@ -194,8 +194,10 @@ def _data(config: Config, model: TrainedModel) -> Iterator[tuple[str, str, str]]
         sections = {"prompts": config.prompts, "preferences": config.preferences}
     for what, section in sections.items():
         if section is not None:
-            path = section.data if isinstance(section, SftConfig) else section.path
-            yield what, path, section.split
+            each = (section,) if isinstance(section, SftConfig) else section.each
+            for one in each:
+                path = one.data if isinstance(one, SftConfig) else one.path
+                yield what, path, one.split
 
 
 def _summary(model: TrainedModel, options: CardOptions) -> str:

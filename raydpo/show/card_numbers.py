@@ -142,7 +142,7 @@ def _number(
 def _prompts(model: TrainedModel) -> DataName:
     assert model.config.evaluation is not None
     prompts = model.config.evaluation.prompts
-    return data_name(prompts.path, prompts.split)
+    return data_name(prompts.where, prompts.split)
 
 
 def _groups(model: TrainedModel) -> DataName:
@@ -154,5 +154,5 @@ def _groups(model: TrainedModel) -> DataName:
     else:
         source = config.preferences or config.prompts
         assert source is not None
-        found = data_name(source.path, source.split)
+        found = data_name(source.where, source.split)
     return DataName(f"held-out groups of {found.name}", found.type, found.split)

@@ -25,6 +25,7 @@ from raydpo.config.job import (
     RewardConfig,
 )
 from raydpo.config.judges import JudgeConfig
+from raydpo.config.mixtures import PromptsSource
 from raydpo.config.sampling import SamplerFunctionConfig
 from raydpo.core.parts import Table
 from raydpo.core.place import Place
@@ -345,12 +346,18 @@ def test_the_job_itself_has_no_content_but_its_sections() -> None:
 
 #: Fields whose value says where to look, and what is found there counts.
 ASKED = JudgeConfig(url="http://h/v1/chat/completions", model="m", rubric="summary")
+MIXED = (
+    PromptsSource(path=str(ASSETS / "prompts.jsonl"), weight=1),
+    PromptsSource(path=str(ASSETS / "heldout-prompts.jsonl"), weight=2),
+)
 ELSEWHERE: dict[str, Any] = {
     "model.path": ASSETS / "sentiment-judge",
     "model.pad_token": "<|bos|>",
     "model.chat_template": __file__,
     "prompts.path": ASSETS / "heldout-prompts.jsonl",
     "prompts.format": "text",
+    "prompts.sources": MIXED,
+    "evaluation.prompts.sources": MIXED,
     "training.heldout_fraction": 0.25,
     "training.early_stopping": EarlyStoppingConfig(),
     "sft.heldout_fraction": 0.25,
