@@ -233,7 +233,11 @@ def _judge_settings(judge: RewardConfig) -> Json:
 
 def _arguments(reward: RewardConfig) -> Json:
     """Return what a function is called with beside the texts; nothing without any."""
-    given = {"options": reward.options, "columns": reward.columns}
+    given = {
+        "as_messages": reward.as_messages,
+        "options": reward.options,
+        "columns": reward.columns,
+    }
     return {name: value for name, value in given.items() if value}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import raydpo
+from raydpo.labeling import verifiers
 from tests.unit.test_architecture import MODULES, ROOT, tree
 
 pytestmark = pytest.mark.thorough
@@ -20,6 +21,12 @@ JOBS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted((ROOT / "jobs").rglob("*.py"))
 }
+#: Reward functions that raydpo ships; configurations name them.
+SHIPPED_REWARDS = [
+    *((f.__module__, f.__name__) for f in map(vars(verifiers).get, verifiers.__all__) if f),
+    *(("raydpo.labeling.penalties", name) for name in ("missing_eos", "soft_overlong")),
+    ("raydpo.labeling.penalties", "tokens_beyond"),
+]
 #: Where programs start: the command, the Python API, and every job.
 #: vLLM imports the last one by its name, into the processes of an engine.
 STARTS = [
@@ -27,6 +34,8 @@ STARTS = [
     *(("raydpo", name) for name in raydpo.__all__ if not name.startswith("_")),
     *((job, "") for job in JOBS),
     ("raydpo.sampling.reload", "ReloadingWorker"),
+    *SHIPPED_REWARDS,
+    ("raydpo.labeling.verifiers.sealed_child", ""),  # run as a file
 ]
 
 
@@ -123,3 +132,9 @@ def test_a_function_that_only_tests_call_is_seen() -> None:
     added = path.read_text(encoding="utf-8") + "\ndef squared_hinge_loss():\n    return None\n"
     modules["raydpo.training.losses.hinge"] = ast.parse(added)
     assert unreached(modules) == {("raydpo.training.losses.hinge", "squared_hinge_loss")}
+
+
+def test_the_documentation_has_every_reward_that_raydpo_ships() -> None:
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    assert len(SHIPPED_REWARDS) == 8
+    assert [name for _, name in SHIPPED_REWARDS if f"| `{name}` |" not in page] == []
