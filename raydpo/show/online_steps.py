@@ -97,10 +97,16 @@ class _RoundSteps:
                 if self_play
                 else own.steps("preferences")
             ),
+            Step(f"{name}/inspection", self._inspection),
             Step(f"{name}/training-groups", self._training_groups),
             *own.steps("reference", "sampler", "policy"),
             Step(f"{name}/evaluation", self._evaluation, _LAST_MEASURE),
         ]
+
+    def _inspection(self) -> Planned:
+        measured = self.again.config.evaluation is not None
+        prompts = finished_table(self.again.run.child("heldout")) if measured else None
+        return self._round().inspection(prompts)
 
     def _round(self) -> RoundAgain:
         config, run = self.again.config, self.again.run

@@ -157,8 +157,12 @@ class RoundAgain:
         return Planned(planned.place, make)
 
     def _inspection(self) -> Planned:
+        measured = self.config.evaluation is not None
+        return self.inspection(self.table("evaluation-prompts") if measured else None)
+
+    def inspection(self, prompts: Table | None) -> Planned:
+        """The inspection of the round's preferences, beside the prompts of the evaluation."""
         section(self.config.inspect, "inspect", self.run)
-        prompts = self.table("evaluation-prompts") if self.config.evaluation is not None else None
         config, place = self.config, self.stages.place("inspection")
         of = self.there, place, self.table("preferences"), prompts
         make = partial(run_inspection, config, *of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from raydpo.config.file import load_config
 from raydpo.config.job import Config
 from raydpo.core.errors import DataError
+from raydpo.core.parts import Table
 from raydpo.core.run import look_at, read_manifest
 from raydpo.core.storage import folder_of
 from raydpo.core.walk import Making
@@ -121,3 +123,37 @@ def test_limits_that_this_data_cannot_answer_are_named(
     caplog.set_level("WARNING", "raydpo")
     run_stages(round_of(tmp_path, {"max_ties": 0.1}), "labeling", Making())
     assert "not measured in this data: inspect.max_ties" in caplog.text
+
+
+class Ahead(Round):
+    """A round that notes how far it would work ahead."""
+
+    def work_ahead(self, prompts: Table, sampler: Round, to_reference: bool) -> None:
+        AHEAD.append(to_reference)
+
+
+class ActsFirst(Looking):
+    """Looks, and does the first thing that belongs between two stages."""
+
+    def between(self, act: Callable[[], object]) -> None:
+        if not AHEAD:
+            act()
+
+
+AHEAD: list[bool] = []
+
+
+@pytest.mark.parametrize("inspect", [None, {}])
+def test_the_reference_waits_for_the_inspection(
+    tmp_path: Path, inspect: dict[str, Any] | None
+) -> None:
+    AHEAD.clear()
+    sampled = {
+        "preferences": None,
+        "prompts": {"path": str(ASSETS / "prompts.jsonl"), "limit": 3, "max_prompt_tokens": 32},
+        "sampling": {"max_completion_tokens": 8},
+        "labeling": {"reward": {"function": "tests.integration.rewards:count_e"}},
+    }
+    made = round_of(tmp_path, inspect, **sampled)
+    run_stages(Ahead(made.config, made.folder, 0), "reference", ActsFirst(set()))
+    assert [inspect is None] == AHEAD
