@@ -118,6 +118,21 @@ def test_weights_draw_rows_in_proportion_by_the_seed(data: Path) -> None:
     assert Counter(r["prompt"][:3] for r in rows_of(other)) == {"fil": 15, "why": 10, "plo": 5}
 
 
+def test_an_interrupted_mixture_goes_on_to_the_same_table(data: Path) -> None:
+    weighted = [{"path": "a.jsonl", "weight": 2}, {"path": "b.jsonl", "weight": 1}]
+    config = job(prompts=weighted)
+    whole = made(config, data)
+    counts, rows = whole.manifest["counts"], rows_of(whole)
+    (data / "prompts" / "manifest.json").unlink()
+    lost = sorted((data / "prompts").glob("part-*.parquet"))[1::2]
+    assert lost
+    for file in lost:
+        file.unlink()
+    again = made(config, data)
+    assert (again.manifest["counts"], rows_of(again)) == (counts, rows)
+    assert again.fingerprint == whole.fingerprint
+
+
 @pytest.mark.parametrize(
     ("available", "weights", "expected"),
     [
