@@ -55,6 +55,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "a reward model has no anchor",
     (
         "rewards",
+        "_measure_pairs",
+        "centering_term(rejected, chosen)",
+    ): "the term is of the sum of both",
+    (
+        "rewards",
         "_measure_rankings",
         "return Values(losses, torch.ones_like(losses), batch.rankings[:, 1], metrics)",
     ): "a reward model has no anchor",
