@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import pytest
 import yaml
 
 from raydpo.cli import main
+from raydpo.config.judges import ServedJudgeConfig
 from raydpo.core.position_bias import position_bias
+from raydpo.labeling.judges.served import start_server
 from tests.integration.runs import drive, manifest, rows, write_prompts
 from tests.unit.labeling.judge_server import a_fifth_fails, judge_server, quality
 
@@ -152,20 +157,57 @@ def test_a_judge_that_raydpo_serves_by_vllm_answers_by_the_schema_and_ends_with_
     assert len(scores) == 6 * 2
     assert {row["value"] for row in scores} <= {3.0, 4.0, 5.0}
     assert all(len(row["rationale"]) <= 8 for row in scores)
-    assert not [
-        process.pid
-        for process in psutil.process_iter()
-        if "serve_child" in " ".join(_command_of(process))
-    ]
+    waits_until_none_is_left(tmp_path)
     settings = manifest(tmp_path / "run", "scores")
     assert "weights of served judge 0 of tiny" in settings["inputs"]
 
 
-def _command_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+def test_a_served_judge_leaves_no_engine_where_its_server_is_killed_with_the_worker(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """As Ray does to the children of a worker that ends; vLLM's engine is a child of the server."""
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    served = ServedJudgeConfig(path=str(tiny_model), chat_template=str(template), dtype="float32")
+    server = start_server(served, "tiny")
+    group = server.process.pid
+    assert any("EngineCore" in title for title in titles_of_group(group))
+    server.process.kill()
+    assert server.process.stdin is not None
+    server.process.stdin.close()
+    deadline = time.monotonic() + 30
+    while left := titles_of_group(group):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    server.close()
+
+
+def titles_of_group(group: int) -> list[str]:
+    """Titles of the processes of a group that have not ended."""
+    found: list[str] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            if os.getpgid(process.pid) == group and not ended:
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def waits_until_none_is_left(folder: Path) -> None:
+    deadline = time.monotonic() + 30
+    while left := processes_with(str(folder)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def processes_with(folder: str) -> list[str]:
+    """Titles of the processes that a run left: all that it started have this folder in a variable."""
+    found: list[str] = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if folder in process.environ().get("PYTHONPATH", ""):
+                found.append(" ".join(process.cmdline()))
+    return found
 
 
 def test_a_judge_compares_policy_and_reference_with_a_baseline_of_the_data(

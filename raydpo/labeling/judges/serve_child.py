@@ -3,7 +3,8 @@
     python -m raydpo.labeling.judges.serve_child ARGUMENTS OF vllm.entrypoints.openai.api_server
 
 The starter holds the other end of the standard input. When that end closes, also because the
-starter was killed, this process ends with all that it has started.
+starter was killed, a watching process ends the server with all that it has started. The server
+cannot do this itself: Ray kills the children of a worker that ends, and vLLM's engine would live on.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ from __future__ import annotations
 import os
 import runpy
 import signal
-import sys
-import threading
+from contextlib import suppress
 
 
-def _end_with_starter() -> None:
-    while sys.stdin.buffer.read(1):
+def _watch_starter() -> None:
+    """Fork the watching process, which leaves the server's group and reads until the end."""
+    group = os.getpgid(0)
+    if os.fork():
+        return
+    os.setsid()
+    while os.read(0, 1):
         pass
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_starter, daemon=True).start()
+    _watch_starter()
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
