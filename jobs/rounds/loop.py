@@ -147,7 +147,6 @@ def training(
         *("--batch-pairs", str(tuning.batch_pairs)),
         *("--reference-batch-pairs", str(tuning.reference_batch_pairs)),
         *("--seed", str(setting.seed)),
-        *(["--group-by-length"] if tuning.group_by_length else []),
         *(["--bfloat16"] if tuning.bfloat16 else []),
     ]
 

@@ -63,7 +63,6 @@ def main() -> None:
             max_steps=steps,
             precompute_ref_log_probs=True,
             seed=options.seed,
-            train_sampling_strategy="group_by_length" if options.group_by_length else "random",
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -110,7 +109,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-pairs", type=int, required=True)
     parser.add_argument("--reference-batch-pairs", type=int, required=True)
-    parser.add_argument("--group-by-length", action="store_true")
     parser.add_argument("--bfloat16", action="store_true")
     parser.add_argument("--seed", type=int, required=True)
     return parser.parse_args()

@@ -30,7 +30,6 @@ CHANGES: Final[dict[str, tuple[dict[str, Any], ...]]] = {
         {"training_threads": 1},
         {"batch_pairs": 16},
         {"batch_pairs": 40},
-        {"group_by_length": True},
         {"bfloat16": True},
     ),
 }

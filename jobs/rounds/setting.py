@@ -65,7 +65,6 @@ class Tuning:
         batch_pairs: pairs of one forward and backward pass.
         reference_batch_pairs: pairs of one forward pass of the reference.
         malloc: whether the training gets the allocator's variables that our workers have.
-        group_by_length: whether the trainer puts pairs of like length into one batch.
         bfloat16: whether the trainer computes under autocast.
     """
 
@@ -77,7 +76,6 @@ class Tuning:
     batch_pairs: int = 8
     reference_batch_pairs: int = 32
     malloc: bool = True
-    group_by_length: bool = False
     bfloat16: bool = False
 
     def as_json(self) -> dict[str, Any]:
