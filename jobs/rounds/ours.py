@@ -97,8 +97,9 @@ def phases(setting: Setting, folder: Path, wall_seconds: float) -> dict[str, flo
     found: dict[str, float] = {}
     for place in _rounds(setting, folder):
         text = (place / "round.json").read_text(encoding="utf-8")
-        for name, seconds in json.loads(text)["seconds"].items():
-            found[name] = found.get(name, 0.0) + seconds
+        spent = json.loads(text)["seconds"]
+        for name in spent.keys() - {"total"}:
+            found[name] = found.get(name, 0.0) + spent[name]
     return {**found, "outside rounds": wall_seconds - sum(found.values())}
 
 
