@@ -22,7 +22,7 @@ time.sleep(0.4)
 """
 CHILD = """
 import time
-held = bytearray(b"x" * (100 << 20))
+held = bytearray(b"x") * (100 << 20)
 until = time.process_time() + 0.6
 while time.process_time() < until:
     pass
