@@ -49,10 +49,7 @@ class _FailedStarts(ControllerCallback, WorkerGroupCallback):
 
 def placement_groups() -> set[str]:
     """Return the ids of the placement groups that this driver and its actors have now."""
-    job = str(ray.get_runtime_context().get_job_id())
-    return {
-        group for group, of in _table().items() if group.endswith(job) and of["state"] != _REMOVED
-    }
+    return set(_own())
 
 
 def remove_placement_groups(but: set[str], of_worker: Mapping[str, float]) -> None:
@@ -62,12 +59,14 @@ def remove_placement_groups(but: set[str], of_worker: Mapping[str, float]) -> No
         but: ids of those that stay.
         of_worker: what each worker holds; groups of others stay, too.
     """
-    for group in placement_groups() - but:
-        bundles = _table()[group]["bundles"].values()
-        if all(bundle == dict(of_worker) for bundle in bundles):
+    for group, of in _own().items():
+        if group not in but and all(one == dict(of_worker) for one in of["bundles"].values()):
             group_id = cast(Any, ray).PlacementGroupID(bytes.fromhex(group))
             remove_placement_group(PlacementGroup(group_id))
 
 
-def _table() -> dict[str, dict[str, Any]]:
-    return cast("dict[str, dict[str, Any]]", cast(Any, placement_group_table)())
+def _own() -> dict[str, dict[str, Any]]:
+    """Return what Ray knows of these groups, by id; Ray ends an id with that of its job."""
+    job = str(ray.get_runtime_context().get_job_id())
+    table: dict[str, dict[str, Any]] = cast(Any, placement_group_table)()
+    return {g: of for g, of in table.items() if g.endswith(job) and of["state"] != _REMOVED}

@@ -23,7 +23,16 @@ from raydpo.labeling.inspection.findings import (
     with_interval,
 )
 from raydpo.labeling.inspection.groups import Batch, Keys, excerpt
-from raydpo.labeling.inspection.one_sided import COLUMNS, Flags, OneSided, Properties, judged
+from raydpo.labeling.inspection.one_sided import (
+    BAD,
+    COLUMNS,
+    COVERAGE,
+    LOOK,
+    Flags,
+    OneSided,
+    Properties,
+    judged,
+)
 from raydpo.labeling.inspection.shares import share_of
 
 #: Formatting by name: a list item, bold, and so on.
@@ -67,13 +76,10 @@ _THOUGHTS: Final = "unclosed thoughts"
 _REPEATS: Final = "begins with its prompt"
 
 _FORMAT_TITLE: Final = "Formatting"
-_LOOK: Final = 0.60
-_BAD: Final = 0.75
-_COVERAGE: Final = (0.01, 0.05)
 _FORMAT_RULE: Final = (
-    f"a property that one side alone has in {percent(_COVERAGE[0])} of the pairs or more: look if "
-    f"that side is the chosen (or the rejected) one in more than {percent(_LOOK)}; bad above "
-    f"{percent(_BAD)} and in {percent(_COVERAGE[1])} of the pairs; by the lower end of an interval that "
+    f"a property that one side alone has in {percent(COVERAGE[0])} of the pairs or more: look if "
+    f"that side is the chosen (or the rejected) one in more than {percent(LOOK)}; bad above "
+    f"{percent(BAD)} and in {percent(COVERAGE[1])} of the pairs; by the lower end of an interval that "
     "covers all properties together"
 )
 _TRACE_TITLE: Final = "Traces of templates and damage"
@@ -103,7 +109,7 @@ class Formats:
         found = self._properties.results()
         if not found:
             return not_measured("formatting", _FORMAT_TITLE, "There are no pairs.")
-        beyond = [one for one in found if one.low > _LOOK and one.coverage >= _COVERAGE[0]]
+        beyond = [one for one in found if one.low > LOOK and one.coverage >= COVERAGE[0]]
         beyond.sort(key=lambda one: -one.coverage)
         said = "No formatting tells chosen from rejected beyond its limits."
         if beyond:
@@ -116,7 +122,7 @@ class Formats:
         return Finding(
             "formatting",
             _FORMAT_TITLE,
-            judged(found, _LOOK, _BAD, _COVERAGE),
+            judged(found),
             said,
             _FORMAT_RULE,
             tables=[{"title": "Properties of completions", "columns": COLUMNS, "rows": rows}],

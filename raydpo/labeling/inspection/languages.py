@@ -60,8 +60,6 @@ _LABELS: Final = (*(f"{name} script" for name in _SCRIPTS), *_WORDS)
 _TITLE: Final = "Languages and scripts"
 _LOOK: Final = 0.02
 _BAD: Final = 0.10
-_ONE_SIDED: Final = (0.60, 0.75)
-_COVERAGE: Final = (0.01, 0.05)
 _RULE: Final = (
     f"look above {percent(_LOOK)}, bad above {percent(_BAD)}: the share of completions in another "
     "language than their prompt, by the lower end of its interval; and where one completion of a "
@@ -124,7 +122,7 @@ class Languages:
         return Finding(
             "language",
             _TITLE,
-            worst([above(share.low, _LOOK, _BAD), judged(sides, *_ONE_SIDED, _COVERAGE)]),
+            worst([above(share.low, _LOOK, _BAD), judged(sides)]),
             f"{said}. {with_interval(share)} of them are in another language than their prompt.",
             _RULE,
             [number_of("completions in another language than their prompt", share)],

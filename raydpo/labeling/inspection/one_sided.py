@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,11 @@ from raydpo.labeling.inspection.shares import Share, share_of, z_of
 Flags = NDArray[np.bool_]
 
 _EXAMPLES = 1
+#: The lower end of the interval of how often the side that has a property is chosen, or rejected.
+LOOK: Final = 0.60
+BAD: Final = 0.75
+#: The share of pairs that a property must decide for a look, and for bad.
+COVERAGE: Final = (0.01, 0.05)
 
 
 @dataclass(frozen=True)
@@ -120,21 +126,12 @@ class Properties:
         return found
 
 
-def judged(
-    found: Sequence[OneSided], look: float, bad: float, coverage: tuple[float, float]
-) -> Verdict:
-    """Judge properties that stand on one side alone.
-
-    Args:
-        found: the properties.
-        look: the limit of the lower end for a look.
-        bad: the limit for bad.
-        coverage: the share of pairs that a property must decide for a look, and for bad.
-    """
+def judged(found: Sequence[OneSided]) -> Verdict:
+    """Judge properties that stand on one side alone, by the limits above."""
     verdicts: list[Verdict] = []
     for one in found:
-        verdict = above(one.low, look, bad)
-        if verdict == "bad" and one.coverage < coverage[1]:
+        verdict = above(one.low, LOOK, BAD)
+        if verdict == "bad" and one.coverage < COVERAGE[1]:
             verdict = "look"
-        verdicts.append(verdict if one.coverage >= coverage[0] else "clean")
+        verdicts.append(verdict if one.coverage >= COVERAGE[0] else "clean")
     return worst(verdicts)

@@ -23,8 +23,6 @@ from raydpo.labeling.inspection.shares import share_of
 _TITLE: Final = "Truncation"
 _LOOK: Final = 0.05
 _BAD: Final = 0.20
-_ONE_SIDED: Final = (0.60, 0.75)
-_COVERAGE: Final = (0.01, 0.05)
 _RULE: Final = (
     f"look above {percent(_LOOK)}, bad above {percent(_BAD)}: the share of completions at the token "
     "limit, by the lower end of its interval; and where one completion of a pair alone is there, the "
@@ -67,7 +65,7 @@ class Truncation:
             worst(
                 [
                     above(share.low if flags.any() else 0.0, _LOOK, _BAD),
-                    judged(sides, *_ONE_SIDED, _COVERAGE),
+                    judged(sides),
                 ]
             ),
             f"{with_interval(share)} of the completions have {self.limit} tokens, the most there may be.",
